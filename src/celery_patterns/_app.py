@@ -1,0 +1,168 @@
+"""Equipping an app: each line adopts one thing, and ``equip`` is their sum."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery._state import connect_on_app_finalize
+from celery.app.task import Task
+from celery.signals import setup_logging
+from celery.utils.imports import symbol_by_name
+
+from . import _strict_json
+from ._equipment import equipment_of
+from ._logged import configure_logging
+from ._plan import WORN
+from ._republish import STRICT
+from ._task import PatternTask
+from .exceptions import ConfigurationError
+from .stores import open_store
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from .typing import Store
+
+__all__ = ["equip", "use_patterns", "use_store", "use_strict_json", "use_structlog"]
+
+_CHECK = "celery_patterns.worker.CheckPatterns"
+
+
+def equip(app: Celery, *, store: str | Store) -> None:
+    """Give the app everything: base task, store, strict JSON, structured logs.
+
+    It is the sum of :func:`use_patterns`, :func:`use_store`, :func:`use_strict_json` and :func:`use_structlog`, each of
+    which can be called alone. Call it where the app is made, before its tasks are used.
+
+    Args:
+        app: Your Celery app. Its broker, its result backend, its tasks and its routes stay as they are.
+        store: Where keys are claimed: a ``redis://``, ``rediss://`` or ``unix://`` URL, or a store.
+
+    Raises:
+        ConfigurationError: When the app's tasks were made already, or the store's URL is none of these.
+    """
+    use_patterns(app)
+    use_store(app, store)
+    use_strict_json(app)
+    use_structlog(app)
+
+
+def use_patterns(app: Celery) -> None:
+    """Let the app's tasks wear patterns: puts ``PatternTask`` in front of the app's own Task class.
+
+    A task class of yours, or Django's, stays in the class. Tasks that wear nothing stay plain.
+
+    Args:
+        app: Your Celery app, before any of its tasks was used.
+
+    Raises:
+        ConfigurationError: When the app's Task class was used already, so that tasks without patterns may exist.
+    """
+    if "Task" in app.__dict__:
+        if issubclass(app.Task, PatternTask):
+            return
+        raise ConfigurationError(
+            "use_patterns(app) came too late: a task of this app was made already; expected it, or equip(app), right "
+            "after the line that makes the app",
+        )
+    base = symbol_by_name(app.task_cls)
+    if not issubclass(base, PatternTask):
+        app.task_cls = PatternTask if base is Task else type("PatternTask", (PatternTask, base), {"abstract": True})
+    app.steps["worker"].add(_CHECK)
+
+
+def use_store(app: Celery, store: str | Store) -> None:
+    """Tell the app where keys are claimed.
+
+    Args:
+        app: Your Celery app.
+        store: A ``redis://``, ``rediss://`` or ``unix://`` URL, or a store. Nothing is connected before the first claim.
+
+    Raises:
+        ConfigurationError: When it is neither.
+    """
+    equipment_of(app).store = open_store(store)
+
+
+def use_strict_json(app: Celery) -> None:
+    """Refuse at ``.delay()`` what would not arrive as it was sent.
+
+    Tasks are sent as ``application/json`` in Celery's own form, so that workers without this library read them.
+
+    Args:
+        app: Your Celery app. Its ``task_serializer`` is set; a task's own ``serializer`` stays.
+
+    Raises:
+        ConfigurationError: When the app was finalized already.
+    """
+    if app.finalized:
+        raise ConfigurationError(
+            "use_strict_json(app) came too late: this app's tasks have read their serializer already; expected it, or "
+            "equip(app), right after the line that makes the app",
+        )
+    _strict_json.register()
+
+    def configure(sender: Celery, **_: Any) -> None:
+        sender.conf.task_serializer = STRICT
+
+    def finalize(sender: Celery, **_: Any) -> None:
+        _strict_json.adopt(sender)
+
+    # The settings may be read later than this line, and would then win over it.
+    if app.configured:
+        configure(app)
+    app.on_after_configure.connect(configure, weak=False, dispatch_uid="celery_patterns")
+    app.on_after_finalize.connect(finalize, weak=False, dispatch_uid="celery_patterns.strict_json")
+
+
+def use_structlog(app: Celery) -> None:
+    """Let this app's workers log one JSON object a line, through structlog.
+
+    It applies when the worker sets up its logging, and replaces Celery's own handlers then; nothing is configured in a
+    process that only sends tasks.
+
+    Args:
+        app: Your Celery app.
+    """
+
+    def configure(loglevel: int | str | None = None, **_: Any) -> None:
+        level = logging.getLevelName(loglevel) if isinstance(loglevel, str) else loglevel
+        configure_logging(level if isinstance(level, int) else logging.INFO)
+
+    # Held by the app, so that the connection lives as long as it does.
+    app.__dict__["_celery_patterns_logging"] = configure
+    setup_logging.connect(configure, weak=False, dispatch_uid=f"celery_patterns.{id(app)}")
+
+
+def _look_for_misfits(app: Celery) -> None:
+    # Lazy tasks are made after this callback, so the look itself waits for the signal. Held strongly: the receiver is
+    # nobody else's.
+    app.on_after_finalize.connect(_refuse_misfits, weak=False, dispatch_uid="celery_patterns")
+
+
+def _refuse_misfits(sender: Celery, **_: Any) -> None:
+    """Find tasks whose function wears patterns but whose class cannot, and let them neither be sent nor run."""
+    for task in list(sender.tasks.values()):
+        function = getattr(task.run, "__func__", task.run)
+        if isinstance(task, PatternTask) or not getattr(function, WORN, ()):
+            continue
+        message = (
+            f"{task.name} wears patterns but its class is not a PatternTask, so they would be silently absent; call "
+            "equip(app) or use_patterns(app) where the app is made, or give the task base=PatternTask"
+        )
+        _poison(task, message)
+        sender.steps["worker"].add(_CHECK)
+        logging.getLogger("celery_patterns").critical(message)
+
+
+def _poison(task: Any, message: str) -> None:
+    # A signal's receiver cannot refuse: what it raises is logged and forgotten. So the task itself refuses.
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ConfigurationError(message)
+
+    task.run = task.apply_async = task.apply = refuse
+    task.patterns_refused = message
+
+
+connect_on_app_finalize(_look_for_misfits)

@@ -1,0 +1,221 @@
+"""One attempt of one task, as the patterns see it: the only reader of ``task.request``."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, timedelta
+from datetime import time as time_of_day
+from decimal import Decimal
+from inspect import Signature
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from celery import current_task
+
+from .exceptions import NotInTask
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from celery.app.task import Context, Task
+    from celery.exceptions import Retry
+
+__all__ = ["HEADER", "MARK", "Call", "Claim", "current_call", "current_claim", "received"]
+
+#: The one message header that carries what the patterns must remember from attempt to attempt.
+HEADER = "celery_patterns"
+
+#: Where the running call hangs in its request. ``Task.__call__`` copies a request's attributes into the request of a
+#: nested direct call, which is what keeps such a call from being taken for an attempt of its own.
+MARK = "_celery_patterns_call"
+
+_ATOMS = frozenset(
+    {str, int, float, bool, type(None), bytes, datetime, date, time_of_day, timedelta, Decimal, UUID},
+)
+
+
+def received(value: Any) -> Any:
+    """A copy of arguments that the body cannot reach: containers are new, immutable leaves are shared."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is list:
+        return [item if type(item) in _ATOMS else received(item) for item in value]
+    if kind is dict:
+        return {name: item if type(item) in _ATOMS else received(item) for name, item in value.items()}
+    if kind is tuple:
+        return tuple([item if type(item) in _ATOMS else received(item) for item in value])
+    return copy.deepcopy(value)
+
+
+class Claim:
+    """The key that the running call holds; get it from :func:`current_claim`.
+
+    Attributes:
+        key: The key's digest: stable for a task name and a key, and safe to hand to other systems, for example as an
+            ``Idempotency-Key`` header.
+        fence: A number that is greater for every later claim of the same key, also after the record expired.
+    """
+
+    __slots__ = ("_deadline", "fence", "key")
+
+    def __init__(self, key: str, fence: int, lease: float) -> None:
+        self.key = key
+        self.fence = fence
+        self._deadline = time.monotonic() + lease
+
+    @property
+    def expires_in(self) -> timedelta:
+        """How long the claim still holds; never negative. In this version a lease is not renewed."""
+        return timedelta(seconds=max(0.0, self._deadline - time.monotonic()))
+
+    def __repr__(self) -> str:
+        return f"<Claim {self.key} fence={self.fence}>"
+
+
+class Call:
+    """The running attempt of a task; get it from :func:`current_call`.
+
+    It promises the values that the message arrived with, and nothing about the arguments: those belong to the body.
+    """
+
+    __slots__ = (
+        "_received",
+        "args",
+        "asked",
+        "attempts",
+        "claim",
+        "crash_limit",
+        "header",
+        "instance",
+        "keyed",
+        "kwargs",
+        "request",
+        "settlements",
+        "signature",
+        "started",
+    )
+
+    def __init__(
+        self,
+        instance: Task[Any, Any],
+        request: Context,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        signature: Signature,
+        *,
+        attempts: int | None,
+        keyed: bool,
+        crash_limit: int | None,
+    ) -> None:
+        self.instance = instance
+        self.request = request
+        self.args = args
+        self.kwargs = kwargs
+        self.signature = signature
+        self.attempts = attempts
+        self.keyed = keyed
+        self.crash_limit = crash_limit
+        self.claim: Claim | None = None
+        #: The retry that the body or the policy asked for; published when the body is over, never before.
+        self.asked: Retry | None = None
+        #: Run last, with how the attempt ended, after every durable copy exists.
+        self.settlements: list[Callable[[str], None]] = []
+        self.started = time.time()
+        header = (request.headers or {}).get(HEADER)
+        self.header: Mapping[str, Any] = header if isinstance(header, dict) else {}
+        # Taken before the body runs: whatever is published later is made from these.
+        self._received = None if request.is_eager else (received(args), received(kwargs))
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return str(self.instance.name)
+
+    @property
+    def id(self) -> str:
+        """The task id: the same for every attempt."""
+        return str(self.request.id)
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is; the first is 1."""
+        return (self.request.retries or 0) + 1
+
+    @property
+    def is_last(self) -> bool:
+        """True when a failure of this attempt is final because of the number of attempts."""
+        return self.attempts is not None and self.attempt >= self.attempts
+
+    @property
+    def app(self) -> Celery:
+        return self.instance.app
+
+    @property
+    def eager(self) -> bool:
+        return bool(self.request.is_eager)
+
+    @property
+    def redelivered(self) -> bool:
+        # delivery_info only: the Redis transport's *header* of this name is copied into the next message by a retry.
+        return bool((self.request.delivery_info or {}).get("redelivered"))
+
+    @property
+    def late(self) -> bool:
+        """True when the message is acknowledged after the attempt, so that it can still go back to its queue."""
+        return bool(self.instance.acks_late)
+
+    @property
+    def queue(self) -> str:
+        """The routing key the message came by: on the default exchange, its queue."""
+        return str((self.request.delivery_info or {}).get("routing_key") or "")
+
+    @property
+    def run_id(self) -> str:
+        """The task id, told apart from a replacement of the task, which keeps the id."""
+        return f"{self.id}/{self.request.replaced_task_nesting or 0}"
+
+    @property
+    def received_args(self) -> tuple[Any, ...]:
+        """The positional arguments as the message brought them."""
+        return self._received[0] if self._received else self.args
+
+    @property
+    def received_kwargs(self) -> dict[str, Any]:
+        """The keyword arguments as the message brought them."""
+        return self._received[1] if self._received else self.kwargs
+
+    @property
+    def first_started(self) -> float:
+        """When the first attempt started, in seconds since the epoch on that worker's clock."""
+        return float(self.header.get("started", self.started))
+
+    def __repr__(self) -> str:
+        return f"<Call {self.task}[{self.id}] attempt {self.attempt}>"
+
+
+def current_call() -> Call:
+    """The running attempt: its ``task``, ``id``, ``attempt``, ``attempts`` and ``is_last``.
+
+    Raises:
+        NotInTask: Outside of a task that wears a pattern, and in a direct call of one.
+    """
+    request = current_task.request if current_task else None
+    call = request.__dict__.get(MARK) if request is not None else None
+    if call is None:
+        raise NotInTask("current_call() was asked outside of a running task that wears a pattern")
+    assert isinstance(call, Call)
+    return call
+
+
+def current_claim() -> Claim:
+    """The key that the running attempt holds: its ``key``, ``fence`` and ``expires_in``.
+
+    Raises:
+        NotInTask: When the running task wears no ``idempotent``, outside of a task, and in eager mode.
+    """
+    claim = current_call().claim
+    if claim is None:
+        raise NotInTask("current_claim() was asked in a call that holds no key; does the task wear idempotent()?")
+    return claim

@@ -1,0 +1,128 @@
+"""The pattern ``dead_letter``: what finally fails is kept, with the reason, where it can be looked at and replayed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.dispatch import Signal
+
+from ._equipment import equipment_of
+from ._events import emit
+from ._keys import digest
+from ._letter import Letter, letter_message, written
+from ._plan import Layer, Pattern
+from ._publish import CONFIRM
+from ._queues import ensure_queue
+from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
+
+if TYPE_CHECKING:
+    from kombu import Producer
+
+    from ._call import Call
+
+__all__ = ["dead_letter", "task_dead_lettered"]
+
+#: Sent in the worker's child after a letter was confirmed: ``sender`` is the task, ``letter`` the letter.
+task_dead_lettered = Signal(name="task_dead_lettered", providing_args={"letter"})
+
+#: How long the starts of a message without a key are remembered.
+STARTS_TTL = timedelta(days=7)
+
+
+@dataclass(frozen=True, init=False)
+class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
+    """Keep what finally fails.
+
+    It promises that when a task ends for good with an exception, or has taken its worker down ``max_crashes`` times, an
+    equal message stands in a durable queue on the app's own broker, with where it came from and why it died, before the
+    original is acknowledged. Then the task is FAILURE as ever: chords, errbacks and result backends see it. A task that
+    wears it is acknowledged late and goes back to its queue when its worker is lost, unless the task says otherwise.
+
+    It does not promise one copy: a worker killed between the letter and the acknowledgement writes the same letter again,
+    under the same id, and reading shows one. In this version it sees what the body raises and the crash limit; a hard
+    time limit, a ``Reject``, an unknown or undecodable message and a revoked task leave no letter yet.
+
+    Args:
+        queue: The dead-letter queue; by default the name of the task's queue with ``.dead`` behind it. It is taken as it
+            is found, and made a durable classic queue when there is none.
+        max_crashes: How many starts may come to no end before the message is buried without being run again; 3 by
+            default, counted in the claim for a task with a key and in the store otherwise. None: never.
+
+    Raises:
+        ConfigurationError: When an argument is wrong.
+    """
+
+    layer: ClassVar[Layer] = Layer.BURY
+
+    queue: str | None
+    max_crashes: int | None
+
+    def __init__(self, queue: str | None = None, *, max_crashes: int | None = 3) -> None:
+        if queue is not None and (not isinstance(queue, str) or not queue):
+            raise ConfigurationError(f"expected queue to be a name, for example dead_letter(\"orders.dead\"), got {queue!r}")
+        if max_crashes is not None and (type(max_crashes) is not int or max_crashes < 1):
+            raise ConfigurationError(f"expected max_crashes to be at least 1, or None for no limit, got {max_crashes!r}")
+        object.__setattr__(self, "queue", queue)
+        object.__setattr__(self, "max_crashes", max_crashes)
+
+    def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
+        if call.eager:
+            return proceed()
+        try:
+            if call.redelivered and call.crash_limit is not None and not call.keyed:
+                _count_start(call, call.crash_limit)
+            return proceed()
+        except (Retry, Ignore, Reject):
+            raise
+        except AlreadyFailed:  # its letter was written by the attempt that failed
+            raise
+        except Exception as error:
+            self._bury(call, error)
+            raise
+
+    def _bury(self, call: Call, error: Exception) -> None:
+        letter = written(call, error)
+        queue = self.queue or f"{letter.queue}.dead"
+        message = letter_message(call, letter)
+
+        def send(producer: Producer) -> None:
+            ensure_queue(call.app, producer.connection, queue)
+            producer.publish(exchange="", routing_key=queue, **message, **CONFIRM)
+
+        try:
+            equipment_of(call.app).publisher.publish(send)
+        except PublishFailed as trouble:
+            emit(logging.CRITICAL, "dead_letter_not_published", call, error=trouble, queue=queue, requeued=call.late)
+            if not call.late:
+                return  # acknowledged long ago: the failure and this line are all that can be left of it
+            # A string, never the user's exception: a Reject whose reason does not unpickle ends the worker.
+            raise Reject("the dead letter could not be published; the message goes back to its queue", requeue=True) from None
+        emit(logging.ERROR, "dead_lettered", call, error=error, queue=queue, reason=letter.reason, letter=letter.id)
+        task_dead_lettered.send(sender=call.instance, letter=letter)
+
+
+def _count_start(call: Call, limit: int) -> None:
+    """Count the starts of a message that came back; a first delivery costs nothing."""
+    store = equipment_of(call.app).store
+    key = digest(call.task, call.run_id, str(call.attempt))
+    try:
+        starts = store.count_start(key, ttl=STARTS_TTL)
+    except StoreUnavailable as error:
+        emit(logging.WARNING, "start_not_counted", call, error=error)
+        return
+    call.settlements.append(lambda outcome: _forget_starts(call, key))
+    # The first delivery was not counted, so this would be start number starts + 1.
+    if starts >= limit:
+        raise TooManyCrashes(f"{call.task} was started {limit} times and never came to an end; it was not run again")
+
+
+def _forget_starts(call: Call, key: str) -> None:
+    try:
+        equipment_of(call.app).store.forget_starts(key)
+    except StoreUnavailable as error:
+        emit(logging.WARNING, "starts_not_forgotten", call, error=error)

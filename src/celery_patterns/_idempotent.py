@@ -1,0 +1,261 @@
+"""The pattern ``idempotent``: a key's work is done once, and every duplicate gets its result."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from celery.exceptions import Ignore
+
+from . import _codec
+from ._call import Claim
+from ._equipment import equipment_of
+from ._events import emit
+from ._keys import bound_arguments, canonical, digest, positional_names
+from ._plan import FAILED, HANDED_OVER, REQUEUED, Layer, Pattern
+from ._republish import send_waiting_copy
+from .exceptions import (
+    AlreadyFailed,
+    ConfigurationError,
+    InProgress,
+    InvalidKey,
+    KeyMismatch,
+    ResultNotKept,
+    StoreUnavailable,
+    TooManyCrashes,
+)
+from .typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running
+
+if TYPE_CHECKING:
+    from ._call import Call
+    from .typing import Store
+
+__all__ = ["idempotent"]
+
+#: A waiting copy looks again at least this often.
+LONGEST_WAIT = timedelta(seconds=30)
+
+Key = str | tuple[str, ...] | Callable[..., Any]
+
+
+@dataclass(frozen=True, init=False)
+class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
+    """Do a key's work once.
+
+    It promises that a key's work is never run by two workers at once while its lease holds, and never again once it is
+    done and recorded, for ``ttl``; a duplicate returns the first run's result. A duplicate of running work waits, using
+    no worker slot and no attempt. A failure frees the key: the next call with it runs. When a worker is killed, the
+    redelivered message takes the key over once the lease is over; after ``max_crashes`` such starts it is not run again.
+
+    It does not promise exactly-once effects in another system: a worker killed between the effect and the record runs
+    the effect again. Hand ``current_claim().key`` to that system for this case. In this version a lease is not renewed:
+    a body that outlives it may be run by a second worker at the same time.
+
+    Args:
+        key: What makes two calls the same work: an argument's name, a tuple of names, or a function that takes the
+            task's arguments and returns the value. One call's own key: ``.set(idempotency_key="…")``.
+        ttl: How long the record, and with it the result, is kept after the work is done.
+        same: The arguments that duplicates must agree on, by name; all by default. Others may differ.
+        lease: How long a killed worker keeps the key; 5 minutes by default. Must be longer than the task's time limit.
+        wait_within: How long a duplicate waits for running work before it fails with ``InProgress``; 1 hour by default.
+
+    Raises:
+        ConfigurationError: When an argument is wrong, and when a task without such an argument wears it.
+    """
+
+    layer: ClassVar[Layer] = Layer.CLAIM
+
+    key: Key
+    ttl: timedelta
+    same: tuple[str, ...] | None
+    lease: timedelta
+    wait_within: timedelta
+
+    def __init__(
+        self,
+        *,
+        key: Key,
+        ttl: timedelta,
+        same: tuple[str, ...] | None = None,
+        lease: timedelta = timedelta(minutes=5),
+        wait_within: timedelta = timedelta(hours=1),
+    ) -> None:
+        for name, span in (("ttl", ttl), ("lease", lease), ("wait_within", wait_within)):
+            if not isinstance(span, timedelta):
+                raise ConfigurationError(f"expected {name} to be a timedelta, for example timedelta(days=1), got {span!r}")
+            if span <= timedelta(0):
+                raise ConfigurationError(f"expected {name} to be longer than nothing, got {span}")
+        if not callable(key):
+            _expect_names("key", key if isinstance(key, tuple) else (key,))
+        elif inspect.iscoroutinefunction(key):
+            raise ConfigurationError("expected key to be a plain function, got an async one")
+        if same is not None:
+            if isinstance(same, str):
+                raise ConfigurationError(f"expected same to be a tuple of argument names, got the str {same!r}; write ({same!r},)")
+            same = tuple(same)
+            _expect_names("same", same, empty=True)
+        for name, value in (("key", key), ("ttl", ttl), ("same", same), ("lease", lease), ("wait_within", wait_within)):
+            object.__setattr__(self, name, value)
+
+    def check(self, task: str, signature: inspect.Signature) -> None:
+        names = positional_names(signature)
+        for role, wanted in (("key", self._key_names()), ("same", self.same or ())):
+            for name in wanted:
+                if name not in names:
+                    takes = ", ".join(names) or "no named arguments"
+                    raise ConfigurationError(f"{role} names {name!r}, but {task}() takes ({takes})")
+
+    def _key_names(self) -> tuple[str, ...]:
+        if callable(self.key):
+            return ()
+        return self.key if isinstance(self.key, tuple) else (self.key,)
+
+    def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
+        if call.eager:
+            return proceed()
+        arguments = bound_arguments(call.signature, call.received_args, call.received_kwargs)
+        key = self.key_of(call.task, arguments, call.received_args, call.received_kwargs, call.header.get("key"))
+        run = _Run(self, call, equipment_of(call.app).store, key, self._fingerprint(arguments))
+        return run.claim(proceed)
+
+    def key_of(
+        self,
+        task: str,
+        arguments: dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        given: str | None = None,
+    ) -> str:
+        """The key's digest for these arguments; the task's name is in it.
+
+        Raises:
+            InvalidKey: When a value in the key is no plain value, or is a float.
+        """
+        if given is not None:
+            return digest(task, "given", canonical(given, where="idempotency_key", floats=False))
+        if callable(self.key):
+            value = self.key(*args, **kwargs)
+            if value is None:
+                raise InvalidKey(f"the key function of {task} returned None; expected a value that names the work")
+            return digest(task, "function", canonical(value, where=f"the key of {task}", floats=False))
+        parts = [canonical(arguments[name], where=f"{task}(): {name}", floats=False) for name in self._key_names()]
+        return digest(task, "names", *parts)
+
+    def _fingerprint(self, arguments: dict[str, Any]) -> str:
+        agreed = arguments if self.same is None else {name: arguments[name] for name in self.same}
+        return digest(canonical(agreed, where="arguments", floats=True))
+
+
+def _expect_names(role: str, names: tuple[Any, ...], *, empty: bool = False) -> None:
+    if not names and not empty:
+        raise ConfigurationError(f"expected {role} to name at least one argument, got an empty tuple")
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"expected {role} to be an argument's name, a tuple of names or a function, got {name!r}")
+
+
+class _Run:
+    """One delivery's way to its key, and back."""
+
+    def __init__(self, pattern: idempotent, call: Call, store: Store, key: str, fingerprint: str) -> None:
+        self.pattern = pattern
+        self.call = call
+        self.store = store
+        self.key = key
+        self.fingerprint = fingerprint
+        # Random for each run: a redelivery has the same task id, and must not pass for the first run.
+        self.attempt = Attempt(call.run_id, call.attempt - 1, secrets.token_hex(8))
+        self.fence = 0
+
+    def claim(self, proceed: Callable[[], Any]) -> Any:
+        pattern = self.pattern
+        try:
+            answer = self.store.claim(self.key, self.attempt, self.fingerprint, lease=pattern.lease, ttl=pattern.ttl)
+        except StoreUnavailable as error:
+            emit(logging.WARNING, "claim_postponed", self.call, error=error)
+            return self._wait(LONGEST_WAIT, error)
+        if isinstance(answer, Claimed):
+            return self._hold(answer, proceed)
+        return self._follow(answer)
+
+    def _hold(self, claimed: Claimed, proceed: Callable[[], Any]) -> Any:
+        call = self.call
+        self.fence = claimed.fence
+        call.claim = Claim(self.key, claimed.fence, self.pattern.lease.total_seconds())
+        call.settlements.append(self._release)
+        limit = call.crash_limit
+        if limit is not None and claimed.starts > limit:
+            raise TooManyCrashes(f"{call.task} was started {limit} times and never came to an end; it was not run again")
+        if claimed.starts > 1:
+            emit(logging.WARNING, "claim_taken_over", call, starts=claimed.starts, fence=claimed.fence)
+        return self._complete(proceed())
+
+    def _complete(self, result: Any) -> Any:
+        call = self.call
+        call.settlements.remove(self._release)
+        encoded = _codec.dumps_result(call.instance.backend.prepare_value(result))
+        if encoded is None:
+            emit(logging.WARNING, "result_not_kept", call, result_type=type(result).__qualname__)
+        answer = self._record(encoded)
+        if answer is None or isinstance(answer, Done) and answer.result == encoded:
+            return result
+        # Somebody else holds the key by now, so this result is not the key's.
+        emit(logging.ERROR, "claim_lost", call, fence=self.fence)
+        return self._follow(answer)
+
+    def _record(self, encoded: bytes | None) -> Answer | None:
+        """Write that the work is done, as long as the key is ours; None when the store stayed away."""
+        deadline = time.monotonic() + (self.call.claim.expires_in.total_seconds() if self.call.claim else 0.0)
+        while True:
+            try:
+                return self.store.complete(
+                    self.key, self.attempt, self.fingerprint, self.fence, encoded, ttl=self.pattern.ttl,
+                )
+            except StoreUnavailable as error:
+                if time.monotonic() >= deadline:
+                    emit(logging.CRITICAL, "claim_not_recorded", self.call, error=error, fence=self.fence)
+                    return None
+                time.sleep(min(0.5, max(0.01, deadline - time.monotonic())))
+
+    def _release(self, outcome: str) -> None:
+        ended = None if outcome == REQUEUED else Ended(failed=outcome == FAILED)
+        assert outcome in (REQUEUED, FAILED, HANDED_OVER), outcome
+        try:
+            self.store.release(self.key, self.attempt, self.fence, ended=ended, ttl=self.pattern.ttl)
+        except StoreUnavailable as error:
+            emit(logging.ERROR, "claim_not_released", self.call, error=error, fence=self.fence)
+
+    def _follow(self, answer: Answer) -> Any:
+        """The key is another's, or its work is over: what this delivery does instead."""
+        call = self.call
+        if isinstance(answer, Done):
+            emit(logging.INFO, "duplicate_returned", call)
+            if answer.result is None:
+                raise ResultNotKept(f"{call.task}: the key's work is done, but its result could not be stored as JSON")
+            return _codec.loads(answer.result)
+        if isinstance(answer, Ended):
+            emit(logging.INFO, "ended_attempt_skipped", call, failed=answer.failed)
+            if answer.failed:
+                raise AlreadyFailed(f"{call.task}: attempt {call.attempt} has failed before; it was not run again")
+            raise Ignore("this attempt has ended before: its work was handed over")
+        if isinstance(answer, Mismatch):
+            raise KeyMismatch(f"{call.task}: the key was used before with other arguments; it belongs to that call")
+        assert isinstance(answer, Running)
+        # Jitter, so that a crowd of duplicates does not come back at the same second.
+        wait = min(answer.expires_in + timedelta(seconds=random.uniform(0, 1)), LONGEST_WAIT)
+        return self._wait(wait, None)
+
+    def _wait(self, wait: timedelta, error: StoreUnavailable | None) -> None:
+        call = self.call
+        since = float(call.header.get("waiting") or time.time())
+        if time.time() - since > self.pattern.wait_within.total_seconds():
+            raise error or InProgress(f"{call.task}: another run of the same key did not end within {self.pattern.wait_within}")
+        emit(logging.INFO, "duplicate_waiting", call, wait=round(wait.total_seconds(), 3))
+        send_waiting_copy(call, wait)

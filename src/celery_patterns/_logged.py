@@ -1,0 +1,168 @@
+"""The pattern ``logged``, and the formatter that makes every line one JSON object."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import IO, TYPE_CHECKING, Any, ClassVar
+
+import structlog
+from celery.exceptions import Ignore, Reject, Retry
+
+from ._events import Event, emit
+from ._keys import positional_names
+from ._plan import Layer, Pattern
+from .exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from ._call import Call
+
+__all__ = ["configure_logging", "logged"]
+
+
+@dataclass(frozen=True, init=False)
+class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
+    """One closing event for every attempt.
+
+    It promises one event when an attempt is over, ``task_succeeded``, ``task_retried``, ``task_ignored``,
+    ``task_rejected`` or ``task_failed``, with the task, its id and queue, the attempt, how long it ran and how long it
+    waited in the queue, and that no argument is in it unless it is named here. While the body runs, the same fields are
+    bound for structlog, so that the body's own lines carry them after ``use_structlog(app)``.
+
+    It does not promise a line for an attempt whose worker was killed.
+
+    Args:
+        names: The arguments to show, by name; none by default.
+
+    Raises:
+        ConfigurationError: When a name is no string, or the task has no such argument.
+    """
+
+    layer: ClassVar[Layer] = Layer.LOG
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        for name in names:
+            if not isinstance(name, str):
+                raise ConfigurationError(f"expected logged() to take names of arguments, got {name!r}")
+        object.__setattr__(self, "names", names)
+
+    def check(self, task: str, signature: inspect.Signature) -> None:
+        known = positional_names(signature)
+        for name in self.names:
+            if name not in known:
+                raise ConfigurationError(f"logged() names {name!r}, but {task}() takes ({', '.join(known)})")
+
+    def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
+        shown = self._shown(call)
+        tokens = structlog.contextvars.bind_contextvars(
+            **{"task": call.task, "messaging.message.id": call.id, "attempt": call.attempt}, **shown,
+        )
+        begun = time.perf_counter()
+        try:
+            result = proceed()
+        except Retry as retry:
+            _close(call, shown, begun, logging.INFO, "task_retried", retry.__cause__ or retry.exc)
+            raise
+        except Ignore:
+            _close(call, shown, begun, logging.INFO, "task_ignored")
+            raise
+        except Reject:
+            _close(call, shown, begun, logging.WARNING, "task_rejected")
+            raise
+        except Exception as error:
+            _close(call, shown, begun, logging.ERROR, "task_failed", error)
+            raise
+        else:
+            _close(call, shown, begun, logging.INFO, "task_succeeded")
+            return result
+        finally:
+            # Restored, not cleared: in eager mode the context around us belongs to the caller.
+            structlog.contextvars.reset_contextvars(**tokens)
+
+    def _shown(self, call: Call) -> dict[str, Any]:
+        if not self.names:
+            return {}
+        positions = positional_names(call.signature)
+        return {name: _argument(call, name, positions.index(name)) for name in self.names}
+
+
+def _argument(call: Call, name: str, position: int) -> Any:
+    """One argument by name. A call with wrong arguments must fail in the body, and not in its log line."""
+    if name in call.kwargs:
+        return call.kwargs[name]
+    if position < len(call.args):
+        return call.args[position]
+    default = call.signature.parameters[name].default
+    return None if default is inspect.Parameter.empty else default
+
+
+def _close(
+    call: Call, shown: dict[str, Any], begun: float, level: int, name: str, error: BaseException | None = None,
+) -> None:
+    fields: dict[str, Any] = {"duration": round(time.perf_counter() - begun, 6)}
+    waited = _queue_wait(call)
+    if waited is not None:
+        fields["queue_wait"] = waited
+    emit(level, name, call, error=error, **fields, **shown)
+
+
+def _queue_wait(call: Call) -> float | None:
+    """Seconds between the moment the task could have started and the moment it did, by the two machines' clocks."""
+    sent = call.header.get("sent")
+    if sent is None:
+        return None
+    eta = call.request.eta
+    due = max(sent, datetime.fromisoformat(eta).timestamp()) if eta else sent
+    return round(max(0.0, call.started - due), 6)
+
+
+def _fields_of_event(logger: Any, method: str, event_dict: dict[str, Any]) -> dict[str, Any]:
+    """Turn one of our events back into fields."""
+    record = event_dict.get("_record")
+    if record is not None and isinstance(record.msg, Event):
+        event_dict.update(record.msg.fields)
+        event_dict["event"] = record.msg.name
+    return event_dict
+
+
+def configure_logging(level: int, stream: IO[str] | None = None) -> None:
+    """One handler on the root logger that writes one JSON object a line, for structlog and stdlib loggers alike."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _fields_of_event,
+    ]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str),
+        ],
+    )
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.processors.StackInfoRenderer(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )

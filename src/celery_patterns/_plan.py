@@ -1,0 +1,247 @@
+"""Patterns as values, their order, and the one wrapper that runs them.
+
+A pattern is a frozen value. Calling it on a function or a task puts it on; listing it in ``patterns = (…)`` of a base
+class puts it on every subclass. Neither wraps anything: the order comes from each pattern's layer, never from the
+order of lines, and one wrapper per task is made when the task is bound to its app.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from celery.app.task import Task
+from celery.exceptions import Ignore, Reject, Retry
+from celery.local import PromiseProxy, Proxy
+
+from ._call import MARK, Call
+from .exceptions import ConfigurationError, OutOfMemory
+
+if TYPE_CHECKING:
+    from celery.app.task import Context
+
+__all__ = ["FAILED", "HANDED_OVER", "INNER", "REQUEUED", "SUCCEEDED", "WORN", "Layer", "Pattern", "Plan", "without", "worn_by"]
+
+Target = TypeVar("Target", bound=Callable[..., Any])
+Proceed = Callable[[], Any]
+
+#: Where a decorated function keeps its patterns.
+WORN = "__celery_patterns__"
+#: Where a wrapper keeps the body it stands for, so that a subclass that inherits it wraps the body and not the wrapper.
+INNER = "__celery_patterns_inner__"
+
+# How an attempt ended, as its settlements are told.
+SUCCEEDED = "succeeded"
+HANDED_OVER = "handed over"
+FAILED = "failed"
+REQUEUED = "requeued"
+
+
+class Layer(IntEnum):
+    """Where a pattern stands; the smallest is outermost."""
+
+    LOG = 10
+    BURY = 20
+    CLAIM = 30
+    PUBLISH = 40
+    RETRY = 50
+
+
+class Pattern:
+    """What every pattern is: a value that can be put on a function, a task or a base class."""
+
+    layer: ClassVar[Layer]
+
+    def __call__(self, target: Target) -> Target:
+        """Put the pattern on a function or on a task, and return the same object, signature and types unchanged.
+
+        Raises:
+            ConfigurationError: When the target is a class, a shared task, or a task that is not a PatternTask.
+        """
+        if type(target) is PromiseProxy:
+            # Looking at any attribute would create the task now, before the app is configured.
+            target.__then__(_put_on_task, target, self)
+        elif type(target) is Proxy:
+            raise ConfigurationError(f"{self.kind()} stands above @shared_task; expected it below, next to the function")
+        elif isinstance(target, type):
+            raise ConfigurationError(
+                f"{self.kind()} decorates the class {target.__name__}; expected the value in its patterns = (…)",
+            )
+        elif isinstance(target, Task):
+            _put_on_task(target, self)
+        else:
+            if not callable(target):
+                raise ConfigurationError(f"{self.kind()} decorates a {type(target).__name__}; expected a function or a task")
+            _put_on_function(target, self)
+        return target
+
+    @classmethod
+    def kind(cls) -> str:
+        """The pattern's name."""
+        return cls.__name__
+
+    def check(self, task: str, signature: inspect.Signature) -> None:
+        """Refuse a task that cannot wear this pattern; called when the task is created."""
+
+    def around(self, call: Call, proceed: Proceed) -> Any:
+        """Run the rest of the call and decide on its end."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, init=False)
+class without(Pattern):  # noqa: N801 - reads as a word beside the patterns it switches off
+    """Switch inherited patterns off.
+
+    Args:
+        kinds: The pattern classes, for example ``without(retry, idempotent)``.
+
+    Raises:
+        ConfigurationError: When something else than a pattern class is named.
+    """
+
+    kinds: tuple[type[Pattern], ...]
+
+    def __init__(self, *kinds: type[Pattern]) -> None:
+        for kind in kinds:
+            if not (isinstance(kind, type) and issubclass(kind, Pattern)):
+                raise ConfigurationError(f"without() takes pattern classes, for example without(retry); got {kind!r}")
+        if not kinds:
+            raise ConfigurationError("without() names nothing; expected pattern classes, for example without(retry)")
+        object.__setattr__(self, "kinds", kinds)
+
+
+def _put_on_function(function: Callable[..., Any], pattern: Pattern) -> None:
+    setattr(function, WORN, (pattern, *getattr(function, WORN, ())))
+
+
+def _put_on_task(task: Any, pattern: Pattern) -> None:
+    put_on = getattr(task, "put_on", None)
+    if put_on is None:
+        raise ConfigurationError(
+            f"{task.name} wears {pattern.kind()} but its class {type(task).__mro__[1].__name__} is not a PatternTask; "
+            "call equip(app) or use_patterns(app) before its tasks are made, or give it base=PatternTask",
+        )
+    put_on(pattern)
+
+
+def _merged(inherited: dict[type[Pattern], Pattern], own: Iterable[Any], owner: str) -> dict[type[Pattern], Pattern]:
+    seen: set[type[Pattern]] = set()
+    switched_off: set[type[Pattern]] = set()
+    merged = dict(inherited)
+    for pattern in own:
+        if not isinstance(pattern, Pattern):
+            raise ConfigurationError(
+                f"patterns of {owner} hold {pattern!r}; expected values such as retry(on=…, attempts=3)",
+            )
+        if isinstance(pattern, without):
+            switched_off.update(pattern.kinds)
+            continue
+        kind = type(pattern)
+        if kind in seen:
+            raise ConfigurationError(f"{owner} wears {pattern.kind()} twice; expected it once")
+        seen.add(kind)
+        merged[kind] = pattern
+    both = seen & switched_off
+    if both:
+        names = ", ".join(sorted(kind.kind() for kind in both))
+        raise ConfigurationError(f"{owner} wears {names} and switches it off with without(); expected one of the two")
+    return {kind: pattern for kind, pattern in merged.items() if kind not in switched_off}
+
+
+def worn_by(cls: type, body: Callable[..., Any], above: Iterable[Pattern] = ()) -> tuple[Pattern, ...]:
+    """The patterns a task wears, sorted by layer: its own replace its base's, kind by kind.
+
+    Args:
+        cls: The task's class.
+        body: Its function, which may have been decorated.
+        above: Patterns that were put on the finished task.
+
+    Raises:
+        ConfigurationError: When one class wears a kind twice, or something is no pattern.
+    """
+    merged: dict[type[Pattern], Pattern] = {}
+    for base in reversed(cls.__mro__[1:]):
+        merged = _merged(merged, _listed(base), base.__name__)
+    own = (*_listed(cls), *getattr(body, WORN, ()), *above)
+    merged = _merged(merged, own, getattr(cls, "name", None) or cls.__name__)
+    return tuple(sorted(merged.values(), key=lambda pattern: pattern.layer))
+
+
+def _listed(cls: type) -> tuple[Any, ...]:
+    listed = cls.__dict__.get("patterns", ())
+    if isinstance(listed, Pattern):
+        raise ConfigurationError(f"patterns of {cls.__name__} is a single value; expected a tuple: patterns = (…,)")
+    return tuple(listed)
+
+
+class Plan:
+    """How one task runs: its patterns from the outside to the inside, around its body.
+
+    Args:
+        patterns: The patterns, sorted.
+        body: The function they go around; it takes the task first.
+        signature: The body's signature as callers see it, without the task.
+        between: The publication of what was asked for, which stands between the claim and the retry.
+        attempts: How many attempts there are in all; None when Celery's own limits hold.
+        crash_limit: How many starts may come to no end.
+    """
+
+    def __init__(
+        self,
+        patterns: tuple[Pattern, ...],
+        body: Callable[..., Any],
+        signature: inspect.Signature,
+        between: Callable[[Call, Proceed], Any],
+        *,
+        attempts: int | None,
+        crash_limit: int | None,
+    ) -> None:
+        self.patterns = patterns
+        self.body = body
+        self.signature = signature
+        self.attempts = attempts
+        self.crash_limit = crash_limit
+        self.keyed = any(pattern.layer is Layer.CLAIM for pattern in patterns)
+        rooms: list[tuple[Layer, Callable[[Call, Proceed], Any]]] = [(p.layer, p.around) for p in patterns]
+        rooms.append((Layer.PUBLISH, between))
+        self._inside_out = [around for _, around in sorted(rooms, key=lambda room: -room[0])]
+
+    def run(self, task: Task[Any, Any], request: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one attempt. The settlements come last, when it is known how the attempt ended."""
+        call = Call(
+            task, request, args, kwargs, self.signature,
+            attempts=self.attempts, keyed=self.keyed, crash_limit=self.crash_limit,
+        )
+        request.__dict__[MARK] = call
+        proceed: Proceed = functools.partial(self._attempt, call)
+        for around in self._inside_out:
+            proceed = functools.partial(around, call, proceed)
+        try:
+            result = proceed()
+        except (Retry, Ignore):
+            _settle(call, HANDED_OVER)
+            raise
+        except Reject as reject:
+            _settle(call, REQUEUED if reject.requeue else FAILED)
+            raise
+        except MemoryError:
+            # A MemoryError that reaches the tracer ends the worker, and after a redelivery the next one.
+            _settle(call, FAILED)
+            raise OutOfMemory(f"{call.task} ran out of memory; the worker was spared") from None
+        except Exception:
+            _settle(call, FAILED)
+            raise
+        _settle(call, SUCCEEDED)
+        return result
+
+    def _attempt(self, call: Call) -> Any:
+        return self.body(call.instance, *call.args, **call.kwargs)
+
+
+def _settle(call: Call, outcome: str) -> None:
+    for settle in call.settlements:
+        settle(outcome)

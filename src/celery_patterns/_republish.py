@@ -1,0 +1,177 @@
+"""Sending a running message again: its next attempt, or a copy that waits.
+
+Both go through the task's own signature from its request, so that chord, chain, links, headers and stamps stay whole,
+and both are made from the arguments as they were received.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Ignore, Reject, Retry
+
+from ._call import HEADER
+from ._equipment import equipment_of
+from ._events import emit
+from ._publish import CONFIRM
+from .exceptions import PublishFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from celery.canvas import Signature
+
+    from ._call import Call
+
+__all__ = ["STRICT", "carried_headers", "next_attempt", "publish_asked", "send_waiting_copy", "whole_seconds"]
+
+#: The name under which kombu knows our encoder.
+STRICT = "celery-patterns-json"
+
+# The broker's own notes on a delivery. A retry copies them into a message that was never delivered.
+_BROKERS_OWN = ("x-death", "x-delivery-count", "x-acquired-count", "redelivered")
+_HISTORY = 10
+
+
+def whole_seconds(wait: float) -> int:
+    """A countdown that every broker can carry: 0, or whole seconds, never less than asked for.
+
+    A fraction below one second cannot be published to a quorum queue with native delayed delivery.
+    """
+    return max(0, math.ceil(wait))
+
+
+def carried_headers(call: Call, extra: Mapping[str, Any] | None = None, **ours: Any) -> dict[str, Any]:
+    """The message's own headers, without the broker's notes, and with what the patterns carry."""
+    headers = {
+        name: value
+        for name, value in {**(call.request.headers or {}), **(extra or {})}.items()
+        if name not in _BROKERS_OWN and not name.startswith(("x-first-death-", "x-last-death-"))
+    }
+    headers[HEADER] = {**call.header, **ours}
+    return headers
+
+
+def next_attempt(call: Call, wait: float, error: BaseException) -> Retry:
+    """The ``Retry`` that asks for the next attempt; it is published when the call is over."""
+    countdown = whole_seconds(wait)
+    signature = call.instance.signature_from_request(
+        call.request,
+        call.received_args,
+        call.received_kwargs,
+        countdown=countdown,
+        retries=(call.request.retries or 0) + 1,
+    )
+    call.asked = Retry(exc=error, when=countdown, is_eager=call.eager, sig=signature)
+    return call.asked
+
+
+def publish_asked(call: Call, proceed: Callable[[], Any]) -> Any:
+    """Publish the retry that the body or the policy asked for, once the body is over and before the key is freed."""
+    while True:
+        try:
+            result = proceed()
+        except Retry as retry:
+            if retry.sig is None:  # raised by hand: there is nothing to publish
+                raise
+            if call.eager:
+                _again(call, retry)
+                continue
+            _send_next(call, retry)
+            raise
+        except Exception:
+            _send_pending(call)
+            raise
+        _send_pending(call)
+        return result
+
+
+def _again(call: Call, retry: Retry) -> None:
+    """Eager mode: the next attempt is made here, at once and without a broker."""
+    call.args, call.kwargs = tuple(retry.sig.args), dict(retry.sig.kwargs)
+    call.request.retries = (call.request.retries or 0) + 1
+    call.asked = None
+
+
+def _send_pending(call: Call) -> None:
+    """The body asked with ``throw=False``, or caught its own ``Retry``, and went on."""
+    if call.asked is not None and not call.eager:
+        _send_next(call, call.asked)
+
+
+def _send_next(call: Call, retry: Retry) -> None:
+    signature = retry.sig
+    cause = retry.__cause__ or retry.__context__ or retry.exc
+    history = [*call.header.get("history", ()), _remembered(call, cause)][-_HISTORY:]
+    countdown = signature.options.get("countdown")
+    ours = {
+        "started": call.first_started,
+        "waited": call.header.get("waited", 0) + (countdown or 0),
+        "history": history,
+        "waiting": None,
+    }
+    try:
+        _send(call, signature, ours)
+    except Exception as error:
+        _not_sent(call, cause, error)
+    else:
+        emit(logging.INFO, "retry_scheduled", call, error=cause, countdown=countdown)
+
+
+def _not_sent(call: Call, cause: BaseException | None, error: Exception) -> None:
+    """Never a loss: back into the queue where that can help and is still possible, else a final failure."""
+    back = call.late and isinstance(error, PublishFailed) and error.transient
+    emit(logging.CRITICAL, "retry_not_published", call, error=error, requeued=back)
+    if back:
+        raise Reject("the next attempt could not be published; the message goes back to its queue", requeue=True)
+    raise cause if isinstance(cause, Exception) and not isinstance(cause, Retry) else error
+
+
+def _remembered(call: Call, cause: BaseException | None) -> dict[str, Any]:
+    kind = type(cause) if cause is not None else None
+    name = None if kind is None else f"{kind.__module__}.{kind.__qualname__}"[:120]
+    return {"attempt": call.attempt, "at": round(call.started, 3), "error": name}
+
+
+def send_waiting_copy(call: Call, wait: timedelta) -> None:
+    """Publish the message once more for the same attempt, then let go of this one.
+
+    Raises:
+        Ignore: When the copy stands: the work was handed over.
+        Reject: When it could not be published; the message goes back to its queue.
+    """
+    countdown = max(1, whole_seconds(wait.total_seconds()))
+    signature = call.instance.signature_from_request(
+        call.request,
+        call.received_args,
+        call.received_kwargs,
+        countdown=countdown,
+        retries=call.request.retries or 0,
+    )
+    ours = {"waiting": call.header.get("waiting") or time.time()}
+    try:
+        _send(call, signature, ours)
+    except PublishFailed as error:
+        emit(logging.CRITICAL, "waiting_copy_not_published", call, error=error, requeued=call.late)
+        if not call.late:
+            raise
+        raise Reject("the waiting copy could not be published; the message goes back to its queue", requeue=True) from None
+    raise Ignore("waiting for another run of the same key")
+
+
+def _send(call: Call, signature: Signature[Any], ours: Mapping[str, Any]) -> None:
+    options = signature.options
+    options["headers"] = carried_headers(call, options.get("headers"), **ours)
+    options.pop("redelivered", None)
+    if options.get("countdown") is not None:
+        options["countdown"] = whole_seconds(options["countdown"])
+    if call.instance.serializer == STRICT and tuple(signature.args) == call.received_args:
+        # These arguments were accepted once, perhaps by a looser producer: to refuse them now would lose an attempt.
+        options["serializer"] = "json"
+    equipment_of(call.app).publisher.publish(
+        lambda producer: signature.apply_async(producer=producer, add_to_parent=False, **CONFIRM),
+    )

@@ -1,0 +1,394 @@
+"""``PatternTask``: the class a task needs to wear patterns, and ``ReliableTask``, which wears a good set of them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from celery import current_task
+from celery.app.task import Task
+from celery.exceptions import MaxRetriesExceededError, Retry
+from kombu.exceptions import EncodeError
+
+from ._call import HEADER, MARK, Call
+from ._dead_letter import dead_letter
+from ._idempotent import idempotent
+from ._keys import bound_arguments
+from ._logged import logged
+from ._plan import INNER, WORN, Layer, Pattern, Plan, worn_by
+from ._republish import publish_asked
+from ._retry import retry
+from ._strict_json import unwrapped
+from .exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["PatternTask", "ReliableTask"]
+
+#: How many starts may come to no end where no dead_letter says so.
+DEFAULT_MAX_CRASHES = 3
+
+_SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+
+
+class PatternTask(Task[Any, Any]):
+    """A Celery task that can wear patterns; without any it is a plain Celery task, at no cost.
+
+    Put the values into ``patterns`` of a base class, or of one task with ``@app.task(patterns=(…))``, or decorate the
+    function: all three mean the same. A task's own pattern replaces its base's of the same kind, the rest is inherited.
+    """
+
+    abstract = True
+
+    #: The patterns that every task of this class wears.
+    patterns: ClassVar[tuple[Pattern, ...]] = ()
+
+    _plan: ClassVar[Plan | None] = None
+    _above: ClassVar[tuple[Pattern, ...]] = ()
+    _unsaid: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def bind(cls, app: Celery) -> Celery:
+        """Bind the task to its app, as Celery does, remembering which options came from the app's settings."""
+        own = set(cls.__dict__)
+        bound: Celery = super().bind(app)
+        if "_unsaid" not in cls.__dict__:
+            filled = {name for name, _ in cls.from_config} | {"acks_on_failure", "acks_on_timeout"}
+            cls._unsaid = frozenset(filled - own)
+            cls._dress()
+        return bound
+
+    @classmethod
+    def put_on(cls, pattern: Pattern) -> None:
+        """Wear one more pattern: what a decorator above ``@app.task`` does."""
+        cls._above = (pattern, *cls.__dict__.get("_above", ()))
+        cls._dress()
+
+    @classmethod
+    def _dress(cls) -> None:
+        """Make the task's plan and put its one wrapper around the body."""
+        if not cls.name or cls.name.startswith("celery."):
+            return
+        body, in_class = _body_of(cls)
+        try:
+            patterns = worn_by(cls, body, cls.__dict__.get("_above", ()))
+            if not patterns:
+                cls._plan = None
+                return
+            signature = _caller_signature(body, in_class)
+            _refuse_misfits(cls, body, signature, patterns)
+        except ConfigurationError:
+            # Left in the registry, it would be a task whose patterns are silently absent.
+            cls._app._tasks.pop(cls.name, None)
+            raise
+        cls._promise(patterns)
+        plan = Plan(
+            patterns,
+            body if in_class else _without_self(body),
+            signature,
+            publish_asked,
+            attempts=cls._attempts(patterns),
+            crash_limit=cls._crash_limit(patterns),
+        )
+        cls._plan = plan
+        cls.run = _wrapper(cls, plan, body)  # type: ignore[method-assign]
+
+    @classmethod
+    def _promise(cls, patterns: tuple[Pattern, ...]) -> None:
+        """Set the options that the promises of these patterns need, where the task itself said nothing."""
+        attempts = cls._attempts(patterns)
+        if attempts is not None:
+            cls._set("max_retries", attempts - 1)  # the body's own self.retry() shares the budget
+        if any(pattern.layer in (Layer.BURY, Layer.CLAIM) for pattern in patterns):
+            for option in ("acks_late", "reject_on_worker_lost"):
+                if _said(cls, option) is None:
+                    cls._set(option, True)
+
+    @classmethod
+    def _set(cls, option: str, value: Any) -> None:
+        """Set an option without having the task say so: a subclass may still promise something else."""
+        cls._unsaid = cls.__dict__["_unsaid"] | {option}
+        setattr(cls, option, value)
+
+    @classmethod
+    def _attempts(cls, patterns: tuple[Pattern, ...]) -> int | None:
+        for pattern in patterns:
+            if isinstance(pattern, retry):
+                return pattern.attempts
+        return None
+
+    @classmethod
+    def _crash_limit(cls, patterns: tuple[Pattern, ...]) -> int | None:
+        if not cls.acks_late:
+            return None  # acknowledged before it starts, a message cannot crash twice
+        for pattern in patterns:
+            if isinstance(pattern, dead_letter):
+                return pattern.max_crashes
+        return DEFAULT_MAX_CRASHES
+
+    def apply_async(  # type: ignore[override]
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Send the task, as Celery does.
+
+        Args:
+            args: Positional arguments.
+            kwargs: Named arguments.
+            task_id: The task's id; a random one by default.
+            producer: Celery's option of this name.
+            link: Celery's option of this name.
+            link_error: Celery's option of this name.
+            shadow: Celery's option of this name.
+            options: Celery's options, and ``idempotency_key``: this call's own key, a str.
+
+        Raises:
+            UnsafeValue: After ``use_strict_json(app)``, when an argument would not arrive as it is. Nothing was sent.
+            InvalidKey: When no key can be made from the arguments. Nothing was sent.
+        """
+        ours: dict[str, Any] = {}
+        if "idempotency_key" in options:
+            ours["key"] = self._given_key(options.pop("idempotency_key"))
+        plan = self._plan
+        if plan is not None:
+            if plan.keyed and not current_task:
+                self._check_key(plan, args, kwargs, ours.get("key"))
+            if plan.patterns[0].layer is Layer.LOG:
+                ours["sent"] = round(time.time(), 6)
+        if ours:
+            headers = dict(options.get("headers") or {})
+            headers[HEADER] = {**(headers.get(HEADER) or {}), **ours}
+            options["headers"] = headers
+        try:
+            return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
+        except EncodeError as error:
+            unsafe = unwrapped(error, self.name)
+            if unsafe is None:
+                raise
+            raise unsafe from None
+
+    def _given_key(self, key: Any) -> str:
+        if self._plan is None or not self._plan.keyed:
+            raise ConfigurationError(f"{self.name} is sent with an idempotency_key but wears no idempotent(); expected one")
+        if not isinstance(key, str) or not key:
+            raise ConfigurationError(f"{self.name}: expected idempotency_key to be a str, got a {type(key).__name__}")
+        return key
+
+    def _check_key(self, plan: Plan, args: Any, kwargs: Any, given: str | None) -> None:
+        """Refuse at the call what the worker could only bury."""
+        positional, named = tuple(args or ()), dict(kwargs or {})
+        try:
+            arguments = bound_arguments(plan.signature, positional, named)
+        except TypeError:
+            return  # Celery's own check, which can be switched off, speaks of missing arguments
+        for pattern in plan.patterns:
+            if isinstance(pattern, idempotent):
+                pattern.key_of(self.name, arguments, positional, named, given)
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: Exception | None = None,
+        throw: bool = True,
+        eta: Any = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Ask for another attempt, as Celery's ``retry`` does.
+
+        In a task that wears patterns the next attempt counts against ``retry(attempts=…)``, and is published, confirmed,
+        when the body is over. The arguments are Celery's own.
+
+        Raises:
+            celery.exceptions.Retry: Always, unless ``throw`` is False or no attempt is left.
+        """
+        call = self.request.__dict__.get(MARK)
+        asking = {
+            "args": args, "kwargs": kwargs, "exc": exc, "eta": eta, "countdown": countdown, "max_retries": max_retries,
+            **options,
+        }
+        if not isinstance(call, Call) or call.instance is not self:
+            return super().retry(throw=throw, **asking)
+        asked = self._asked(call, asking)
+        if throw:
+            raise asked
+        return asked
+
+    def _asked(self, call: Call, asking: dict[str, Any]) -> Retry:
+        """The ``Retry`` that Celery would raise, with nothing published yet.
+
+        For an eager request Celery makes the signature and leaves the sending to its caller, which is what we want.
+        """
+        request, was_eager = call.request, call.request.is_eager
+        request.is_eager = True
+        try:
+            asked = super().retry(throw=False, **asking)
+        except MaxRetriesExceededError:
+            # Celery's text quotes the arguments.
+            raise self.MaxRetriesExceededError(f"{self.name}: attempt {call.attempt} was the last") from None
+        finally:
+            request.is_eager = was_eager
+        assert isinstance(asked, Retry)
+        asked.is_eager = was_eager
+        if asking["args"] is None and asking["kwargs"] is None:
+            asked.sig["args"], asked.sig["kwargs"] = call.received_args, call.received_kwargs
+        call.asked = asked
+        return asked
+
+    def map(self, it: Any) -> Any:
+        """Celery's ``map``; refused for a task with a key, whose calls it would make without it."""
+        self._refuse_calls_without_key("map")
+        return super().map(it)
+
+    def starmap(self, it: Any) -> Any:
+        """Celery's ``starmap``; refused for a task with a key, whose calls it would make without it."""
+        self._refuse_calls_without_key("starmap")
+        return super().starmap(it)
+
+    def chunks(self, it: Any, n: int) -> Any:
+        """Celery's ``chunks``; refused for a task with a key, whose calls it would make without it."""
+        self._refuse_calls_without_key("chunks")
+        return super().chunks(it, n)
+
+    def _refuse_calls_without_key(self, form: str) -> None:
+        if self._plan is not None and self._plan.keyed:
+            raise ConfigurationError(
+                f"{self.name}.{form}() makes its calls inside one task, where no key is claimed; expected a group: "
+                f"group({self.__name__}.s(item) for item in items)",
+            )
+
+
+class ReliableTask(PatternTask):
+    """A task that is logged, tried again on connection trouble, and kept when it finally fails.
+
+    It wears ``logged()``, ``dead_letter()`` to its queue's name with ``.dead`` behind it, and
+    ``retry(on=(ConnectionError, TimeoutError), attempts=5)``. It wears no key: give it one with ``idempotent``.
+    """
+
+    abstract = True
+
+    patterns = (logged(), dead_letter(), retry(on=(ConnectionError, TimeoutError), attempts=5))
+
+
+def _body_of(cls: type) -> tuple[Callable[..., Any], bool]:
+    """The user's function, and whether it takes the task first."""
+    for base in cls.__mro__:
+        found = base.__dict__.get("run")
+        if found is not None:
+            break
+    inner = getattr(found, INNER, None)
+    if inner is not None:
+        return inner  # type: ignore[no-any-return]
+    if isinstance(found, staticmethod):
+        return found.__func__, False
+    return found, True
+
+
+def _without_self(body: Callable[..., Any]) -> Callable[..., Any]:
+    def run(_task: Any, *args: Any, **kwargs: Any) -> Any:
+        return body(*args, **kwargs)
+
+    return run
+
+
+def _caller_signature(body: Callable[..., Any], in_class: bool) -> inspect.Signature:
+    signature = inspect.signature(body)
+    if not in_class:
+        return signature
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def _wrapper(cls: type[PatternTask], plan: Plan, body: Callable[..., Any]) -> Callable[..., Any]:
+    """The one wrapper: it acts as the running task's own body, and is transparent for every other call."""
+
+    @functools.wraps(body)
+    def run(self: PatternTask, *args: Any, **kwargs: Any) -> Any:
+        request = self.request_stack.top
+        if request is None or request.called_directly or MARK in request.__dict__ or type(self) is not cls:
+            return plan.body(self, *args, **kwargs)
+        return plan.run(self, request, args, kwargs)
+
+    run.__dict__.pop(WORN, None)
+    setattr(run, INNER, (body, plan.body is body))
+    # Celery reads it to check arguments, and to tell how an errback is called.
+    run.__signature__ = plan.signature.replace(  # type: ignore[attr-defined]
+        parameters=[_SELF, *plan.signature.parameters.values()],
+    )
+    return run
+
+
+def _said(cls: type[PatternTask], option: str) -> Any:
+    """What the task or one of its bases says itself; the app's settings, and what we set, are left out."""
+    for base in cls.__mro__:
+        value = base.__dict__.get(option)
+        if value is not None and base is not Task and option not in base.__dict__.get("_unsaid", ()):
+            return value
+    return None
+
+
+def _wrapped_chain(function: Any) -> Iterator[Any]:
+    while function is not None:
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def _refuse_misfits(
+    cls: type[PatternTask], body: Callable[..., Any], signature: inspect.Signature, patterns: tuple[Pattern, ...],
+) -> None:
+    """Everything that would quietly not work, named with its cure when the task is created."""
+    name = cls.name
+    for layer in _wrapped_chain(body):
+        if inspect.iscoroutinefunction(layer) or inspect.isasyncgenfunction(layer):
+            raise ConfigurationError(
+                f"{name} is an async def, which Celery never awaits; expected a def: call asyncio.run() in its body",
+            )
+        if hasattr(layer, "retry_with") and hasattr(layer, "retry"):
+            raise ConfigurationError(
+                f"{name} is wrapped by tenacity.retry, which sleeps in the worker's slot; expected "
+                "celery_patterns.retry with the same wait and stop",
+            )
+    if getattr(cls, "autoretry_for", None):
+        raise ConfigurationError(
+            f"{name} has autoretry_for, which runs outside of its patterns and retries behind their back; expected "
+            "retry(on=…) instead",
+        )
+    for pattern in patterns:
+        pattern.check(name, signature)
+    _refuse_numbers(cls, patterns)
+
+
+def _refuse_numbers(cls: type[PatternTask], patterns: tuple[Pattern, ...]) -> None:
+    """Numbers that contradict each other."""
+    name, kinds = cls.name, {type(pattern): pattern for pattern in patterns}
+    keyed, again = kinds.get(idempotent), kinds.get(retry)
+    limit = cls.time_limit
+    if isinstance(keyed, idempotent) and limit and keyed.lease.total_seconds() <= limit:
+        raise ConfigurationError(
+            f"{name} may run for {limit} s, its time limit, but its lease is {keyed.lease}: a second worker could start "
+            f"while it runs; expected a lease over {limit} s",
+        )
+    if isinstance(keyed, idempotent) and isinstance(again, retry) and again.within and again.within > keyed.ttl:
+        raise ConfigurationError(
+            f"{name} may be retried within {again.within}, but its key is remembered for ttl={keyed.ttl}; expected a "
+            "ttl that is at least as long",
+        )
+    stated = _said(cls, "max_retries")
+    if isinstance(again, retry) and stated is not None and stated != again.attempts - 1:
+        raise ConfigurationError(
+            f"{name} says max_retries={stated} and retry(attempts={again.attempts}), which counts the first; expected "
+            "attempts alone",
+        )
+

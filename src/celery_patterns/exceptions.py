@@ -1,0 +1,139 @@
+"""Everything this library raises.
+
+.. code-block:: text
+
+    PatternsError
+    ├── ConfigurationError      a pattern, a task or an app is put together wrongly   (also ValueError)
+    ├── UnsafeValue             an argument would not arrive as it was sent          (also EncodeError)
+    ├── InvalidKey              a key cannot be made from these arguments             (also ValueError)
+    ├── StoreUnavailable        the store did not answer
+    ├── PublishFailed           the broker did not confirm a message
+    ├── KeyMismatch             the key was used before, with other arguments
+    ├── InProgress              the first run of the key did not end in time
+    ├── ResultNotKept           the work is done, but its result could not be stored
+    ├── AlreadyFailed           this very attempt has failed before
+    ├── AttemptTooLate          the attempt was delivered after the retry's deadline
+    ├── TooManyCrashes          the task took down its worker too often
+    ├── OutOfMemory             the body raised MemoryError
+    ├── NotInTask               there is no running call, or no claim, to ask about
+    └── LetterNotFound          no such dead letter                                  (also LookupError)
+
+Every one of them survives pickle: ``args`` are the arguments of ``__init__``.
+"""
+
+from __future__ import annotations
+
+from kombu.exceptions import EncodeError
+
+__all__ = [
+    "AlreadyFailed",
+    "AttemptTooLate",
+    "ConfigurationError",
+    "InProgress",
+    "InvalidKey",
+    "KeyMismatch",
+    "LetterNotFound",
+    "NotInTask",
+    "OutOfMemory",
+    "PatternsError",
+    "PublishFailed",
+    "ResultNotKept",
+    "StoreUnavailable",
+    "TooManyCrashes",
+    "UnsafeValue",
+]
+
+
+class PatternsError(Exception):
+    """The root of the tree: catch it to catch everything of ours."""
+
+
+class ConfigurationError(PatternsError, ValueError):
+    """A pattern, a task or an app is put together wrongly.
+
+    Raised when the pattern is built, when the task is created, or when the worker starts.
+    """
+
+
+class UnsafeValue(PatternsError, EncodeError):
+    """An argument would not arrive as it was sent. Nothing was published.
+
+    Attributes:
+        path: Where the value stands, for example ``args[1].items[3].price``.
+        problem: What is wrong with it and what to do instead. The value itself is never shown.
+        task: The task's name, where it is known.
+    """
+
+    def __init__(self, path: str, problem: str, task: str | None = None) -> None:
+        self.path = path
+        self.problem = problem
+        self.task = task
+        super().__init__(path, problem, task)
+
+    def __str__(self) -> str:
+        where = f"{self.task}(): " if self.task else ""
+        return f"{where}{self.path} {self.problem}"
+
+
+class InvalidKey(PatternsError, ValueError):
+    """A key cannot be made from these arguments."""
+
+
+class StoreUnavailable(PatternsError):
+    """The store did not answer, or answered with an error of its own."""
+
+
+class PublishFailed(PatternsError):
+    """The broker did not confirm a message.
+
+    Attributes:
+        transient: True when trying later may help: the broker is away, full or slow. False when it never will: the
+            queue does not exist, or the message cannot be encoded.
+    """
+
+    def __init__(self, message: str, transient: bool = False) -> None:
+        self.transient = transient
+        super().__init__(message, transient)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class KeyMismatch(PatternsError):
+    """The key was used before, with other arguments."""
+
+
+class InProgress(PatternsError):
+    """The first run of the key did not end within ``wait_within``."""
+
+
+class ResultNotKept(PatternsError):
+    """The key's work is done and is not run again, but its result could not be stored."""
+
+
+class AlreadyFailed(PatternsError):
+    """This very attempt has failed before; the message was delivered once more afterwards."""
+
+
+class AttemptTooLate(PatternsError):
+    """The attempt was delivered after the retry's ``within`` had passed, so it was not run."""
+
+
+class TooManyCrashes(PatternsError):
+    """The task was started ``max_crashes`` times and never came to an end, so it was not run again."""
+
+
+class OutOfMemory(PatternsError):
+    """The body raised MemoryError.
+
+    Celery ends the whole worker on a ``MemoryError``, and with late acknowledgement the next worker too. This error
+    takes its place: the task fails, the worker lives.
+    """
+
+
+class NotInTask(PatternsError):
+    """There is no running call, or no claim, to ask about."""
+
+
+class LetterNotFound(PatternsError, LookupError):
+    """No such dead letter stands in the queue."""

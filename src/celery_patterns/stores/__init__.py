@@ -1,0 +1,27 @@
+"""Where keys are claimed: adapters of one Protocol, which one contract suite holds to it."""
+
+from __future__ import annotations
+
+from ..exceptions import ConfigurationError
+from ..typing import Store
+from ._memory import MemoryStore
+from ._redis import RedisStore
+
+__all__ = ["MemoryStore", "RedisStore", "open_store"]
+
+
+def open_store(store: str | Store) -> Store:
+    """The store itself, or the one a URL names: ``redis://``, ``rediss://`` or ``unix://``.
+
+    Raises:
+        ConfigurationError: For any other URL.
+    """
+    if not isinstance(store, str):
+        if isinstance(store, Store):
+            return store
+        raise ConfigurationError(f"expected store to be a URL or a Store, got a {type(store).__name__}")
+    scheme = store.partition("://")[0]
+    if scheme in ("redis", "rediss", "unix"):
+        return RedisStore(store)
+    # Only the scheme is shown: the rest may hold a password.
+    raise ConfigurationError(f"expected store to be a redis://, rediss:// or unix:// URL, got one of scheme {scheme!r}")

@@ -1,0 +1,269 @@
+"""Keys in Redis 6.2 or later: one hash a key, one script a step, one connection a process and thread."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+from redis import ConnectionPool
+from redis.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from ..exceptions import ConfigurationError, StoreUnavailable
+from ..typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running
+from ._marks import KEEP, run_digest
+
+__all__ = ["RedisStore"]
+
+# Fields of the hash: s state (r running, d done, f free), o owner, u run and its attempt number, f fence,
+# p fingerprint, l end of the lease in ms, n starts, e marks of ended attempts, v result.
+_SHARED = """
+local key = KEYS[1]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local fields = redis.call('HMGET', key, 's', 'o', 'u', 'f', 'p', 'l', 'n', 'e', 'v')
+local state, owner, run, fence, print, lease, starts, ended, value = unpack(fields)
+ended = ended or ''
+
+local function number_of(text) return tonumber(string.match(text, ':(%d+)$')) end
+local function run_of(text) return string.match(text, '^(%x+):') end
+
+local function mark(run_id, number, how)
+  local marks = {}
+  for id, n, h in string.gmatch(ended, '(%x+):(%d+):(%a);') do
+    if id ~= run_id then marks[#marks + 1] = id .. ':' .. n .. ':' .. h .. ';' end
+  end
+  marks[#marks + 1] = run_id .. ':' .. number .. ':' .. how .. ';'
+  while #marks > KEEP_MARKS do table.remove(marks, 1) end
+  ended = table.concat(marks)
+end
+
+-- Why the key cannot be had; nil when it can. succeeds: a later attempt of the run that holds it. Such an attempt
+-- exists only once the earlier one's body is over, so it need not wait for a release that may never come.
+local function refusal(me, my_run, my_print)
+  local my_id, my_number = run_of(my_run), number_of(my_run)
+  for id, n, how in string.gmatch(ended, '(%x+):(%d+):(%a);') do
+    if id == my_id and my_number <= tonumber(n) then return {'ended', how} end
+  end
+  if state == 'd' then
+    if print ~= my_print then return {'mismatch'} end
+    return {'done', value}
+  end
+  if state == 'r' and tonumber(lease) > now then
+    local succeeds = run_of(run) == my_id and my_number > number_of(run)
+    if owner == me or succeeds then return nil end
+    if print ~= my_print then return {'mismatch'} end
+    return {'running', tonumber(lease) - now}
+  end
+  return nil
+end
+""".replace("KEEP_MARKS", str(KEEP))
+
+_CLAIM = (
+    _SHARED
+    + """
+local me, my_run, my_print, lease_ms, ttl_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local why = refusal(me, my_run, my_print)
+if why then return why end
+if state == 'r' and owner == me then return {'claimed', fence, tonumber(starts)} end
+local crashed = state == 'r'
+if crashed and run_of(run) == run_of(my_run) and number_of(my_run) > number_of(run) then
+  mark(run_of(run), number_of(run), 'h')
+  crashed = false
+end
+local count = crashed and tonumber(starts) + 1 or 1
+local clock = time[1] * 1000000 + time[2]
+local next_fence = string.format('%.0f', math.max((tonumber(fence) or 0) + 1, clock))
+redis.call('HSET', key, 's', 'r', 'o', me, 'u', my_run, 'f', next_fence, 'p', my_print,
+           'l', string.format('%.0f', now + lease_ms), 'n', count)
+if ended ~= '' then redis.call('HSET', key, 'e', ended) end
+redis.call('PEXPIRE', key, lease_ms + ttl_ms)
+return {'claimed', next_fence, count}
+"""
+)
+
+_COMPLETE = (
+    _SHARED
+    + """
+local me, my_run, my_print, my_fence, ttl_ms, kept = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6]
+if state and (owner ~= me or fence ~= my_fence) then
+  return refusal(me, my_run, my_print) or {'running', 0}
+end
+redis.call('HSET', key, 's', 'd', 'o', me, 'f', my_fence, 'p', my_print)
+if kept == '1' then redis.call('HSET', key, 'v', ARGV[7]) end
+redis.call('HDEL', key, 'u', 'l', 'n')
+redis.call('PEXPIRE', key, ttl_ms)
+return {'done', kept == '1' and ARGV[7] or false}
+"""
+)
+
+_RELEASE = (
+    _SHARED
+    + """
+local me, my_run, my_fence, ttl_ms, how = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+if state ~= 'r' or owner ~= me or fence ~= my_fence then return 0 end
+if how ~= '' then
+  mark(run_of(my_run), number_of(my_run), how)
+  redis.call('HSET', key, 'e', ended)
+end
+redis.call('HSET', key, 's', 'f')
+redis.call('HDEL', key, 'o', 'u', 'p', 'l', 'n')
+redis.call('PEXPIRE', key, ttl_ms)
+return 1
+"""
+)
+
+_COUNT = """
+local count = redis.call('INCR', KEYS[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return count
+"""
+
+
+class _Script:
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+_SCRIPTS = {name: _Script(source) for name, source in {
+    "claim": _CLAIM, "complete": _COMPLETE, "release": _RELEASE, "count": _COUNT,
+}.items()}
+
+
+def _ms(span: timedelta) -> int:
+    return max(1, int(span.total_seconds() * 1000))
+
+
+class RedisStore:
+    """Keys in Redis 6.2 or later, under 300 bytes each while a task runs.
+
+    It promises each step to be atomic, on the server's clock. It does not promise to survive what the server itself
+    loses: run it with ``maxmemory-policy noeviction`` and with persistence, or a key may be forgotten and its work
+    done again.
+
+    Args:
+        url: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` or ``unix://…``, as redis-py reads it. Options
+            in its query, such as ``?socket_timeout=2``, are honoured; without one, connecting and each answer take at
+            most 5 seconds.
+        prefix: What every key starts with.
+        patience: For how long a step is tried again when the server is away; 2 seconds by default.
+
+    Raises:
+        ConfigurationError: When the URL cannot be read.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "celery-patterns", patience: timedelta = timedelta(seconds=2)) -> None:
+        self._prefix = prefix
+        self._patience = patience.total_seconds()
+        try:
+            self._pool = ConnectionPool.from_url(url)
+        except ValueError as error:
+            raise ConfigurationError("expected the store's URL to be redis://host:port/db; redis-py cannot read it") from error
+        self._pool.connection_kwargs.setdefault("socket_timeout", 5.0)
+        self._pool.connection_kwargs.setdefault("socket_connect_timeout", 5.0)
+        self._pool.connection_kwargs["decode_responses"] = False
+        self._local = threading.local()
+
+    def claim(self, key: str, attempt: Attempt, fingerprint: str, *, lease: timedelta, ttl: timedelta) -> Answer:
+        return self._answer(
+            self._run("claim", self._name(key), attempt.owner, _run(attempt), fingerprint, _ms(lease), _ms(ttl)),
+        )
+
+    def complete(
+        self,
+        key: str,
+        attempt: Attempt,
+        fingerprint: str,
+        fence: int,
+        result: bytes | None,
+        *,
+        ttl: timedelta,
+    ) -> Answer:
+        kept = () if result is None else (result,)
+        return self._answer(
+            self._run(
+                "complete", self._name(key), attempt.owner, _run(attempt), fingerprint, fence, _ms(ttl), len(kept), *kept,
+            ),
+        )
+
+    def release(self, key: str, attempt: Attempt, fence: int, *, ended: Ended | None, ttl: timedelta) -> bool:
+        how = "" if ended is None else "f" if ended.failed else "h"
+        return bool(self._run("release", self._name(key), attempt.owner, _run(attempt), fence, _ms(ttl), how))
+
+    def count_start(self, key: str, *, ttl: timedelta) -> int:
+        return int(self._run("count", f"{self._prefix}:starts:{key}", _ms(ttl)))
+
+    def forget_starts(self, key: str) -> None:
+        self._command("DEL", f"{self._prefix}:starts:{key}")
+
+    def __repr__(self) -> str:
+        return f"<RedisStore prefix={self._prefix!r}>"
+
+    def _name(self, key: str) -> str:
+        return f"{self._prefix}:{key}"
+
+    @staticmethod
+    def _answer(reply: list[Any]) -> Answer:
+        word = reply[0]
+        if word == b"claimed":
+            return Claimed(int(reply[1]), int(reply[2]))
+        if word == b"running":
+            return Running(timedelta(milliseconds=int(reply[1])))
+        if word == b"done":
+            return Done(reply[1] if len(reply) > 1 else None)
+        if word == b"ended":
+            return Ended(failed=reply[1] == b"f")
+        return Mismatch()
+
+    def _run(self, name: str, key: str, *args: Any) -> Any:
+        script = _SCRIPTS[name]
+        try:
+            return self._command("EVALSHA", script.sha, 1, key, *args)
+        except NoScriptError:
+            return self._command("EVAL", script.source, 1, key, *args)
+
+    def _command(self, *words: Any) -> Any:
+        """Send one command; ask again for a lost answer, which every script allows the same owner."""
+        deadline = time.monotonic() + self._patience
+        pause = 0.05
+        while True:
+            try:
+                connection = self._connection()
+                connection.send_command(*words)
+                return connection.read_response()
+            except NoScriptError:
+                raise
+            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+                self._forget()
+                if time.monotonic() + pause > deadline:
+                    raise StoreUnavailable(f"redis did not answer within its time-outs: {type(error).__name__}") from error
+            except RedisError as error:
+                self._forget()
+                raise StoreUnavailable(f"redis refused {words[0]}: {type(error).__name__}: {error}") from error
+            time.sleep(pause)
+            pause = min(pause * 2, 0.5)
+
+    def _connection(self) -> AbstractConnection:
+        # redis-py's connection without its client and pool: a tenth more tasks a second. A forked child must not
+        # speak on its parent's socket, so the process id stands beside the connection.
+        held: tuple[int, AbstractConnection] | None = getattr(self._local, "held", None)
+        if held is None or held[0] != os.getpid():
+            held = self._local.held = (os.getpid(), self._pool.make_connection())
+        return held[1]
+
+    def _forget(self) -> None:
+        held = getattr(self._local, "held", None)
+        self._local.held = None
+        if held is not None and held[0] == os.getpid():
+            held[1].disconnect()
+
+
+def _run(attempt: Attempt) -> str:
+    return f"{run_digest(attempt.run_id)}:{attempt.number}"

@@ -1,0 +1,141 @@
+"""What a store promises, as a Protocol with the answers it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol, runtime_checkable
+
+__all__ = ["Answer", "Attempt", "Claimed", "Done", "Ended", "Mismatch", "Running", "Store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Who asks: one run of a task.
+
+    Attributes:
+        run_id: The task id, with the number of times the task was replaced.
+        number: Celery's counter of retries, 0 for the first attempt.
+        owner: Random for each run, so that two deliveries of one message are two owners.
+    """
+
+    run_id: str
+    number: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The key is ours.
+
+    Attributes:
+        fence: Greater than that of every earlier claim of the key.
+        starts: How many runs in a row began without coming to an end, this one included.
+    """
+
+    fence: int
+    starts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Another run holds the key.
+
+    Attributes:
+        expires_in: How long its lease still is, by the store's clock.
+    """
+
+    expires_in: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The key's work is done.
+
+    Attributes:
+        result: The first run's result as it was stored; None when it was not kept.
+    """
+
+    result: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The key belongs to a call with other arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """This attempt, or a later one of the same task, has ended before.
+
+    Attributes:
+        failed: True for a final failure; False when the work was handed over to a later attempt or another task.
+    """
+
+    failed: bool
+
+
+Answer = Claimed | Running | Done | Mismatch | Ended
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where keys are claimed.
+
+    Every method is one atomic step on the store's own clock, and may be repeated by the same owner without harm, so
+    that a lost answer can be asked for again. Trouble of any kind is
+    :class:`~celery_patterns.exceptions.StoreUnavailable`.
+    """
+
+    def claim(self, key: str, attempt: Attempt, fingerprint: str, *, lease: timedelta, ttl: timedelta) -> Answer:
+        """Take the key, or say why not.
+
+        Args:
+            key: The key's name in the store.
+            attempt: Who asks.
+            fingerprint: A digest of the arguments that must agree between duplicates.
+            lease: How long the key is ours unless we end first.
+            ttl: How long the record outlives the lease.
+        """
+        ...
+
+    def complete(
+        self,
+        key: str,
+        attempt: Attempt,
+        fingerprint: str,
+        fence: int,
+        result: bytes | None,
+        *,
+        ttl: timedelta,
+    ) -> Answer:
+        """Write that the work is done.
+
+        Args:
+            result: The encoded result, or None when it could not be encoded.
+            ttl: How long the record is kept from now on.
+
+        Returns:
+            Done when the record is ours; otherwise what a claim would have answered: the key was lost to a later owner.
+        """
+        ...
+
+    def release(self, key: str, attempt: Attempt, fence: int, *, ended: Ended | None, ttl: timedelta) -> bool:
+        """Give the key back, forgetting owner, arguments and starts; the fence is kept.
+
+        Args:
+            ended: How the attempt ended, or None when it is to be delivered and run once more.
+            ttl: How long the mark is kept.
+
+        Returns:
+            False when the key was no longer ours, and nothing was changed.
+        """
+        ...
+
+    def count_start(self, key: str, *, ttl: timedelta) -> int:
+        """Count one start of a message that holds no key, and return how many there were, this one included."""
+        ...
+
+    def forget_starts(self, key: str) -> None:
+        """Forget what :meth:`count_start` counted."""
+        ...

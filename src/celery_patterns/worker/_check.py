@@ -1,0 +1,52 @@
+"""The check that a worker makes of its tasks before it takes a message."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import bootsteps
+
+from .._equipment import equipment_of
+from .._plan import Layer
+from .._task import PatternTask
+from ..exceptions import ConfigurationError
+
+__all__ = ["CheckPatterns"]
+
+logger = logging.getLogger("celery_patterns")
+
+
+class CheckPatterns(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Refuse to start a worker whose tasks promise what this app cannot keep."""
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        for task in worker.app.tasks.values():
+            refused = getattr(task, "patterns_refused", None)
+            if refused:
+                raise ConfigurationError(refused)
+            if isinstance(task, PatternTask) and task._plan is not None:
+                _check(worker.app, task)
+
+
+def _check(app: Any, task: PatternTask) -> None:
+    plan = task._plan
+    assert plan is not None
+    layers = {pattern.layer for pattern in plan.patterns}
+    if Layer.CLAIM in layers and not equipment_of(app).has_store:
+        raise ConfigurationError(
+            f"{task.name} wears idempotent() but its app has no store; expected equip(app, store=\"redis://…\") or "
+            "use_store(app, \"redis://…\")",
+        )
+    if Layer.BURY in layers and plan.crash_limit is not None and not equipment_of(app).has_store:
+        raise ConfigurationError(
+            f"{task.name} wears dead_letter() and its app has no store to count crashes in; expected use_store(app, …), "
+            "or dead_letter(max_crashes=None), or acks_late=False on the task",
+        )
+    if layers & {Layer.CLAIM, Layer.BURY} and not (task.acks_late and task.reject_on_worker_lost):
+        logger.warning(
+            "%s wears patterns that promise not to lose it, but says acks_late=%s and reject_on_worker_lost=%s itself: "
+            "a killed worker loses the message it runs",
+            task.name, bool(task.acks_late), bool(task.reject_on_worker_lost),
+        )

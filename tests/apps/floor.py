@@ -1,0 +1,251 @@
+"""The app that the tests run on real workers: every task leaves traces in a Redis of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from datetime import timedelta
+from typing import Any
+
+import redis
+from celery import Celery
+from celery.exceptions import Ignore, Reject
+from tenacity import wait_fixed, wait_none
+
+import celery_patterns as patterns
+
+
+class Traces:
+    """What the tasks did, where a test can see it."""
+
+    def __init__(self, url: str, namespace: str) -> None:
+        self.redis = redis.Redis.from_url(url)
+        self.namespace = namespace
+
+    def _name(self, name: str) -> str:
+        return f"{self.namespace}:{name}"
+
+    def add(self, name: str, value: object = 1) -> int:
+        return int(self.redis.rpush(self._name(name), json.dumps(value, default=str)))
+
+    def all(self, name: str) -> list[Any]:
+        return [json.loads(value) for value in self.redis.lrange(self._name(name), 0, -1)]
+
+    def count(self, name: str) -> int:
+        return int(self.redis.llen(self._name(name)))
+
+    def set(self, name: str) -> None:
+        self.redis.set(self._name(f"flag:{name}"), 1)
+
+    def is_set(self, name: str) -> bool:
+        return bool(self.redis.exists(self._name(f"flag:{name}")))
+
+    def wait_for(self, name: str, seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.is_set(name):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"flag {name} was not set within {seconds} s")
+            time.sleep(0.01)
+
+
+class Fancy(Exception):
+    """Does not survive pickle: two required arguments."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+
+
+class Unprintable:
+    """No result backend can encode it."""
+
+
+def make_app(environment: Any = os.environ) -> Celery:
+    namespace = environment["FLOOR_NAMESPACE"]
+    broker = environment["FLOOR_BROKER"]
+    traces = Traces(environment["FLOOR_TRACES"], namespace)
+    app = Celery(f"floor-{namespace}", broker=broker, backend=environment["FLOOR_BACKEND"], set_as_current=False)
+    patterns.use_patterns(app)
+    if environment.get("FLOOR_STORE"):
+        patterns.use_store(app, patterns.stores.RedisStore(
+            environment["FLOOR_STORE"], prefix=f"cp-{namespace}", patience=timedelta(seconds=0.3)))
+    patterns.use_strict_json(app)
+    if environment.get("FLOOR_STRUCTLOG"):
+        patterns.use_structlog(app)
+    app.conf.update(
+        task_default_queue=f"q-{namespace}",
+        worker_prefetch_multiplier=1,
+        broker_connection_retry_on_startup=True,
+        result_expires=600,
+        worker_hijack_root_logger=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+    )
+    if environment.get("FLOOR_QUEUE_TYPE"):
+        app.conf.task_default_queue_type = environment["FLOOR_QUEUE_TYPE"]
+        app.conf.task_default_exchange_type = "topic"
+        app.conf.worker_detect_quorum_queues = True
+    if broker.startswith("redis"):
+        app.conf.broker_transport_options = {
+            "visibility_timeout": float(environment.get("FLOOR_VISIBILITY", "3600")),
+            "unacked_restore_interval": 1, "unacked_restore_throttle": 1,
+        }
+    app.traces = traces
+    dead = f"q-{namespace}.dead"
+
+    keyed = patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=3), same=("order",))
+    now = wait_none()
+    task = app.task
+
+    @task(shared=False, name="add")
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    @task(shared=False, name="collect")
+    def collect(values: list[Any]) -> list[Any]:
+        traces.add("collected", values)
+        return values
+
+    @task(shared=False, name="note")
+    def note(value: Any, name: str = "noted") -> Any:
+        traces.add(name, value)
+        return value
+
+    @task(shared=False, name="failed_errback")
+    def failed_errback(task_id: str) -> None:
+        traces.add("errback", task_id)
+
+    @task(shared=False, name="flaky")
+    @patterns.retry(on=ConnectionError, attempts=3, wait=now)
+    def flaky(order: str, failures: int = 2) -> str:
+        traces.add("flaky", order)
+        call = patterns.current_call()
+        traces.add("attempts", [call.attempt, call.attempts, call.is_last])
+        if call.attempt <= failures:
+            raise ConnectionError(f"attempt {call.attempt}")
+        return f"done {order}"
+
+    @task(shared=False, name="flaky_keyed")
+    @patterns.retry(on=ConnectionError, attempts=3, wait=now)
+    @keyed
+    @patterns.dead_letter(dead)
+    def flaky_keyed(order: str, failures: int = 2) -> str:
+        call = patterns.current_call()
+        traces.add("runs", [order, call.id, call.attempt])
+        if call.attempt <= failures:
+            raise ConnectionError(f"attempt {call.attempt}")
+        traces.add("effects", order)
+        return f"done {order}"
+
+    @task(shared=False, name="slow_keyed")
+    @keyed
+    @patterns.dead_letter(dead)
+    def slow_keyed(order: str, seconds: float = 0.0, flag: str | None = None, result: Any = None) -> Any:
+        claim = patterns.current_claim()
+        traces.add("starts", [order, os.getpid(), claim.fence])
+        if flag is not None:
+            traces.wait_for(flag)
+        time.sleep(seconds)
+        traces.add("effects", order)
+        return result if result is not None else f"done {order}"
+
+    @task(shared=False, name="doomed")
+    @patterns.dead_letter(dead)
+    def doomed(order: str, kind: str = "value") -> None:
+        traces.add("doomed", order)
+        if kind == "fancy":
+            raise Fancy(7, order)
+        if kind == "memory":
+            raise MemoryError("no more")
+        if kind == "mended" and traces.is_set("mended"):
+            traces.add("mended", [order, patterns.current_call().id])
+            return
+        raise ValueError(f"cannot do {order}")
+
+    @task(shared=False, name="doomed_keyed")
+    @keyed
+    @patterns.dead_letter(dead)
+    def doomed_keyed(order: str) -> str:
+        traces.add("doomed", order)
+        if traces.is_set("mended"):
+            traces.add("effects", order)
+            return f"mended {order}"
+        raise ValueError(f"cannot do {order}")
+
+    @task(shared=False, name="killer")
+    @patterns.dead_letter(dead)
+    def killer(order: str) -> None:
+        traces.add("kills", order)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @task(shared=False, name="killer_keyed")
+    @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=2))
+    @patterns.dead_letter(dead)
+    def killer_keyed(order: str, kills: int = 99) -> str:
+        if traces.add("kills", order) <= kills:
+            os.kill(os.getpid(), signal.SIGKILL)
+        traces.add("effects", order)
+        return f"survived {order}"
+
+    @task(shared=False, name="unencodable")
+    @keyed
+    @patterns.dead_letter(dead)
+    def unencodable(order: str) -> Any:
+        traces.add("effects", order)
+        return Unprintable()
+
+    @task(shared=False, name="by_hand", bind=True)
+    @patterns.retry(on=ConnectionError, attempts=3, wait=wait_fixed(1))
+    @patterns.dead_letter(dead)
+    def by_hand(self: Any, basket: list[str]) -> list[str]:
+        traces.add("by_hand", basket)
+        seen = list(basket)
+        basket.append("spoiled")
+        if self.request.retries < 2:
+            raise self.retry(countdown=0)
+        return seen
+
+    @task(shared=False, name="replaced", bind=True)
+    @patterns.idempotent(key="order", ttl=timedelta(hours=1))
+    @patterns.dead_letter(dead)
+    def replaced(self: Any, order: str, page: int = 0) -> Any:
+        traces.add("pages", page)
+        if page < 2:
+            raise self.replace(self.app.tasks["replaced"].s(order, page + 1))
+        return f"page {page}"
+
+    @task(shared=False, name="leaves")
+    @keyed
+    @patterns.dead_letter(dead)
+    def leaves(order: str, how: str) -> None:
+        traces.add("leaves", how)
+        if how == "ignore":
+            raise Ignore()
+        if how == "reject":
+            raise Reject("not this one", requeue=False)
+        if how == "requeue" and traces.count("leaves") < 3:
+            raise Reject("again", requeue=True)
+
+    @task(shared=False, name="fanned")
+    @patterns.retry(on=ConnectionError, attempts=2, wait=now)
+    def fanned(x: int) -> int:
+        return x * 2
+
+    @task(shared=False, name="member")
+    @patterns.retry(on=ConnectionError, attempts=3, wait=now)
+    @patterns.idempotent(key="x", ttl=timedelta(hours=1), same=("x",))
+    @patterns.dead_letter(dead)
+    def member(x: int, how: str = "plain") -> int:
+        traces.add("members", [x, how])
+        if how == "retried" and patterns.current_call().attempt == 1:
+            raise ConnectionError("once")
+        if how == "dead":
+            raise ValueError("for good")
+        return x * 10
+
+    @task(shared=False, name="reliable", base=patterns.ReliableTask)
+    def reliable(order: str) -> str:
+        traces.add("reliable", order)
+        raise ConnectionError("never there")
+
+    return app

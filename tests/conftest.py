@@ -1,0 +1,65 @@
+"""Servers for the whole run, and a corner of them for each test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .harness import Floor, floor
+from .servers import RabbitServer, RedisServer
+
+REDIS, RABBIT = "TESTS_REDIS_PORT", "TESTS_RABBIT_PORT"
+_servers: list[RedisServer | RabbitServer] = []
+_databases = itertools.count()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the servers once, before xdist's own processes, which find them in the environment."""
+    if hasattr(config, "workerinput") or REDIS in os.environ or config.option.collectonly:
+        return
+    for server, name in ((RedisServer(), REDIS), (RabbitServer(), RABBIT)):
+        _servers.append(server)
+        server.start()
+        os.environ[name] = str(server.port)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    for server in _servers:
+        server.close()
+    if _servers:
+        _servers.clear()
+        del os.environ[REDIS], os.environ[RABBIT]
+
+
+@pytest.fixture
+def database() -> str:
+    """The URL of an empty Redis database that no other test uses: messages of a queue share keys with the others'."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    return f"redis://127.0.0.1:{os.environ[REDIS]}/{int(worker) * 1000 + next(_databases) + 1}"
+
+
+@pytest.fixture
+def rabbit() -> str:
+    return f"amqp://guest:guest@127.0.0.1:{os.environ[RABBIT]}//"
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def broker(request: pytest.FixtureRequest) -> str:
+    """Each test that takes it runs on both brokers."""
+    return str(request.getfixturevalue("database" if request.param == "redis" else "rabbit"))
+
+
+@pytest.fixture
+def environment(broker: str, database: str) -> dict[str, str]:
+    """What the app under test is made from; override it to change the broker or leave the store out."""
+    return {"FLOOR_BROKER": broker, "FLOOR_BACKEND": database, "FLOOR_STORE": database, "FLOOR_TRACES": database}
+
+
+@pytest.fixture
+def shop(environment: dict[str, str], tmp_path: Path) -> Iterator[Floor]:
+    with floor(environment, tmp_path) as made:
+        yield made

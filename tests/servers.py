@@ -1,0 +1,196 @@
+"""The servers that the tests run against: real ones, started here on free ports, ended by their process id."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import amqp
+import redis
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> object:
+    """Poll for a condition; what it gave, once that is true."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+def program(name: str, package: str, *places: str) -> str:
+    """Where a server's program is; an error that says what to install when it is nowhere."""
+    for place in (*places, shutil.which(name)):
+        if place and os.access(place, os.X_OK):
+            return place
+    raise RuntimeError(f"{name} is not installed; the tests need it: apt-get install {package}, or `make test`")
+
+
+class Server:
+    """A server process in a folder of its own."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="celery-patterns-"))
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.helpers: list[subprocess.Popen[bytes]] = []
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def environment(self) -> Mapping[str, str]:
+        return os.environ
+
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+    def start(self) -> None:
+        log = (self.folder / "server.log").open("ab")
+        self.process = subprocess.Popen(
+            self.command(), env=dict(self.environment()), stdout=log, stderr=log, start_new_session=True,
+        )
+        wait_until(self._up, 60, f"{type(self).__name__} answers; its log is {self.folder / 'server.log'}")
+
+    def _up(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{type(self).__name__} ended: {(self.folder / 'server.log').read_text()[-2000:]}")
+        return self.answers()
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End the process, and nothing else; what it wrote stays for the next start."""
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.process.send_signal(number)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+
+    def close(self) -> None:
+        self.stop()
+        for helper in self.helpers:
+            helper.terminate()
+            helper.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class RedisServer(Server):
+    databases = 4096
+
+    def command(self) -> list[str]:
+        return [
+            program("redis-server", "redis-server"), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
+            "--appendonly", "yes", "--appendfsync", "always", "--dir", str(self.folder), "--databases", str(self.databases),
+        ]
+
+    def url(self, database: int = 0) -> str:
+        return f"redis://127.0.0.1:{self.port}/{database}"
+
+    def answers(self) -> bool:
+        try:
+            return bool(redis.Redis(port=self.port, socket_timeout=1).ping())
+        except (redis.RedisError, OSError):
+            return False
+
+
+class RabbitServer(Server):
+    def __init__(self) -> None:
+        super().__init__()
+        self.epmd_port, self.dist_port = free_port(), free_port()
+
+    def command(self) -> list[str]:
+        return [program("rabbitmq-server", "rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server")]
+
+    def environment(self) -> Mapping[str, str]:
+        folder = str(self.folder)
+        return {
+            **os.environ,
+            "HOME": folder,
+            "ERL_EPMD_PORT": str(self.epmd_port),
+            "RABBITMQ_NODENAME": f"t{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self.dist_port),
+            "RABBITMQ_MNESIA_BASE": folder,
+            "RABBITMQ_LOG_BASE": folder,
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/none",
+            # Two schedulers that do not spin: the tests need the two cores themselves.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
+        }
+
+    def start(self) -> None:
+        if not self.helpers:
+            (self.folder / "plugins").write_text("[].\n")
+            # Erlang would start this name service as a daemon that nobody ends.
+            self.helpers.append(subprocess.Popen(
+                [program("epmd", "rabbitmq-server"), "-port", str(self.epmd_port), "-address", "127.0.0.1"],
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            ))
+        super().start()
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        # The script is the parent of the real server: both are ours, and a SIGKILL must reach the server.
+        children = [] if self.process is None else _children(self.process.pid)
+        super().stop(number)
+        for pid in children:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+            wait_until(lambda pid=pid: not _alive(pid), 30, f"rabbitmq process {pid} ends")
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def answers(self) -> bool:
+        try:
+            with amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=1):
+                return True
+        except (OSError, amqp.AMQPError):
+            return False
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue
+            if parent == pid:
+                found += [int(entry.name), *_children(int(entry.name))]
+    return found
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
