@@ -73,7 +73,7 @@ class Server:
             raise RuntimeError(f"{type(self).__name__} ended: {(self.folder / 'server.log').read_text()[-2000:]}")
         return self.answers()
 
-    def signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
         assert self.process is not None
         os.kill(self.process.pid, number)
 

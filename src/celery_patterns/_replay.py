@@ -178,9 +178,10 @@ class DeadLetters:
         channel = connection.channel()
         try:
             while True:
-                message = channel.basic_get(self.queue, no_ack=False)
-                if message is None:
+                raw = channel.basic_get(self.queue, no_ack=False)
+                if raw is None:
                     return
+                message = channel.message_to_python(raw)
                 letter = read_letter(message.headers)
                 if letter is not None:
                     yield _Held(letter, message)
