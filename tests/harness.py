@@ -30,11 +30,30 @@ class Worker:
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "celery", "-A", "tests.apps.entry", "worker", "-P", pool, "-c", str(concurrency),
-                    "-Q", queue, "-n", f"{uuid.uuid4().hex[:8]}@localhost", "-l", "INFO",
-                    "--without-gossip", "--without-mingle",
+                    sys.executable,
+                    "-m",
+                    "celery",
+                    "-A",
+                    "tests.apps.entry",
+                    "worker",
+                    "-P",
+                    pool,
+                    "-c",
+                    str(concurrency),
+                    "-Q",
+                    queue,
+                    "-n",
+                    f"{uuid.uuid4().hex[:8]}@localhost",
+                    "-l",
+                    "INFO",
+                    "--without-gossip",
+                    "--without-mingle",
                 ],
-                cwd=ROOT, env={**os.environ, **environment}, stdout=stream, stderr=stream, start_new_session=True,
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
             )
 
     @property
@@ -109,8 +128,11 @@ class Floor:
 
     def worker(self, *, pool: str = "prefork", concurrency: int = 2, ready: bool = True, **environment: str) -> Worker:
         worker = Worker(
-            {**self.environment, **environment}, self.queue, self.folder / f"worker-{len(self.workers)}.log",
-            pool=pool, concurrency=concurrency,
+            {**self.environment, **environment},
+            self.queue,
+            self.folder / f"worker-{len(self.workers)}.log",
+            pool=pool,
+            concurrency=concurrency,
         )
         self.workers.append(worker)
         return worker.wait_ready() if ready else worker

@@ -63,7 +63,11 @@ class Server:
     def start(self) -> None:
         log = (self.folder / "server.log").open("ab")
         self.process = subprocess.Popen(
-            self.command(), env=dict(self.environment()), stdout=log, stderr=log, start_new_session=True,
+            self.command(),
+            env=dict(self.environment()),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         wait_until(self._up, 60, f"{type(self).__name__} answers; its log is {self.folder / 'server.log'}")
 
@@ -102,8 +106,21 @@ class RedisServer(Server):
 
     def command(self) -> list[str]:
         return [
-            program("redis-server", "redis-server"), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
-            "--appendonly", "yes", "--appendfsync", "always", "--dir", str(self.folder), "--databases", str(self.databases),
+            program("redis-server", "redis-server"),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "always",
+            "--dir",
+            str(self.folder),
+            "--databases",
+            str(self.databases),
         ]
 
     def url(self, database: int = 0) -> str:
@@ -147,10 +164,14 @@ class RabbitServer(Server):
         if not self.helpers:
             (self.folder / "plugins").write_text("[].\n")
             # Erlang would start this name service as a daemon that nobody ends.
-            self.helpers.append(subprocess.Popen(
-                [program("epmd", "rabbitmq-server"), "-port", str(self.epmd_port), "-address", "127.0.0.1"],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            ))
+            self.helpers.append(
+                subprocess.Popen(
+                    [program("epmd", "rabbitmq-server"), "-port", str(self.epmd_port), "-address", "127.0.0.1"],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            )
         super().start()
 
     def stop(self, number: int = signal.SIGTERM) -> None:

@@ -99,7 +99,7 @@ class Call:
 
     def __init__(
         self,
-        instance: Task[Any, Any],
+        instance: Task,
         request: Context,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],

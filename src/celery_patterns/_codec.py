@@ -24,6 +24,9 @@ from .exceptions import UnsafeValue
 
 __all__ = ["dumps", "dumps_message", "dumps_result", "loads"]
 
+#: How deep the search for a refused value goes before it gives up; Python's own limit is near.
+DEEPEST = 900
+
 MARKER = frozenset({"__type__", "__value__"})
 
 
@@ -38,7 +41,7 @@ def _bytes(value: bytes) -> dict[str, Any]:
         return _marked("base64", base64.b64encode(value).decode())
 
 
-class _Refused(Exception):
+class _Refused(Exception):  # noqa: N818 - a signal between two functions
     """Somewhere inside; the path is found by a second, slower walk."""
 
 
@@ -113,7 +116,7 @@ def _wire_dict(value: dict[Any, Any]) -> dict[str, Any]:
             if changed is None:
                 changed = value.copy()
             changed[name] = wired
-    if len(value) == 2 and value.keys() == MARKER:
+    if "__type__" in value and value.keys() == MARKER:
         raise _Refused
     return value if changed is None else changed
 
@@ -130,7 +133,7 @@ def _text(wired: Any) -> bytes:
 
 def _find(value: Any, path: str, depth: int = 0) -> UnsafeValue | None:
     """The first value that cannot be carried, with its path and the cure."""
-    if depth > 900:
+    if depth > DEEPEST:
         return UnsafeValue(path, "is nested too deeply, or contains itself; send an id and load the rest in the task")
     kind = type(value)
     if kind is dict:
@@ -142,7 +145,9 @@ def _find(value: Any, path: str, depth: int = 0) -> UnsafeValue | None:
             )
         for name, item in value.items():
             if type(name) is not str:
-                return UnsafeValue(path, f"has a key of type {type(name).__name__}; JSON would make it a str: use str keys")
+                return UnsafeValue(
+                    path, f"has a key of type {type(name).__name__}; JSON would make it a str: use str keys"
+                )
             found = _find(item, f"{path}.{name}" if name.isidentifier() else f"{path}[{name!r}]", depth + 1)
             if found is not None:
                 return found
@@ -160,10 +165,12 @@ def _find(value: Any, path: str, depth: int = 0) -> UnsafeValue | None:
 def _problem(value: Any, kind: type) -> str | None:
     if kind in _PLAIN:
         return None
-    if kind is float or kind is Decimal:
-        if kind is float and math.isinf(value):
+    if kind is Decimal:
+        return "is NaN, which equals nothing, not even itself; send None" if value.is_nan() else None
+    if kind is float:
+        if math.isinf(value):
             return "is infinite, which JSON has no word for; send None or a str"
-        return "is NaN, which JSON has no word for; send None or a str" if value != value else None
+        return "is NaN, which JSON has no word for; send None or a str" if math.isnan(value) else None
     if kind in (datetime, time) and value.tzinfo is not None and type(value.tzinfo).__module__ != "datetime":
         return f"is in the time zone {value.tzinfo}, whose name would be lost; send it in UTC, or with a fixed offset"
     if kind in (datetime, time) and value.fold:
@@ -253,11 +260,11 @@ def _signature(value: Mapping[str, Any], path: str) -> dict[str, Any]:
     """One signature: its task's arguments are the user's, unless it is one of Celery's own tasks."""
     loose = str(value["task"]).startswith("celery.")
     here = f"{path}({value['task']})."
-    wired = {
-        name: _structure(item, f"{path}.{name}") for name, item in value.items() if name not in ("args", "kwargs")
-    }
+    wired = {name: _structure(item, f"{path}.{name}") for name, item in value.items() if name not in ("args", "kwargs")}
     wired["args"] = _structure(value["args"] or (), f"{here}args") if loose else _positional(value["args"] or (), here)
-    wired["kwargs"] = _structure(value["kwargs"] or {}, f"{here}kwargs") if loose else _named(value["kwargs"] or {}, here)
+    wired["kwargs"] = (
+        _structure(value["kwargs"] or {}, f"{here}kwargs") if loose else _named(value["kwargs"] or {}, here)
+    )
     return wired
 
 

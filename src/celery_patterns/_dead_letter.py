@@ -14,15 +14,13 @@ from celery.utils.dispatch import Signal
 from ._equipment import equipment_of
 from ._events import emit
 from ._keys import digest
-from ._letter import Letter, letter_message, written
+from ._letter import letter_message, written
 from ._plan import Layer, Pattern
 from ._publish import CONFIRM
 from ._queues import ensure_queue
 from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
 
 if TYPE_CHECKING:
-    from kombu import Producer
-
     from ._call import Call
 
 __all__ = ["dead_letter", "task_dead_lettered"]
@@ -38,13 +36,13 @@ STARTS_TTL = timedelta(days=7)
 class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
     """Keep what finally fails.
 
-    It promises that when a task ends for good with an exception, or has taken its worker down ``max_crashes`` times, an
-    equal message stands in a durable queue on the app's own broker, with where it came from and why it died, before the
+    It promises that when a task ends for good with an exception, or has taken its worker down ``max_crashes`` times,
+    an equal message stands in a durable queue on the app's own broker, with where it came from and why it died, before the
     original is acknowledged. Then the task is FAILURE as ever: chords, errbacks and result backends see it. A task that
     wears it is acknowledged late and goes back to its queue when its worker is lost, unless the task says otherwise.
 
-    It does not promise one copy: a worker killed between the letter and the acknowledgement writes the same letter again,
-    under the same id, and reading shows one. In this version it sees what the body raises and the crash limit; a hard
+    It does not promise one copy: a worker killed between the letter and the acknowledgement writes the same letter
+    again, under the same id, and reading shows one. In this version it sees what the body raises and the crash limit; a hard
     time limit, a ``Reject``, an unknown or undecodable message and a revoked task leave no letter yet.
 
     Args:
@@ -64,9 +62,13 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
 
     def __init__(self, queue: str | None = None, *, max_crashes: int | None = 3) -> None:
         if queue is not None and (not isinstance(queue, str) or not queue):
-            raise ConfigurationError(f"expected queue to be a name, for example dead_letter(\"orders.dead\"), got {queue!r}")
+            raise ConfigurationError(
+                f'expected queue to be a name, for example dead_letter("orders.dead"), got {queue!r}'
+            )
         if max_crashes is not None and (type(max_crashes) is not int or max_crashes < 1):
-            raise ConfigurationError(f"expected max_crashes to be at least 1, or None for no limit, got {max_crashes!r}")
+            raise ConfigurationError(
+                f"expected max_crashes to be at least 1, or None for no limit, got {max_crashes!r}"
+            )
         object.__setattr__(self, "queue", queue)
         object.__setattr__(self, "max_crashes", max_crashes)
 
@@ -90,7 +92,7 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
         queue = self.queue or f"{letter.queue}.dead"
         message = letter_message(call, letter)
 
-        def send(producer: Producer) -> None:
+        def send(producer: Any) -> None:
             ensure_queue(call.app, producer.connection, queue)
             producer.publish(exchange="", routing_key=queue, **message, **CONFIRM)
 
@@ -101,7 +103,9 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
             if not call.late:
                 return  # acknowledged long ago: the failure and this line are all that can be left of it
             # A string, never the user's exception: a Reject whose reason does not unpickle ends the worker.
-            raise Reject("the dead letter could not be published; the message goes back to its queue", requeue=True) from None
+            raise Reject(
+                "the dead letter could not be published; the message goes back to its queue", requeue=True
+            ) from None
         emit(logging.ERROR, "dead_lettered", call, error=error, queue=queue, reason=letter.reason, letter=letter.id)
         task_dead_lettered.send(sender=call.instance, letter=letter)
 
@@ -115,7 +119,7 @@ def _count_start(call: Call, limit: int) -> None:
     except StoreUnavailable as error:
         emit(logging.WARNING, "start_not_counted", call, error=error)
         return
-    call.settlements.append(lambda outcome: _forget_starts(call, key))
+    call.settlements.append(lambda _: _forget_starts(call, key))
     # The first delivery was not counted, so this would be start number starts + 1.
     if starts >= limit:
         raise TooManyCrashes(f"{call.task} was started {limit} times and never came to an end; it was not run again")

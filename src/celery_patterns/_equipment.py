@@ -41,8 +41,8 @@ class Equipment:
         """
         if self._store is None:
             raise ConfigurationError(
-                "this needs a store and the app has none; expected equip(app, store=\"redis://…\") or "
-                "use_store(app, \"redis://…\") where the app is made",
+                'this needs a store and the app has none; expected equip(app, store="redis://…") or '
+                'use_store(app, "redis://…") where the app is made',
             )
         return self._store
 

@@ -53,6 +53,8 @@ def emit(level: int, name: str, call: Call, *, error: BaseException | None = Non
         known["attempts"] = call.attempts
     if error is not None:
         kind = type(error)
-        known["error.type"] = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        known["error.type"] = (
+            kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        )
     known.update(fields)
     logger.log(level, Event(name, known))

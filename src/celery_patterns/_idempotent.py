@@ -54,8 +54,8 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
     no worker slot and no attempt. A failure frees the key: the next call with it runs. When a worker is killed, the
     redelivered message takes the key over once the lease is over; after ``max_crashes`` such starts it is not run again.
 
-    It does not promise exactly-once effects in another system: a worker killed between the effect and the record runs
-    the effect again. Hand ``current_claim().key`` to that system for this case. In this version a lease is not renewed:
+    It does not promise exactly-once effects in another system: a worker killed between the effect and the record
+    runs the effect again. Hand ``current_claim().key`` to that system for this case. In this version a lease is not renewed:
     a body that outlives it may be run by a second worker at the same time.
 
     Args:
@@ -89,7 +89,9 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
     ) -> None:
         for name, span in (("ttl", ttl), ("lease", lease), ("wait_within", wait_within)):
             if not isinstance(span, timedelta):
-                raise ConfigurationError(f"expected {name} to be a timedelta, for example timedelta(days=1), got {span!r}")
+                raise ConfigurationError(
+                    f"expected {name} to be a timedelta, for example timedelta(days=1), got {span!r}"
+                )
             if span <= timedelta(0):
                 raise ConfigurationError(f"expected {name} to be longer than nothing, got {span}")
         if not callable(key):
@@ -97,8 +99,8 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         elif inspect.iscoroutinefunction(key):
             raise ConfigurationError("expected key to be a plain function, got an async one")
         if same is not None:
-            if isinstance(same, str):
-                raise ConfigurationError(f"expected same to be a tuple of argument names, got the str {same!r}; write ({same!r},)")
+            if not isinstance(same, tuple):
+                raise ConfigurationError(f"expected same to be a tuple of argument names, got {same!r}")
             same = tuple(same)
             _expect_names("same", same, empty=True)
         for name, value in (("key", key), ("ttl", ttl), ("same", same), ("lease", lease), ("wait_within", wait_within)):
@@ -158,7 +160,9 @@ def _expect_names(role: str, names: tuple[Any, ...], *, empty: bool = False) -> 
         raise ConfigurationError(f"expected {role} to name at least one argument, got an empty tuple")
     for name in names:
         if not isinstance(name, str) or not name:
-            raise ConfigurationError(f"expected {role} to be an argument's name, a tuple of names or a function, got {name!r}")
+            raise ConfigurationError(
+                f"expected {role} to be an argument's name, a tuple of names or a function, got {name!r}"
+            )
 
 
 class _Run:
@@ -192,7 +196,9 @@ class _Run:
         call.settlements.append(self._release)
         limit = call.crash_limit
         if limit is not None and claimed.starts > limit:
-            raise TooManyCrashes(f"{call.task} was started {limit} times and never came to an end; it was not run again")
+            raise TooManyCrashes(
+                f"{call.task} was started {limit} times and never came to an end; it was not run again"
+            )
         if claimed.starts > 1:
             emit(logging.WARNING, "claim_taken_over", call, starts=claimed.starts, fence=claimed.fence)
         return self._complete(proceed())
@@ -204,7 +210,7 @@ class _Run:
         if encoded is None:
             emit(logging.WARNING, "result_not_kept", call, result_type=type(result).__qualname__)
         answer = self._record(encoded)
-        if answer is None or isinstance(answer, Done) and answer.result == encoded:
+        if answer is None or (isinstance(answer, Done) and answer.result == encoded):
             return result
         # Somebody else holds the key by now, so this result is not the key's.
         emit(logging.ERROR, "claim_lost", call, fence=self.fence)
@@ -216,9 +222,14 @@ class _Run:
         while True:
             try:
                 return self.store.complete(
-                    self.key, self.attempt, self.fingerprint, self.fence, encoded, ttl=self.pattern.ttl,
+                    self.key,
+                    self.attempt,
+                    self.fingerprint,
+                    self.fence,
+                    encoded,
+                    ttl=self.pattern.ttl,
                 )
-            except StoreUnavailable as error:
+            except StoreUnavailable as error:  # noqa: PERF203
                 if time.monotonic() >= deadline:
                     emit(logging.CRITICAL, "claim_not_recorded", self.call, error=error, fence=self.fence)
                     return None
@@ -249,13 +260,15 @@ class _Run:
             raise KeyMismatch(f"{call.task}: the key was used before with other arguments; it belongs to that call")
         assert isinstance(answer, Running)
         # Jitter, so that a crowd of duplicates does not come back at the same second.
-        wait = min(answer.expires_in + timedelta(seconds=random.uniform(0, 1)), LONGEST_WAIT)
+        wait = min(answer.expires_in + timedelta(seconds=random.uniform(0, 1)), LONGEST_WAIT)  # noqa: S311
         return self._wait(wait, None)
 
     def _wait(self, wait: timedelta, error: StoreUnavailable | None) -> None:
         call = self.call
         since = float(call.header.get("waiting") or time.time())
         if time.time() - since > self.pattern.wait_within.total_seconds():
-            raise error or InProgress(f"{call.task}: another run of the same key did not end within {self.pattern.wait_within}")
+            raise error or InProgress(
+                f"{call.task}: another run of the same key did not end within {self.pattern.wait_within}"
+            )
         emit(logging.INFO, "duplicate_waiting", call, wait=round(wait.total_seconds(), 3))
         send_waiting_copy(call, wait)

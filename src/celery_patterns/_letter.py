@@ -6,7 +6,7 @@ import json
 import time
 import traceback
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from kombu import serialization
 
@@ -32,8 +32,25 @@ MESSAGE_LIMIT = 2_000
 
 # The headers of Celery's message protocol 2. A running request keeps them, beside much that is not the message's.
 _PROTOCOL = (
-    "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id",
-    "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps",
+    "lang",
+    "task",
+    "id",
+    "shadow",
+    "eta",
+    "expires",
+    "group",
+    "group_index",
+    "retries",
+    "timelimit",
+    "root_id",
+    "parent_id",
+    "argsrepr",
+    "kwargsrepr",
+    "origin",
+    "ignore_result",
+    "replaced_task_nesting",
+    "stamped_headers",
+    "stamps",
 )
 _EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 
@@ -168,7 +185,7 @@ def _clipped(text: str, limit: int) -> str:
         return text
     mark = "\n[…]\n"
     keep = max(0, limit - len(mark))
-    return cast("str", text[: keep // 3] + mark + text[len(text) - (keep - keep // 3) :])
+    return text[: keep // 3] + mark + text[len(text) - (keep - keep // 3) :]
 
 
 def replayed_headers(letter: Letter, headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
     def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
         shown = self._shown(call)
         tokens = structlog.contextvars.bind_contextvars(
-            **{"task": call.task, "messaging.message.id": call.id, "attempt": call.attempt}, **shown,
+            **{"task": call.task, "messaging.message.id": call.id, "attempt": call.attempt},
+            **shown,
         )
         begun = time.perf_counter()
         try:
@@ -104,7 +105,12 @@ def _argument(call: Call, name: str, position: int) -> Any:
 
 
 def _close(
-    call: Call, shown: dict[str, Any], begun: float, level: int, name: str, error: BaseException | None = None,
+    call: Call,
+    shown: dict[str, Any],
+    begun: float,
+    level: int,
+    name: str,
+    error: BaseException | None = None,
 ) -> None:
     fields: dict[str, Any] = {"duration": round(time.perf_counter() - begun, 6)}
     waited = _queue_wait(call)
@@ -120,10 +126,10 @@ def _queue_wait(call: Call) -> float | None:
         return None
     eta = call.request.eta
     due = max(sent, datetime.fromisoformat(eta).timestamp()) if eta else sent
-    return round(max(0.0, call.started - due), 6)
+    return float(round(max(0.0, call.started - due), 6))
 
 
-def _fields_of_event(logger: Any, method: str, event_dict: dict[str, Any]) -> dict[str, Any]:
+def _fields_of_event(_logger: Any, _method: str, event_dict: dict[str, Any]) -> dict[str, Any]:
     """Turn one of our events back into fields."""
     record = event_dict.get("_record")
     if record is not None and isinstance(record.msg, Event):

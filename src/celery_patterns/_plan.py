@@ -24,7 +24,19 @@ from .exceptions import ConfigurationError, OutOfMemory
 if TYPE_CHECKING:
     from celery.app.task import Context
 
-__all__ = ["FAILED", "HANDED_OVER", "INNER", "REQUEUED", "SUCCEEDED", "WORN", "Layer", "Pattern", "Plan", "without", "worn_by"]
+__all__ = [
+    "FAILED",
+    "HANDED_OVER",
+    "INNER",
+    "REQUEUED",
+    "SUCCEEDED",
+    "WORN",
+    "Layer",
+    "Pattern",
+    "Plan",
+    "without",
+    "worn_by",
+]
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 Proceed = Callable[[], Any]
@@ -64,9 +76,12 @@ class Pattern:
         """
         if type(target) is PromiseProxy:
             # Looking at any attribute would create the task now, before the app is configured.
-            target.__then__(_put_on_task, target, self)
+            proxy: Any = target
+            proxy.__then__(_put_on_task, target, self)
         elif type(target) is Proxy:
-            raise ConfigurationError(f"{self.kind()} stands above @shared_task; expected it below, next to the function")
+            raise ConfigurationError(
+                f"{self.kind()} stands above @shared_task; expected it below, next to the function"
+            )
         elif isinstance(target, type):
             raise ConfigurationError(
                 f"{self.kind()} decorates the class {target.__name__}; expected the value in its patterns = (…)",
@@ -75,7 +90,9 @@ class Pattern:
             _put_on_task(target, self)
         else:
             if not callable(target):
-                raise ConfigurationError(f"{self.kind()} decorates a {type(target).__name__}; expected a function or a task")
+                raise ConfigurationError(
+                    f"{self.kind()} decorates a {type(target).__name__}; expected a function or a task"
+                )
             _put_on_function(target, self)
         return target
 
@@ -210,11 +227,17 @@ class Plan:
         rooms.append((Layer.PUBLISH, between))
         self._inside_out = [around for _, around in sorted(rooms, key=lambda room: -room[0])]
 
-    def run(self, task: Task[Any, Any], request: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, task: Task, request: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one attempt. The settlements come last, when it is known how the attempt ended."""
         call = Call(
-            task, request, args, kwargs, self.signature,
-            attempts=self.attempts, keyed=self.keyed, crash_limit=self.crash_limit,
+            task,
+            request,
+            args,
+            kwargs,
+            self.signature,
+            attempts=self.attempts,
+            keyed=self.keyed,
+            crash_limit=self.crash_limit,
         )
         request.__dict__[MARK] = call
         proceed: Proceed = functools.partial(self._attempt, call)

@@ -19,7 +19,8 @@ from .exceptions import PublishFailed, UnsafeValue
 
 if TYPE_CHECKING:
     from celery import Celery
-    from kombu import Connection, Producer
+    from kombu.connection import Connection
+    from kombu.messaging import Producer
 
 __all__ = ["CONFIRM", "PATIENCE", "Publisher"]
 
@@ -77,7 +78,8 @@ class Publisher:
                         raise PublishFailed(f"the message cannot be published: {_said(error)}") from error
                     if time.monotonic() + pause > deadline:
                         raise PublishFailed(
-                            f"the broker did not confirm the message within {patience}: {_said(error)}", True,
+                            f"the broker did not confirm the message within {patience}: {_said(error)}",
+                            True,
                         ) from error
                 time.sleep(pause)
                 pause = min(pause * 2, 2.0)
@@ -94,7 +96,7 @@ class Publisher:
             self._pid, self._lock = os.getpid(), threading.Lock()
             self._connection = self._producer = None
 
-    def _ready(self) -> Producer:
+    def _ready(self) -> Any:
         if self._producer is None:
             connection = self._app.connection_for_write()
             options = connection.transport_options

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import NotFound
-from kombu import Queue
+from kombu.entity import Queue
 
 if TYPE_CHECKING:
     from celery import Celery
-    from kombu import Connection
+    from kombu.connection import Connection
 
 __all__ = ["ensure_queue"]
 
@@ -20,13 +20,10 @@ def ensure_queue(app: Celery, connection: Connection, name: str) -> None:
         return  # a virtual transport's queue is there once something is in it
     if queue_length(connection, name) is not None:
         return
-    queues = app.amqp.queues
-    if name in queues:
-        queue = queues[name]
-    else:
-        # Classic, because a quorum queue with a delivery limit drops a letter that was looked at a few times.
-        queue = Queue(name, durable=True, queue_arguments={"x-queue-type": "classic"})
-    channel = connection.channel()
+    # Classic, because a quorum queue with a delivery limit drops a letter that was looked at a few times.
+    ours = Queue(name, durable=True, queue_arguments={"x-queue-type": "classic"})
+    queue = app.amqp.queues.get(name, ours)
+    channel: Any = connection.channel()
     try:
         queue(channel).declare()
     finally:
@@ -35,7 +32,7 @@ def ensure_queue(app: Celery, connection: Connection, name: str) -> None:
 
 def queue_length(connection: Connection, name: str) -> int | None:
     """How many messages an AMQP queue holds; None when there is no such queue."""
-    channel = connection.channel()
+    channel: Any = connection.channel()
     try:
         return int(channel.queue_declare(queue=name, passive=True).message_count)
     except NotFound:  # the broker has closed the channel by now

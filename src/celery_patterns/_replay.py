@@ -19,8 +19,9 @@ from .exceptions import ConfigurationError, LetterNotFound
 if TYPE_CHECKING:
     from celery import Celery
     from celery.result import AsyncResult
-    from kombu import Connection, Producer
+    from kombu.connection import Connection
     from kombu.message import Message
+    from kombu.messaging import Producer
 
 __all__ = ["DeadLetters", "dead_letters"]
 
@@ -191,7 +192,7 @@ class DeadLetters:
 
     def _held_on_redis(self, connection: Connection) -> Iterator[_Held]:
         """Look at the list without taking anything: a basic_get would move letters, and a kill would lose their order."""
-        channel = connection.default_channel
+        channel: Any = connection.default_channel
         # The tail is the oldest. What is written meanwhile goes to the head, and what we take out was at the tail.
         client, passed = channel.client, 0
         while True:
@@ -212,7 +213,8 @@ class DeadLetters:
         if not self._on_redis:
             held.message.ack()
             return
-        connection.default_channel.client.lrem(self.queue, -1, held.place)
+        channel: Any = connection.default_channel
+        channel.client.lrem(self.queue, -1, held.place)
 
 
 def _parsed(channel: Any, raw: bytes) -> Message:
@@ -225,9 +227,13 @@ def _without_chord(message: Message) -> Any:
     """The body, whose chord is not to be told a second time; bytes that cannot be read go as they are."""
     if "json" not in (message.content_type or ""):
         return message.body
-    args, kwargs, embed = serialization.loads(
-        message.body, message.content_type, message.content_encoding, accept=[message.content_type],
+    body: Any = serialization.loads(
+        message.body,
+        message.content_type,
+        message.content_encoding,
+        accept=[message.content_type],
     )
+    args, kwargs, embed = body
     if not embed.get("chord"):
         return message.body
     return serialization.dumps([args, kwargs, {**embed, "chord": None}], "json")[2]

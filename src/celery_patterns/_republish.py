@@ -116,7 +116,7 @@ def _send_next(call: Call, retry: Retry) -> None:
     }
     try:
         _send(call, signature, ours)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever stopped it, the attempt must not be lost
         _not_sent(call, cause, error)
     else:
         emit(logging.INFO, "retry_scheduled", call, error=cause, countdown=countdown)
@@ -159,11 +159,13 @@ def send_waiting_copy(call: Call, wait: timedelta) -> None:
         emit(logging.CRITICAL, "waiting_copy_not_published", call, error=error, requeued=call.late)
         if not call.late:
             raise
-        raise Reject("the waiting copy could not be published; the message goes back to its queue", requeue=True) from None
+        raise Reject(
+            "the waiting copy could not be published; the message goes back to its queue", requeue=True
+        ) from None
     raise Ignore("waiting for another run of the same key")
 
 
-def _send(call: Call, signature: Signature[Any], ours: Mapping[str, Any]) -> None:
+def _send(call: Call, signature: Signature, ours: Mapping[str, Any]) -> None:
     options = signature.options
     options["headers"] = carried_headers(call, options.get("headers"), **ours)
     options.pop("redelivered", None)

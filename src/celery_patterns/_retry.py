@@ -84,14 +84,24 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
         if attempts < 1:
             raise ConfigurationError(f"expected attempts to be at least 1, the first included, got {attempts}")
         if within is not None and not isinstance(within, timedelta):
-            raise ConfigurationError(f"expected within to be a timedelta, for example timedelta(hours=1), got {within!r}")
+            raise ConfigurationError(
+                f"expected within to be a timedelta, for example timedelta(hours=1), got {within!r}"
+            )
         if within is not None and within <= timedelta(0):
             raise ConfigurationError(f"expected within to be longer than nothing, got {within}")
         if not callable(wait):
             raise ConfigurationError(f"expected wait to be one of tenacity's, for example wait_fixed(10), got {wait!r}")
         if stop is not None and not callable(stop):
-            raise ConfigurationError(f"expected stop to be one of tenacity's, for example stop_after_delay(60), got {stop!r}")
-        for name, value in (("on", _on(on)), ("attempts", attempts), ("within", within), ("wait", wait), ("stop", stop)):
+            raise ConfigurationError(
+                f"expected stop to be one of tenacity's, for example stop_after_delay(60), got {stop!r}"
+            )
+        for name, value in (
+            ("on", _on(on)),
+            ("attempts", attempts),
+            ("within", within),
+            ("wait", wait),
+            ("stop", stop),
+        ):
             object.__setattr__(self, name, value)
 
     def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
@@ -130,16 +140,19 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
             if not self._wanted(state, error):
                 return None
             if call.is_last:
-                return _last(call, error, "attempts")
+                _tell_last(call, error, "attempts")
+                return None
             # tenacity's stop_before_delay reads the sleep that would come, so the wait is asked first.
             wait = _seconds(self.wait(state))
             state.upcoming_sleep = wait
             if self.stop is not None and self.stop(state):
-                return _last(call, error, "stop")
+                _tell_last(call, error, "stop")
+                return None
             if self._over(call, math.ceil(wait)):
-                return _last(call, error, "within")
+                _tell_last(call, error, "within")
+                return None
             return wait
-        except Exception as broken:
+        except Exception as broken:  # noqa: BLE001 - whatever a user's policy raises
             # A mistake in a policy must not cost the task: its own error stands, and is final.
             emit(logging.ERROR, "retry_policy_failed", call, error=broken)
             return None
@@ -148,7 +161,9 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
         named = _types_of(self.on)
         if named is not None:
             permanent = _permanent_kind(error)
-            return isinstance(error, named) and (permanent is None or any(issubclass(kind, permanent) for kind in named))
+            return isinstance(error, named) and (
+                permanent is None or any(issubclass(kind, permanent) for kind in named)
+            )
         if isinstance(self.on, retry_base):
             return bool(self.on(state))
         assert callable(self.on)
@@ -166,7 +181,9 @@ def _on(on: On) -> tuple[type[Exception], ...] | Callable[[Exception], bool] | r
                 raise ConfigurationError(f"expected on to hold exception types, subclasses of Exception; got {kind!r}")
         return on
     if isinstance(on, retry_if_result | retry_if_not_result):
-        raise ConfigurationError(f"expected on to look at exceptions; {type(on).__name__} looks at results: raise instead")
+        raise ConfigurationError(
+            f"expected on to look at exceptions; {type(on).__name__} looks at results: raise instead"
+        )
     if isinstance(on, retry_base):
         return on
     if callable(on):
@@ -185,7 +202,7 @@ def _types_of(on: object) -> tuple[type[Exception], ...] | None:
     return None
 
 
-def _permanent_kind(error: Exception) -> type[BaseException] | None:
+def _permanent_kind(error: Exception) -> Any:
     """The kind of error that trying again does not cure, unless the user names it."""
     if isinstance(error, SoftTimeLimitExceeded):
         return SoftTimeLimitExceeded
@@ -214,9 +231,9 @@ def _seconds(wait: float | timedelta) -> float:
     return seconds
 
 
-def _last(call: Call, error: Exception, limit: str) -> None:
+def _tell_last(call: Call, error: Exception, limit: str) -> None:
     emit(logging.WARNING, "retries_exhausted", call, error=error, limit=limit)
 
 
-def _exhausted(call: Call) -> Exception:
+def _exhausted(call: Call) -> Any:
     return call.instance.MaxRetriesExceededError(f"{call.task}: no attempt may start any more")

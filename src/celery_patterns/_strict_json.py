@@ -27,7 +27,12 @@ _EMBED = frozenset({"callbacks", "errbacks", "chain", "chord"})
 
 def _encode(body: Any, *, loose: bool = False) -> bytes:
     """Encode a task's message body; anything else that is sent under our name is one strict value."""
-    if isinstance(body, tuple | list) and len(body) == 3 and isinstance(body[2], Mapping) and body[2].keys() <= _EMBED:
+    if (
+        isinstance(body, tuple | list)
+        and len(body) == len(("args", "kwargs", "embed"))
+        and isinstance(body[2], Mapping)
+        and body[2].keys() <= _EMBED
+    ):
         args, kwargs, embed = body
         return _codec.dumps_message(args, kwargs, embed, loose=loose)
     return _codec.dumps(body)

@@ -35,7 +35,7 @@ DEFAULT_MAX_CRASHES = 3
 _SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
 
 
-class PatternTask(Task[Any, Any]):
+class PatternTask(Task):  # type: ignore[misc]
     """A Celery task that can wear patterns; without any it is a plain Celery task, at no cost.
 
     Put the values into ``patterns`` of a base class, or of one task with ``@app.task(patterns=(…))``, or decorate the
@@ -47,7 +47,8 @@ class PatternTask(Task[Any, Any]):
     #: The patterns that every task of this class wears.
     patterns: ClassVar[tuple[Pattern, ...]] = ()
 
-    _plan: ClassVar[Plan | None] = None
+    #: How the task runs; None for a task that wears nothing.
+    plan: ClassVar[Plan | None] = None
     _above: ClassVar[tuple[Pattern, ...]] = ()
     _unsaid: ClassVar[frozenset[str]] = frozenset()
 
@@ -77,13 +78,13 @@ class PatternTask(Task[Any, Any]):
         try:
             patterns = worn_by(cls, body, cls.__dict__.get("_above", ()))
             if not patterns:
-                cls._plan = None
+                cls.plan = None
                 return
             signature = _caller_signature(body, in_class)
             _refuse_misfits(cls, body, signature, patterns)
         except ConfigurationError:
             # Left in the registry, it would be a task whose patterns are silently absent.
-            cls._app._tasks.pop(cls.name, None)
+            cls._app._tasks.pop(cls.name, None)  # noqa: SLF001 - `tasks` would finalize the app
             raise
         cls._promise(patterns)
         plan = Plan(
@@ -94,8 +95,8 @@ class PatternTask(Task[Any, Any]):
             attempts=cls._attempts(patterns),
             crash_limit=cls._crash_limit(patterns),
         )
-        cls._plan = plan
-        cls.run = _wrapper(cls, plan, body)  # type: ignore[method-assign]
+        cls.plan = plan
+        cls.run = _wrapper(cls, plan, body)
 
     @classmethod
     def _promise(cls, patterns: tuple[Pattern, ...]) -> None:
@@ -130,7 +131,7 @@ class PatternTask(Task[Any, Any]):
                 return pattern.max_crashes
         return DEFAULT_MAX_CRASHES
 
-    def apply_async(  # type: ignore[override]
+    def apply_async(
         self,
         args: Any = None,
         kwargs: Any = None,
@@ -160,7 +161,7 @@ class PatternTask(Task[Any, Any]):
         ours: dict[str, Any] = {}
         if "idempotency_key" in options:
             ours["key"] = self._given_key(options.pop("idempotency_key"))
-        plan = self._plan
+        plan = self.plan
         if plan is not None:
             if plan.keyed and not current_task:
                 self._check_key(plan, args, kwargs, ours.get("key"))
@@ -179,8 +180,10 @@ class PatternTask(Task[Any, Any]):
             raise unsafe from None
 
     def _given_key(self, key: Any) -> str:
-        if self._plan is None or not self._plan.keyed:
-            raise ConfigurationError(f"{self.name} is sent with an idempotency_key but wears no idempotent(); expected one")
+        if self.plan is None or not self.plan.keyed:
+            raise ConfigurationError(
+                f"{self.name} is sent with an idempotency_key but wears no idempotent(); expected one"
+            )
         if not isinstance(key, str) or not key:
             raise ConfigurationError(f"{self.name}: expected idempotency_key to be a str, got a {type(key).__name__}")
         return key
@@ -217,7 +220,12 @@ class PatternTask(Task[Any, Any]):
         """
         call = self.request.__dict__.get(MARK)
         asking = {
-            "args": args, "kwargs": kwargs, "exc": exc, "eta": eta, "countdown": countdown, "max_retries": max_retries,
+            "args": args,
+            "kwargs": kwargs,
+            "exc": exc,
+            "eta": eta,
+            "countdown": countdown,
+            "max_retries": max_retries,
             **options,
         }
         if not isinstance(call, Call) or call.instance is not self:
@@ -264,7 +272,7 @@ class PatternTask(Task[Any, Any]):
         return super().chunks(it, n)
 
     def _refuse_calls_without_key(self, form: str) -> None:
-        if self._plan is not None and self._plan.keyed:
+        if self.plan is not None and self.plan.keyed:
             raise ConfigurationError(
                 f"{self.name}.{form}() makes its calls inside one task, where no key is claimed; expected a group: "
                 f"group({self.__name__}.s(item) for item in items)",
@@ -285,13 +293,11 @@ class ReliableTask(PatternTask):
 
 def _body_of(cls: type) -> tuple[Callable[..., Any], bool]:
     """The user's function, and whether it takes the task first."""
-    for base in cls.__mro__:
-        found = base.__dict__.get("run")
-        if found is not None:
-            break
+    found: Any = next(base.__dict__["run"] for base in cls.__mro__ if "run" in base.__dict__)
     inner = getattr(found, INNER, None)
     if inner is not None:
-        return inner  # type: ignore[no-any-return]
+        body, in_class = inner
+        return body, in_class
     if isinstance(found, staticmethod):
         return found.__func__, False
     return found, True
@@ -346,7 +352,10 @@ def _wrapped_chain(function: Any) -> Iterator[Any]:
 
 
 def _refuse_misfits(
-    cls: type[PatternTask], body: Callable[..., Any], signature: inspect.Signature, patterns: tuple[Pattern, ...],
+    cls: type[PatternTask],
+    body: Callable[..., Any],
+    signature: inspect.Signature,
+    patterns: tuple[Pattern, ...],
 ) -> None:
     """Everything that would quietly not work, named with its cure when the task is created."""
     name = cls.name
@@ -391,4 +400,3 @@ def _refuse_numbers(cls: type[PatternTask], patterns: tuple[Pattern, ...]) -> No
             f"{name} says max_retries={stated} and retry(attempts={again.attempts}), which counts the first; expected "
             "attempts alone",
         )
-

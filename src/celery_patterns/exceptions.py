@@ -55,7 +55,7 @@ class ConfigurationError(PatternsError, ValueError):
     """
 
 
-class UnsafeValue(PatternsError, EncodeError):
+class UnsafeValue(PatternsError, EncodeError):  # type: ignore[misc]
     """An argument would not arrive as it was sent. Nothing was published.
 
     Attributes:

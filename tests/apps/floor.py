@@ -68,8 +68,12 @@ def make_app(environment: Any = os.environ) -> Celery:
     app = Celery(f"floor-{namespace}", broker=broker, backend=environment["FLOOR_BACKEND"], set_as_current=False)
     patterns.use_patterns(app)
     if environment.get("FLOOR_STORE"):
-        patterns.use_store(app, patterns.stores.RedisStore(
-            environment["FLOOR_STORE"], prefix=f"cp-{namespace}", patience=timedelta(seconds=0.3)))
+        patterns.use_store(
+            app,
+            patterns.stores.RedisStore(
+                environment["FLOOR_STORE"], prefix=f"cp-{namespace}", patience=timedelta(seconds=0.3)
+            ),
+        )
     patterns.use_strict_json(app)
     if environment.get("FLOOR_STRUCTLOG"):
         patterns.use_structlog(app)
@@ -88,7 +92,8 @@ def make_app(environment: Any = os.environ) -> Celery:
     if broker.startswith("redis"):
         app.conf.broker_transport_options = {
             "visibility_timeout": float(environment.get("FLOOR_VISIBILITY", "3600")),
-            "unacked_restore_interval": 1, "unacked_restore_throttle": 1,
+            "unacked_restore_interval": 1,
+            "unacked_restore_throttle": 1,
         }
     app.traces = traces
     dead = f"q-{namespace}.dead"

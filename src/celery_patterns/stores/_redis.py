@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any
 
 from redis import ConnectionPool
-from redis.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -132,9 +131,15 @@ class _Script:
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
-_SCRIPTS = {name: _Script(source) for name, source in {
-    "claim": _CLAIM, "complete": _COMPLETE, "release": _RELEASE, "count": _COUNT,
-}.items()}
+_SCRIPTS = {
+    name: _Script(source)
+    for name, source in {
+        "claim": _CLAIM,
+        "complete": _COMPLETE,
+        "release": _RELEASE,
+        "count": _COUNT,
+    }.items()
+}
 
 
 def _ms(span: timedelta) -> int:
@@ -159,13 +164,17 @@ class RedisStore:
         ConfigurationError: When the URL cannot be read.
     """
 
-    def __init__(self, url: str, *, prefix: str = "celery-patterns", patience: timedelta = timedelta(seconds=2)) -> None:
+    def __init__(
+        self, url: str, *, prefix: str = "celery-patterns", patience: timedelta = timedelta(seconds=2)
+    ) -> None:
         self._prefix = prefix
         self._patience = patience.total_seconds()
         try:
             self._pool = ConnectionPool.from_url(url)
         except ValueError as error:
-            raise ConfigurationError("expected the store's URL to be redis://host:port/db; redis-py cannot read it") from error
+            raise ConfigurationError(
+                "expected the store's URL to be redis://host:port/db; redis-py cannot read it"
+            ) from error
         self._pool.connection_kwargs.setdefault("socket_timeout", 5.0)
         self._pool.connection_kwargs.setdefault("socket_connect_timeout", 5.0)
         self._pool.connection_kwargs["decode_responses"] = False
@@ -189,7 +198,15 @@ class RedisStore:
         kept = () if result is None else (result,)
         return self._answer(
             self._run(
-                "complete", self._name(key), attempt.owner, _run(attempt), fingerprint, fence, _ms(ttl), len(kept), *kept,
+                "complete",
+                self._name(key),
+                attempt.owner,
+                _run(attempt),
+                fingerprint,
+                fence,
+                _ms(ttl),
+                len(kept),
+                *kept,
             ),
         )
 
@@ -243,19 +260,22 @@ class RedisStore:
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:
                 self._forget()
                 if time.monotonic() + pause > deadline:
-                    raise StoreUnavailable(f"redis did not answer within its time-outs: {type(error).__name__}") from error
+                    raise StoreUnavailable(
+                        f"redis did not answer within its time-outs: {type(error).__name__}"
+                    ) from error
             except RedisError as error:
                 self._forget()
                 raise StoreUnavailable(f"redis refused {words[0]}: {type(error).__name__}: {error}") from error
             time.sleep(pause)
             pause = min(pause * 2, 0.5)
 
-    def _connection(self) -> AbstractConnection:
+    def _connection(self) -> Any:
         # redis-py's connection without its client and pool: a tenth more tasks a second. A forked child must not
         # speak on its parent's socket, so the process id stands beside the connection.
-        held: tuple[int, AbstractConnection] | None = getattr(self._local, "held", None)
+        held: tuple[int, Any] | None = getattr(self._local, "held", None)
         if held is None or held[0] != os.getpid():
-            held = self._local.held = (os.getpid(), self._pool.make_connection())
+            held = (os.getpid(), self._pool.make_connection())
+            self._local.held = held
         return held[1]
 
     def _forget(self) -> None:

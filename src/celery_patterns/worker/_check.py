@@ -26,18 +26,18 @@ class CheckPatterns(bootsteps.StartStopStep):  # type: ignore[misc]
             refused = getattr(task, "patterns_refused", None)
             if refused:
                 raise ConfigurationError(refused)
-            if isinstance(task, PatternTask) and task._plan is not None:
+            if isinstance(task, PatternTask) and task.plan is not None:
                 _check(worker.app, task)
 
 
 def _check(app: Any, task: PatternTask) -> None:
-    plan = task._plan
+    plan = task.plan
     assert plan is not None
     layers = {pattern.layer for pattern in plan.patterns}
     if Layer.CLAIM in layers and not equipment_of(app).has_store:
         raise ConfigurationError(
-            f"{task.name} wears idempotent() but its app has no store; expected equip(app, store=\"redis://…\") or "
-            "use_store(app, \"redis://…\")",
+            f'{task.name} wears idempotent() but its app has no store; expected equip(app, store="redis://…") or '
+            'use_store(app, "redis://…")',
         )
     if Layer.BURY in layers and plan.crash_limit is not None and not equipment_of(app).has_store:
         raise ConfigurationError(
@@ -48,5 +48,7 @@ def _check(app: Any, task: PatternTask) -> None:
         logger.warning(
             "%s wears patterns that promise not to lose it, but says acks_late=%s and reject_on_worker_lost=%s itself: "
             "a killed worker loses the message it runs",
-            task.name, bool(task.acks_late), bool(task.reject_on_worker_lost),
+            task.name,
+            bool(task.acks_late),
+            bool(task.reject_on_worker_lost),
         )

@@ -1,0 +1,516 @@
+"""Patterns as values: what they refuse, how they merge, and that the way they are worn makes no difference."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from datetime import timedelta
+from typing import Any
+
+import pydantic
+import pytest
+import tenacity
+from celery import Celery, Task, shared_task
+
+import celery_patterns as patterns
+from celery_patterns import dead_letter, idempotent, logged, retry, without
+from celery_patterns.exceptions import ConfigurationError, NotInTask
+from celery_patterns.stores import MemoryStore
+
+from .here import run_here
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def app(database: str) -> Any:
+    made = Celery("plan", broker=database, backend=database, set_as_current=False)
+    patterns.use_patterns(made)
+    patterns.use_store(made, MemoryStore())
+    yield made
+    made.close()
+
+
+def four() -> tuple[Any, ...]:
+    return (
+        retry(on=ConnectionError, attempts=3, wait=tenacity.wait_none()),
+        idempotent(key="order", ttl=DAY),
+        dead_letter("plan.dead"),
+        logged("order"),
+    )
+
+
+def _trace_of(task: Any, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What happened to one message, its redelivery and a failing one."""
+    caplog.clear()
+    run_here(task, "o-1", task_id="a")
+    run_here(task, "o-1", task_id="a", redelivered=True)
+    run_here(task, "flaky", task_id="b")
+    run_here(task, "flaky", task_id="b", retries=1)
+    run_here(task, "bad", task_id="c")
+    return [record.getMessage().split(" ")[0] for record in caplog.records if record.name == "celery_patterns"]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
+def test_line_order_makes_no_difference(app: Celery, caplog: pytest.LogCaptureFixture, order: tuple[int, ...]) -> None:
+    """Decorators in any of their 24 orders give the same events in the same order."""
+    caplog.set_level("INFO", "celery_patterns")
+
+    def body(order: str) -> str:
+        call = patterns.current_call()
+        if order == "flaky" and call.attempt == 1:
+            raise ConnectionError
+        if order == "bad":
+            raise ValueError(order)
+        return f"done {order}"
+
+    for index in order:
+        body = four()[index](body)
+    task = app.task(shared=False, name=f"task{order}")(body)
+    assert _trace_of(task, caplog) == [
+        "task_succeeded",
+        "duplicate_returned",
+        "task_succeeded",
+        "retry_scheduled",
+        "task_retried",
+        "task_succeeded",
+        "dead_lettered",
+        "task_failed",
+    ]
+
+
+def test_above_below_and_on_a_base_class_are_the_same(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    """The same values below ``@app.task``, above it, in ``patterns=`` and on a base class behave identically."""
+    caplog.set_level("INFO", "celery_patterns")
+
+    def body(order: str) -> str:
+        if order == "flaky" and patterns.current_call().attempt == 1:
+            raise ConnectionError
+        if order == "bad":
+            raise ValueError(order)
+        return f"done {order}"
+
+    def fresh() -> Any:
+        return functools.partial(body) if False else _copy(body)
+
+    class Family(patterns.PatternTask):
+        patterns = four()
+
+    below = app.task(shared=False, name="below")(functools.reduce(lambda f, p: p(f), four(), fresh()))
+    above = functools.reduce(lambda t, p: p(t), four(), app.task(shared=False, name="above")(fresh()))
+    option = app.task(shared=False, name="option", patterns=four())(fresh())
+    family = app.task(shared=False, name="family", base=Family)(fresh())
+    traces = [_trace_of(task, caplog) for task in (below, above, option, family)]
+    assert traces[1:] == traces[:1] * 3
+    assert [task.acks_late for task in (below, above, option, family)] == [True] * 4
+    assert [task.max_retries for task in (below, above, option, family)] == [2] * 4
+
+
+def _copy(function: Any) -> Any:
+    @functools.wraps(function)
+    def copied(order: str) -> str:
+        return function(order)
+
+    return copied
+
+
+def test_a_tasks_own_pattern_replaces_its_bases_kind_by_kind(app: Celery) -> None:
+    """A task's own pattern wins over its base's of the same kind, and the rest is inherited."""
+
+    class Family(patterns.PatternTask):
+        patterns = four()
+
+    task = app.task(shared=False, base=Family, patterns=(retry(on=ValueError, attempts=7), without(idempotent)))(
+        lambda order: order,
+    )
+    worn = {pattern.kind(): pattern for pattern in task.plan.patterns}
+    assert worn["retry"].attempts == 7
+    assert sorted(worn) == ["dead_letter", "logged", "retry"]
+
+
+def test_without_in_a_subclass_reaches_its_tasks(app: Celery) -> None:
+    """A base class may switch its parent's pattern off for all of its tasks."""
+
+    class Family(patterns.PatternTask):
+        patterns = four()
+
+    class Plain(Family):
+        patterns = (without(retry, idempotent, dead_letter, logged),)
+
+    task = app.task(shared=False, base=Plain, name="plain_again")(lambda order: order)
+    assert task.plan is None
+    assert not task.acks_late
+    assert run_here(task, "o").value == "o"
+
+
+def test_a_task_that_wears_nothing_is_celerys_own(app: Celery) -> None:
+    """Without a pattern there is no wrapper: the body is called as Celery calls it."""
+
+    def body(x: int) -> int:
+        return x
+
+    task = app.task(shared=False, name="bare")(body)
+    assert task.run is body
+    assert app.tasks["celery.map"].plan is None
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: retry(on=OSError, attempts=0), "expected attempts to be at least 1, the first included, got 0"),
+        (lambda: retry(on=OSError, attempts=True), "expected attempts to be an int, got True"),
+        (lambda: retry(on=OSError, within=60), "expected within to be a timedelta"),
+        (lambda: retry(on=OSError, within=timedelta(0)), "expected within to be longer than nothing"),
+        (lambda: retry(on=OSError, wait=10), "expected wait to be one of tenacity's"),
+        (lambda: retry(on=OSError, stop=3), "expected stop to be one of tenacity's"),
+        (lambda: retry(on=()), "at least one exception type"),
+        (lambda: retry(on=SystemExit), "subclasses of Exception"),
+        (lambda: retry(on="OSError"), "expected on to be exception types or a predicate"),
+        (lambda: retry(on=tenacity.retry_if_result(bool)), "looks at results"),
+        (lambda: idempotent(key="a", ttl=3600), "expected ttl to be a timedelta"),
+        (lambda: idempotent(key="a", ttl=timedelta(0)), "expected ttl to be longer than nothing"),
+        (lambda: idempotent(key="a", ttl=DAY, lease=300), "expected lease to be a timedelta"),
+        (lambda: idempotent(key=(), ttl=DAY), "expected key to name at least one argument"),
+        (lambda: idempotent(key=7, ttl=DAY), "expected key to be an argument's name"),
+        (lambda: idempotent(key="a", ttl=DAY, same="a"), "expected same to be a tuple"),
+        (lambda: dead_letter(""), "expected queue to be a name"),
+        (lambda: dead_letter(max_crashes=0), "expected max_crashes to be at least 1"),
+        (lambda: logged(7), "expected logged() to take names"),
+        (lambda: without(retry(on=OSError)), "without() takes pattern classes"),
+        (lambda: without(), "names nothing"),
+        (lambda: retry(on=OSError)(7), "expected a function or a task"),
+    ],
+)
+def test_a_wrong_argument_is_refused_when_the_pattern_is_built(build: Any, said: str) -> None:
+    """A pattern checks itself when it is built, and says what was expected and what came."""
+    with pytest.raises(ConfigurationError) as caught:
+        build()
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("build", [lambda: retry(), lambda: retry(OSError), lambda: idempotent(key="a"), lambda: idempotent("a", ttl=DAY)])
+def test_dangerous_arguments_have_no_default_and_no_position(build: Any) -> None:
+    """``on``, ``key`` and ``ttl`` must be said, and by name."""
+    with pytest.raises(TypeError):
+        build()
+
+
+def test_patterns_are_frozen_values() -> None:
+    """Equal arguments make equal patterns, and none can be changed."""
+    assert retry(on=OSError, attempts=2) == retry(on=(OSError,), attempts=2)
+    with pytest.raises(AttributeError):
+        retry(on=OSError).attempts = 3  # type: ignore[misc]
+
+
+async def _async_body(order: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda app: app.task(shared=False, name="t")(idempotent(key="oder", ttl=DAY)(lambda order, amount: 0)),
+         "key names 'oder', but t() takes (order, amount)"),
+        (lambda app: app.task(shared=False, name="t")(idempotent(key="order", ttl=DAY, same=("amuont",))(lambda order: 0)),
+         "same names 'amuont', but t() takes (order)"),
+        (lambda app: app.task(shared=False, name="t")(logged("amuont")(lambda order: 0)), "logged() names 'amuont'"),
+        (lambda app: app.task(shared=False, name="t")(logged()(_async_body)), "is an async def"),
+        (lambda app: app.task(shared=False, name="t", autoretry_for=(OSError,))(retry(on=OSError)(lambda: 0)), "autoretry_for"),
+        (lambda app: app.task(shared=False, name="t")(logged()(tenacity.retry(lambda: 0))), "tenacity.retry, which sleeps"),
+        (lambda app: app.task(shared=False, name="t", time_limit=600)(idempotent(key="o", ttl=DAY)(lambda o: 0)),
+         "its time limit, but its lease is 0:05:00"),
+        (lambda app: app.task(shared=False, name="t", max_retries=9)(retry(on=OSError)(lambda o: 0)), "says max_retries=9"),
+        (lambda app: app.task(shared=False, name="t")(
+            retry(on=OSError, within=timedelta(days=2))(idempotent(key="o", ttl=DAY)(lambda o: 0))), "may be retried within 2 days"),
+        (lambda app: app.task(shared=False, name="t")(logged()(logged()(lambda o: 0))), "wears logged twice"),
+        (lambda app: app.task(shared=False, name="t", patterns=logged())(lambda o: 0), "single value; expected a tuple"),
+        (lambda app: app.task(shared=False, name="t", patterns=("retry",))(lambda o: 0), "expected values such as"),
+    ],
+)
+def test_a_task_that_cannot_work_is_refused_when_it_is_created(app: Celery, make: Any, said: str) -> None:
+    """What would quietly not work is an error that names the task and the cure, each time it is looked at."""
+    task = make(app)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError) as caught:
+            task.name  # noqa: B018
+        assert said in str(caught.value)
+    assert "t" not in app._tasks
+
+
+def test_a_class_decorated_with_a_pattern_is_refused() -> None:
+    """A pattern on a class is refused with the place where it belongs."""
+    with pytest.raises(ConfigurationError, match=r"expected the value in its patterns"):
+
+        @retry(on=OSError)
+        class Wrong(patterns.PatternTask): ...
+
+
+def test_a_pattern_above_a_shared_task_is_refused() -> None:
+    """A shared task has no app yet: the pattern goes below it."""
+    with pytest.raises(ConfigurationError, match="expected it below"):
+
+        @retry(on=OSError)
+        @shared_task
+        def wrong() -> None: ...
+
+
+def test_patterns_on_a_task_whose_class_cannot_wear_them(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the app was never equipped, a decorated task can neither be sent nor run, and says why."""
+    bare = Celery("bare", broker=database, set_as_current=False)
+
+    @bare.task(shared=False, name="naked")
+    @retry(on=OSError)
+    def naked() -> None: ...
+
+    bare.finalize()
+    for use in (naked.delay, naked.apply_async, naked.apply):
+        with pytest.raises(ConfigurationError, match="naked wears patterns but its class is not a PatternTask"):
+            use()
+    assert "naked wears patterns" in caplog.text
+    above = bare.task(shared=False, name="above", lazy=False)(lambda: 0)
+    with pytest.raises(ConfigurationError, match="call equip"):
+        retry(on=OSError)(above)
+
+
+def test_a_foreign_base_on_an_equipped_app_is_refused(app: Celery) -> None:
+    """A task with a base of its own, that is no PatternTask, does not lose its patterns in silence."""
+
+    class Foreign(Task): ...
+
+    task = app.task(shared=False, name="foreign", base=Foreign)(logged()(lambda: 0))
+    app.finalize()
+    with pytest.raises(ConfigurationError, match="foreign wears patterns"):
+        task.delay()
+
+
+def test_equipping_too_late_is_refused(database: str) -> None:
+    """An app whose tasks were made already cannot be equipped."""
+    late = Celery("late", broker=database, set_as_current=False)
+    late.task(shared=False, name="early", lazy=False)(lambda: 0)
+    with pytest.raises(ConfigurationError, match="came too late"):
+        patterns.use_patterns(late)
+    late.finalize()
+    with pytest.raises(ConfigurationError, match="came too late"):
+        patterns.use_strict_json(late)
+
+
+def test_the_users_task_class_stays(database: str) -> None:
+    """``use_patterns`` goes in front of the app's own Task class, whose methods keep working."""
+
+    class Own(Task):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return ("own", super().__call__(*args, **kwargs))
+
+    app = Celery("own", broker=database, task_cls=Own, set_as_current=False)
+    patterns.use_patterns(app)
+    patterns.use_store(app, MemoryStore())
+
+    @app.task(shared=False, name="t")
+    @idempotent(key="x", ttl=DAY)
+    def t(x: int) -> int:
+        return x
+
+    assert isinstance(t, Own)
+    assert run_here(t, 5).value == ("own", 5)
+    assert t(5) == ("own", 5)
+    assert t.apply((5,)).get() == ("own", 5)
+
+
+def test_bound_class_based_and_pydantic_tasks(app: Celery) -> None:
+    """Patterns work on ``bind=True``, class-based, inherited and pydantic tasks."""
+
+    @app.task(shared=False, bind=True, name="bound")
+    @idempotent(key="x", ttl=DAY)
+    def bound(self: Any, x: int) -> str:
+        return f"{self.name} {x}"
+
+    class Based(patterns.PatternTask):
+        name = "based"
+        patterns = (idempotent(key="x", ttl=DAY), logged("x"))
+
+        def run(self, x: int) -> str:
+            return f"{self.name} {x}"
+
+    class Child(Based):
+        name = "child"
+
+    class Order(pydantic.BaseModel):
+        id: str
+
+    @app.task(shared=False, pydantic=True, name="modelled")
+    @idempotent(key="order", ttl=DAY)
+    def modelled(order: Order) -> str:
+        assert isinstance(order, Order)
+        return order.id
+
+    based, child = app.register_task(Based()), app.register_task(Child())
+    assert run_here(bound, 1).value == "bound 1"
+    assert run_here(based, 1).value == "based 1"
+    assert run_here(child, 1).value == "child 1"
+    assert run_here(modelled, {"id": "o-1"}).value == "o-1"
+    assert (bound(2), based(2), child(2)) == ("bound 2", "based 2", "child 2")
+
+
+def test_two_apps_in_one_process_do_not_share(database: str) -> None:
+    """State hangs on the app: two apps with one task name keep their own stores."""
+    seen = []
+    for name in ("one", "two"):
+        app = Celery(name, broker=database, set_as_current=False)
+        patterns.use_patterns(app)
+        patterns.use_store(app, MemoryStore())
+
+        @app.task(shared=False, name="same")
+        @idempotent(key="x", ttl=DAY)
+        def same(x: int, name: str = name) -> str:
+            seen.append(name)
+            return name
+
+        assert run_here(same, 1).value == name
+    assert seen == ["one", "two"]
+
+
+def test_celery_still_checks_arguments_at_delay(app: Celery) -> None:
+    """A wrong call raises at ``.delay()``, for decorated functions and for classes alike."""
+
+    @app.task(shared=False, name="checked")
+    @retry(on=OSError)
+    def checked(order: str) -> None: ...
+
+    with pytest.raises(TypeError):
+        checked.delay()
+    assert str(inspect.signature(checked.run)) == "(order: 'str') -> 'None'"
+
+
+def test_a_direct_call_is_the_body_alone(app: Celery) -> None:
+    """Calling the task is calling the function: no claim, no retry, no letter, also from inside another task."""
+    calls: list[str] = []
+
+    @app.task(shared=False, name="inner")
+    @retry(on=OSError, attempts=5)
+    @idempotent(key="order", ttl=DAY)
+    @dead_letter("plan.dead")
+    def inner(order: str) -> None:
+        calls.append(order)
+        with pytest.raises(NotInTask):
+            patterns.current_call()
+        raise OSError(order)
+
+    @app.task(shared=False, name="outer")
+    @retry(on=ValueError, attempts=2)
+    def outer(order: str) -> int:
+        try:
+            inner(order)
+        except OSError:
+            return patterns.current_call().attempt
+        return 0
+
+    with pytest.raises(OSError):
+        inner("o")
+    assert run_here(outer, "o").value == 1
+    assert calls == ["o", "o"]
+
+
+def test_a_task_that_calls_itself_is_one_attempt(app: Celery) -> None:
+    """A direct call of the running task by its own body stays a plain call."""
+
+    @app.task(shared=False, name="countdown")
+    @idempotent(key="n", ttl=DAY)
+    def countdown(n: int) -> int:
+        return 0 if n == 0 else 1 + countdown(n - 1)
+
+    assert run_here(countdown, 5).value == 5
+
+
+def test_eager_mode_makes_the_attempts_at_once(app: Celery) -> None:
+    """``apply()`` tries the body the policy's number of times, without waiting, and raises the last error."""
+    attempts: list[tuple[int, bool]] = []
+
+    @app.task(shared=False, name="eager")
+    @retry(on=OSError, attempts=3, wait=tenacity.wait_fixed(100))
+    @idempotent(key="order", ttl=DAY)
+    @dead_letter("plan.dead")
+    @logged("order")
+    def eager(order: str, until: int = 9) -> str:
+        call = patterns.current_call()
+        attempts.append((call.attempt, call.is_last))
+        if call.attempt < until:
+            raise OSError(order)
+        return "done"
+
+    assert eager.apply(("o", 3)).get() == "done"
+    assert attempts == [(1, False), (2, False), (3, True)]
+    for throw in (True, False):
+        with pytest.raises(OSError):
+            eager.apply(("o",), throw=throw).get()
+    assert len(attempts) == 9
+
+
+def test_self_retry_shares_the_budget_in_eager_mode_too(app: Celery) -> None:
+    """A body that asks by itself gets the pattern's number of attempts, not Celery's."""
+    runs = []
+
+    @app.task(shared=False, bind=True, name="asks")
+    @retry(on=OSError, attempts=5)
+    def asks(self: Any) -> None:
+        runs.append(self.request.retries)
+        raise self.retry(exc=ValueError("enough"), countdown=0)
+
+    with pytest.raises(ValueError, match="enough"):
+        asks.apply(throw=True)
+    assert runs == [0, 1, 2, 3, 4]
+
+
+def test_map_starmap_and_chunks_of_a_task_with_a_key_are_refused(app: Celery) -> None:
+    """Their calls would be made without a key, so they raise and name the group instead."""
+
+    @app.task(shared=False, name="keyed")
+    @idempotent(key="x", ttl=DAY)
+    def keyed(x: int) -> int:
+        return x
+
+    for form in (lambda: keyed.map([1]), lambda: keyed.starmap([(1,)]), lambda: keyed.chunks([(1,)], 1)):
+        with pytest.raises(ConfigurationError, match="expected a group"):
+            form()
+
+
+def test_acknowledgement_follows_the_promise(app: Celery) -> None:
+    """Late and back to the queue with a key or a dead letter; Celery's own otherwise; the task's word is last."""
+    make = functools.partial(app.task, shared=False)
+    plain = make(name="a")(retry(on=OSError)(lambda: 0))
+    keyed = make(name="b")(idempotent(key="x", ttl=DAY)(lambda x: 0))
+    buried = make(name="c")(dead_letter()(lambda: 0))
+    early = make(name="d", acks_late=False)(dead_letter()(lambda: 0))
+    told = [(bool(task.acks_late), bool(task.reject_on_worker_lost)) for task in (plain, keyed, buried, early)]
+    assert told == [(False, False), (True, True), (True, True), (False, True)]
+    assert early.plan.crash_limit is None
+
+
+def test_reliable_task_wears_what_it_says(app: Celery) -> None:
+    """``ReliableTask`` is logged, buried and retried, and holds no key."""
+    task = app.task(shared=False, name="r", base=patterns.ReliableTask)(lambda: 0)
+    assert [pattern.kind() for pattern in task.plan.patterns] == ["logged", "dead_letter", "retry"]
+    assert task.max_retries == 4
+
+
+def test_patterns_may_come_from_annotations(database: str) -> None:
+    """``task_annotations`` can set a task's patterns, as any other option."""
+    app = Celery("annotated", broker=database, set_as_current=False)
+    patterns.use_patterns(app)
+    app.conf.task_annotations = {"t": {"patterns": (retry(on=OSError, attempts=2),)}}
+    task = app.task(shared=False, name="t")(lambda: 0)
+    assert task.plan.attempts == 2
+
+
+def test_importing_the_library_configures_nothing() -> None:
+    """No handler, no signal receiver that logs, no serializer: each is adopted by its own call."""
+    import subprocess
+    import sys
+
+    code = (
+        "import logging, celery_patterns, celery.signals as s;"
+        "from kombu.serialization import registry;"
+        "assert not logging.getLogger().handlers and not logging.getLogger('celery_patterns').handlers;"
+        "assert not s.setup_logging.receivers and not s.before_task_publish.receivers;"
+        "assert 'celery-patterns-json' not in registry._encoders"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
