@@ -122,7 +122,7 @@ def test_a_tasks_own_pattern_replaces_its_bases_kind_by_kind(app: Celery) -> Non
         patterns = four()
 
     task = app.task(shared=False, base=Family, patterns=(retry(on=ValueError, attempts=7), without(idempotent)))(
-        lambda order: order,
+        named(lambda order: order),
     )
     worn = {pattern.kind(): pattern for pattern in task.plan.patterns}
     assert worn["retry"].attempts == 7
@@ -138,7 +138,7 @@ def test_without_in_a_subclass_reaches_its_tasks(app: Celery) -> None:
     class Plain(Family):
         patterns = (without(retry, idempotent, dead_letter, logged),)
 
-    task = app.task(shared=False, base=Plain, name="plain_again")(lambda order: order)
+    task = app.task(shared=False, base=Plain, name="plain_again")(named(lambda order: order))
     assert task.plan is None
     assert not task.acks_late
     assert run_here(task, "o").value == "o"
@@ -203,28 +203,38 @@ def test_patterns_are_frozen_values() -> None:
         retry(on=OSError).attempts = 3  # type: ignore[misc]
 
 
+def named(function: Any) -> Any:
+    """Celery cannot make a task of a lambda: its name is no identifier."""
+    function.__name__ = "named"
+    return function
+
+
+class Order(pydantic.BaseModel):
+    id: str
+
+
 async def _async_body(order: str) -> None: ...
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda app: app.task(shared=False, name="t")(idempotent(key="oder", ttl=DAY)(lambda order, amount: 0)),
+        (lambda app: app.task(shared=False, name="t")(idempotent(key="oder", ttl=DAY)(named(lambda order, amount: 0))),
          "key names 'oder', but t() takes (order, amount)"),
-        (lambda app: app.task(shared=False, name="t")(idempotent(key="order", ttl=DAY, same=("amuont",))(lambda order: 0)),
+        (lambda app: app.task(shared=False, name="t")(idempotent(key="order", ttl=DAY, same=("amuont",))(named(lambda order: 0))),
          "same names 'amuont', but t() takes (order)"),
-        (lambda app: app.task(shared=False, name="t")(logged("amuont")(lambda order: 0)), "logged() names 'amuont'"),
+        (lambda app: app.task(shared=False, name="t")(logged("amuont")(named(lambda order: 0))), "logged() names 'amuont'"),
         (lambda app: app.task(shared=False, name="t")(logged()(_async_body)), "is an async def"),
-        (lambda app: app.task(shared=False, name="t", autoretry_for=(OSError,))(retry(on=OSError)(lambda: 0)), "autoretry_for"),
-        (lambda app: app.task(shared=False, name="t")(logged()(tenacity.retry(lambda: 0))), "tenacity.retry, which sleeps"),
-        (lambda app: app.task(shared=False, name="t", time_limit=600)(idempotent(key="o", ttl=DAY)(lambda o: 0)),
+        (lambda app: app.task(shared=False, name="t", autoretry_for=(OSError,))(retry(on=OSError)(named(lambda: 0))), "autoretry_for"),
+        (lambda app: app.task(shared=False, name="t")(logged()(tenacity.retry(named(lambda: 0)))), "tenacity.retry, which sleeps"),
+        (lambda app: app.task(shared=False, name="t", time_limit=600)(idempotent(key="o", ttl=DAY)(named(lambda o: 0))),
          "its time limit, but its lease is 0:05:00"),
-        (lambda app: app.task(shared=False, name="t", max_retries=9)(retry(on=OSError)(lambda o: 0)), "says max_retries=9"),
+        (lambda app: app.task(shared=False, name="t", max_retries=9)(retry(on=OSError)(named(lambda o: 0))), "says max_retries=9"),
         (lambda app: app.task(shared=False, name="t")(
-            retry(on=OSError, within=timedelta(days=2))(idempotent(key="o", ttl=DAY)(lambda o: 0))), "may be retried within 2 days"),
-        (lambda app: app.task(shared=False, name="t")(logged()(logged()(lambda o: 0))), "wears logged twice"),
-        (lambda app: app.task(shared=False, name="t", patterns=logged())(lambda o: 0), "single value; expected a tuple"),
-        (lambda app: app.task(shared=False, name="t", patterns=("retry",))(lambda o: 0), "expected values such as"),
+            retry(on=OSError, within=timedelta(days=2))(idempotent(key="o", ttl=DAY)(named(lambda o: 0)))), "may be retried within 2 days"),
+        (lambda app: app.task(shared=False, name="t")(logged()(logged()(named(lambda o: 0)))), "wears logged twice"),
+        (lambda app: app.task(shared=False, name="t", patterns=logged())(named(lambda o: 0)), "single value; expected a tuple"),
+        (lambda app: app.task(shared=False, name="t", patterns=("retry",))(named(lambda o: 0)), "expected values such as"),
     ],
 )
 def test_a_task_that_cannot_work_is_refused_when_it_is_created(app: Celery, make: Any, said: str) -> None:
@@ -267,7 +277,7 @@ def test_patterns_on_a_task_whose_class_cannot_wear_them(database: str, caplog: 
         with pytest.raises(ConfigurationError, match="naked wears patterns but its class is not a PatternTask"):
             use()
     assert "naked wears patterns" in caplog.text
-    above = bare.task(shared=False, name="above", lazy=False)(lambda: 0)
+    above = bare.task(shared=False, name="above", lazy=False)(named(lambda: 0))
     with pytest.raises(ConfigurationError, match="call equip"):
         retry(on=OSError)(above)
 
@@ -277,7 +287,7 @@ def test_a_foreign_base_on_an_equipped_app_is_refused(app: Celery) -> None:
 
     class Foreign(Task): ...
 
-    task = app.task(shared=False, name="foreign", base=Foreign)(logged()(lambda: 0))
+    task = app.task(shared=False, name="foreign", base=Foreign)(logged()(named(lambda: 0)))
     app.finalize()
     with pytest.raises(ConfigurationError, match="foreign wears patterns"):
         task.delay()
@@ -286,7 +296,7 @@ def test_a_foreign_base_on_an_equipped_app_is_refused(app: Celery) -> None:
 def test_equipping_too_late_is_refused(database: str) -> None:
     """An app whose tasks were made already cannot be equipped."""
     late = Celery("late", broker=database, set_as_current=False)
-    late.task(shared=False, name="early", lazy=False)(lambda: 0)
+    late.task(shared=False, name="early", lazy=False)(named(lambda: 0))
     with pytest.raises(ConfigurationError, match="came too late"):
         patterns.use_patterns(late)
     late.finalize()
@@ -333,9 +343,6 @@ def test_bound_class_based_and_pydantic_tasks(app: Celery) -> None:
 
     class Child(Based):
         name = "child"
-
-    class Order(pydantic.BaseModel):
-        id: str
 
     @app.task(shared=False, pydantic=True, name="modelled")
     @idempotent(key="order", ttl=DAY)
@@ -476,10 +483,10 @@ def test_map_starmap_and_chunks_of_a_task_with_a_key_are_refused(app: Celery) ->
 def test_acknowledgement_follows_the_promise(app: Celery) -> None:
     """Late and back to the queue with a key or a dead letter; Celery's own otherwise; the task's word is last."""
     make = functools.partial(app.task, shared=False)
-    plain = make(name="a")(retry(on=OSError)(lambda: 0))
-    keyed = make(name="b")(idempotent(key="x", ttl=DAY)(lambda x: 0))
-    buried = make(name="c")(dead_letter()(lambda: 0))
-    early = make(name="d", acks_late=False)(dead_letter()(lambda: 0))
+    plain = make(name="a")(retry(on=OSError)(named(lambda: 0)))
+    keyed = make(name="b")(idempotent(key="x", ttl=DAY)(named(lambda x: 0)))
+    buried = make(name="c")(dead_letter()(named(lambda: 0)))
+    early = make(name="d", acks_late=False)(dead_letter()(named(lambda: 0)))
     told = [(bool(task.acks_late), bool(task.reject_on_worker_lost)) for task in (plain, keyed, buried, early)]
     assert told == [(False, False), (True, True), (True, True), (False, True)]
     assert early.plan.crash_limit is None
@@ -487,7 +494,7 @@ def test_acknowledgement_follows_the_promise(app: Celery) -> None:
 
 def test_reliable_task_wears_what_it_says(app: Celery) -> None:
     """``ReliableTask`` is logged, buried and retried, and holds no key."""
-    task = app.task(shared=False, name="r", base=patterns.ReliableTask)(lambda: 0)
+    task = app.task(shared=False, name="r", base=patterns.ReliableTask)(named(lambda: 0))
     assert [pattern.kind() for pattern in task.plan.patterns] == ["logged", "dead_letter", "retry"]
     assert task.max_retries == 4
 
@@ -497,7 +504,7 @@ def test_patterns_may_come_from_annotations(database: str) -> None:
     app = Celery("annotated", broker=database, set_as_current=False)
     patterns.use_patterns(app)
     app.conf.task_annotations = {"t": {"patterns": (retry(on=OSError, attempts=2),)}}
-    task = app.task(shared=False, name="t")(lambda: 0)
+    task = app.task(shared=False, name="t")(named(lambda: 0))
     assert task.plan.attempts == 2
 
 

@@ -50,6 +50,38 @@ class Traces:
             time.sleep(0.01)
 
 
+class CrashingStore(patterns.stores.RedisStore):
+    """A Redis store whose worker dies once, at one point: ``claim.after``, ``release.before``, and so on."""
+
+    point: str
+    whole: bool
+    traces: Traces
+
+    def _crash(self, point: str) -> None:
+        if point != self.point or not self.traces.redis.set(self.traces._name("crashed"), 1, nx=True):
+            return
+        if self.whole:
+            os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def claim(self, *args: Any, **kwargs: Any) -> Any:
+        answer = super().claim(*args, **kwargs)
+        self._crash("claim.after")
+        return answer
+
+    def complete(self, *args: Any, **kwargs: Any) -> Any:
+        self._crash("complete.before")
+        answer = super().complete(*args, **kwargs)
+        self._crash("complete.after")
+        return answer
+
+    def release(self, *args: Any, **kwargs: Any) -> Any:
+        self._crash("release.before")
+        answer = super().release(*args, **kwargs)
+        self._crash("release.after")
+        return answer
+
+
 class Fancy(Exception):
     """Does not survive pickle: two required arguments."""
 
@@ -68,12 +100,10 @@ def make_app(environment: Any = os.environ) -> Celery:
     app = Celery(f"floor-{namespace}", broker=broker, backend=environment["FLOOR_BACKEND"], set_as_current=False)
     patterns.use_patterns(app)
     if environment.get("FLOOR_STORE"):
-        patterns.use_store(
-            app,
-            patterns.stores.RedisStore(
-                environment["FLOOR_STORE"], prefix=f"cp-{namespace}", patience=timedelta(seconds=0.3)
-            ),
-        )
+        store = CrashingStore(environment["FLOOR_STORE"], prefix=f"cp-{namespace}", patience=timedelta(seconds=0.3))
+        store.point, store.whole = environment.get("FLOOR_CRASH", ""), bool(environment.get("FLOOR_WHOLE"))
+        store.traces = traces
+        patterns.use_store(app, store)
     patterns.use_strict_json(app)
     if environment.get("FLOOR_STRUCTLOG"):
         patterns.use_structlog(app)

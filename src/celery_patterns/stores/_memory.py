@@ -77,10 +77,10 @@ class MemoryStore:
             now = self._clock()
             record = self._live(key, now)
             if record is None:
-                record = self._records[key] = _Record(owner=attempt.owner, fence=fence, fingerprint=fingerprint)
+                record = self._records[key] = _Record(owner=attempt.owner, fence=fence)
             elif record.owner != attempt.owner or record.fence != fence:
                 return self._refusal(record, attempt, fingerprint, now) or Running(timedelta(0))
-            record.state, record.result, record.starts = "done", result, 0
+            record.state, record.fingerprint, record.result, record.starts = "done", fingerprint, result, 0
             record.expires = now + ttl.total_seconds()
             return Done(result)
 

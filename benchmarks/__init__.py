@@ -1,0 +1,1 @@
+"""What the patterns cost, beside plain Celery: ``python -m benchmarks.run``."""

@@ -1,0 +1,137 @@
+"""The app that is measured, once for each row: the same task, the same acknowledgement, no result backend."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+from celery import Celery
+from celery.app.task import Task
+
+import celery_patterns as patterns
+from celery_patterns import Pattern
+
+WITHOUT_STORE: tuple[Pattern, ...] = (
+    patterns.logged("order_id"),
+    patterns.dead_letter("bench.dead", max_crashes=None),
+    patterns.retry(on=(ConnectionError, TimeoutError)),
+)
+EVERYTHING: tuple[Pattern, ...] = (*WITHOUT_STORE, patterns.idempotent(key="order_id", ttl=timedelta(days=1)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run the task.
+
+    Attributes:
+        says: What stands in the table.
+        level: The worker's ``-l``.
+        wears: The task's patterns; an app with any is equipped.
+        celerys_lines: Whether Celery's two lines a task are written, beside our one event.
+    """
+
+    says: str
+    level: str = "INFO"
+    wears: tuple[Pattern, ...] = ()
+    celerys_lines: bool = False
+
+
+PLAIN, PLAIN_INFO = "plain", "plain-info"
+NO_STORE, ALL, ALL_INFO = "no-store", "all", "all-info"
+ROWS = {
+    PLAIN: Row("plain Celery, -l WARNING", "WARNING"),
+    PLAIN_INFO: Row("plain Celery, -l INFO", celerys_lines=True),
+    NO_STORE: Row("all patterns without a store, one event", wears=WITHOUT_STORE),
+    ALL: Row("everything, one event", wears=EVERYTHING),
+    ALL_INFO: Row("everything, one event and Celery's lines", wears=EVERYTHING, celerys_lines=True),
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a row runs: handed to the worker's process through its environment."""
+
+    row: str
+    broker: str
+    store: str
+    queue: str
+
+    def environment(self) -> dict[str, str]:
+        return {"BENCH_SITE": json.dumps(vars(self))}
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Site:
+        return cls(**json.loads(environment["BENCH_SITE"]))
+
+
+def make_app(site: Site) -> Celery:
+    row = ROWS[site.row]
+    app = Celery(site.queue, broker=site.broker, set_as_current=False)
+    if row.wears:
+        patterns.use_patterns(app)
+        patterns.use_strict_json(app)
+        patterns.use_structlog(app)
+        if row.wears is EVERYTHING:
+            patterns.use_store(app, site.store)
+    if not row.celerys_lines:
+        for name in ("celery.worker.strategy", "celery.app.trace"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+    app.conf.update(
+        task_default_queue=site.queue,
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        broker_connection_retry_on_startup=True,
+    )
+    # A plain app has no option of this name to give.
+    options: dict[str, Any] = {"patterns": row.wears} if row.wears else {}
+
+    app.task(charge, name="charge", shared=False, **options)
+    app.task(hold, name="hold", shared=False, base=Task)
+    app.task(mark, name="mark", shared=False, base=Task)
+    return app
+
+
+def charge(order_id: str, amount: int) -> None:
+    """The body of nothing."""
+
+
+def hold(gate: str) -> None:
+    """Keep one child of the worker until the bench unlocks this file."""
+    Path(f"{gate}.{os.getpid()}").touch()
+    with Path(gate).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+
+
+def mark(path: str, others: list[int]) -> None:
+    """Write down when this message ran, and the CPU seconds that were used by then.
+
+    Args:
+        path: The file to write.
+        others: Process ids of the servers, which are summed up apart from the worker.
+    """
+    now = time.monotonic()
+    found = {"time": now, "worker": cpu_seconds([os.getppid()]), "servers": cpu_seconds(others)}
+    unfinished = Path(f"{path}.new")
+    unfinished.write_text(json.dumps(found))
+    unfinished.rename(path)
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """User and system time of these processes and of all their children that live."""
+    total = 0.0
+    for pid in pids:
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total

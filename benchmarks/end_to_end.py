@@ -1,0 +1,164 @@
+"""Publishing to and draining a queue on real brokers, beside plain Celery.
+
+Every row has a worker of its own that lives for the whole run, with two prefork processes. In each round both children
+of every worker are held, the messages of all rows are published in small blocks that take turns, and then one worker
+after the other is let go. The time runs from a first to a last message that note when they are executed; they are
+plain tasks in every row, and between them nothing is counted or polled.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+
+from tests.servers import RabbitServer
+
+from .app import ALL, EVERYTHING, NO_STORE, PLAIN, PLAIN_INFO, ROWS, Site
+from .lane import BenchRedis, Drained, Lane
+from .measure import Section, Spread, Table, Target, at_least, differences, ratios, rotated
+
+REDIS, RABBIT = "Redis", "RabbitMQ"
+DRAIN_TARGETS = {(RABBIT, ALL): 0.62, (REDIS, ALL): 0.88, (RABBIT, NO_STORE): 0.88, (REDIS, NO_STORE): 0.95}
+PUBLISH_TARGET = 0.95
+WARM, BLOCK = 100, 50
+
+
+@dataclass
+class Rounds:
+    """What was measured for one row, a number a round."""
+
+    published: list[float] = field(default_factory=list)
+    drained: list[float] = field(default_factory=list)
+    worker_cpu: list[float] = field(default_factory=list)
+    server_cpu: list[float] = field(default_factory=list)
+
+
+def measure(*, quick: bool, say: Callable[[str], None]) -> list[Section]:
+    rounds, tasks = (5, 600) if quick else (15, 2000)
+    store, rabbit = BenchRedis(), RabbitServer()
+    with ExitStack() as stack:
+        for server in (store, rabbit):
+            stack.callback(server.close)
+            server.start()
+        processes = [server.process.pid for server in (store, rabbit) if server.process is not None]
+        return [
+            _section(name, _broker(name, url, store, processes[:count], rounds, tasks, say), tasks)
+            for name, url, count in ((REDIS, store.url(), 1), (RABBIT, rabbit.url, 2))
+        ]
+
+
+def _broker(
+    name: str,
+    url: str,
+    store: BenchRedis,
+    servers: list[int],
+    rounds: int,
+    tasks: int,
+    say: Callable[[str], None],
+) -> dict[str, Rounds]:
+    found = {row: Rounds() for row in ROWS}
+    with ExitStack() as stack, redis.Redis.from_url(store.url(1)) as records:
+        records.flushdb()
+        lanes: dict[str, Lane] = {}
+        for row in ROWS:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            lane = Lane(Site(row, url, store.url(1), f"bench-{row}"), folder, servers)
+            lanes[row] = stack.enter_context(closing(lane))
+        for number in range(rounds):
+            for row, (published, drained) in _round(lanes, number, tasks).items():
+                found[row].published.append(published)
+                found[row].drained.append(drained.seconds)
+                found[row].worker_cpu.append(drained.worker_cpu)
+                found[row].server_cpu.append(drained.server_cpu)
+            say(f"{name}: round {number + 1} of {rounds}")
+        _refuse_other_work(lanes, rounds * (tasks + WARM), int(records.dbsize()))
+    return found
+
+
+def _round(lanes: dict[str, Lane], number: int, tasks: int) -> dict[str, tuple[float, Drained]]:
+    for lane in lanes.values():
+        lane.hold()
+        lane.publish(WARM)
+        lane.mark("first")
+    seconds = dict.fromkeys(lanes, 0.0)
+    for block in range(tasks // BLOCK):
+        for row in rotated(list(lanes), block):
+            seconds[row] += lanes[row].publish(BLOCK)
+    drained: dict[str, Drained] = {}
+    for lane in lanes.values():
+        lane.mark("last")
+    for row in rotated(list(lanes), number):
+        drained[row] = lanes[row].drained(tasks)
+    return {row: (seconds[row] / tasks, drained[row]) for row in lanes}
+
+
+def _refuse_other_work(lanes: dict[str, Lane], tasks: int, records: int) -> None:
+    """A row that failed its tasks, or did not claim or log them, would be measured doing something else."""
+    keyed = sum(ROWS[row].wears is EVERYTHING for row in lanes)
+    if records != keyed * tasks:
+        raise AssertionError(f"expected {keyed * tasks} records in the store, got {records}")
+    for row, lane in lanes.items():
+        text = lane.log.read_text()
+        events = text.count("task_succeeded")
+        if events != (tasks if ROWS[row].wears else 0):
+            raise AssertionError(f"{row}: expected {tasks} events, got {events}; the log ends {text[-500:]}")
+        lines = text.count("received")
+        if (lines >= tasks) != ROWS[row].celerys_lines:
+            raise AssertionError(f"{row}: found {lines} lines of Celery's own")
+
+
+def _section(broker: str, found: dict[str, Rounds], tasks: int) -> Section:
+    plain, info = found[PLAIN], found[PLAIN_INFO]
+    drain = {row: ratios(plain.drained, rounds.drained) for row, rounds in found.items()}
+    publish = {row: ratios(plain.published, rounds.published) for row, rounds in found.items()}
+    rows = [
+        (
+            ROWS[row].says,
+            f"{1 / Spread.of(rounds.drained).median:.0f}",
+            Spread.of(drain[row]).text(2),
+            Spread.of(ratios(info.drained, rounds.drained)).text(2),
+            _added(rounds.worker_cpu, plain.worker_cpu),
+            _added(rounds.server_cpu, plain.server_cpu),
+            f"{1 / Spread.of(rounds.published).median:.0f}",
+            Spread.of(publish[row]).text(2),
+        )
+        for row, rounds in found.items()
+    ]
+    columns = (
+        "row",
+        "drain/s",
+        "of plain",
+        "of plain at INFO",
+        "worker CPU added, µs/task",
+        "servers CPU added, µs/task",
+        "publish/s",
+        "of plain",
+    )
+    title = f"{broker}: {tasks} tasks a round, median of {len(plain.drained)} interleaved rounds (quartiles)"
+    return Section(
+        broker,
+        [Table(title, columns, rows)],
+        _targets(broker, drain, publish),
+        {"tasks": tasks, "seconds per task": {row: vars(rounds) for row, rounds in found.items()}},
+    )
+
+
+def _added(values: list[float], plain: list[float]) -> str:
+    return Spread.of([1e6 * value for value in differences(values, plain)]).text(0)
+
+
+def _targets(broker: str, drain: dict[str, list[float]], publish: dict[str, list[float]]) -> list[Target]:
+    return [
+        *(
+            at_least(
+                f"{broker}, drain rate of plain at WARNING: {ROWS[row].says}", DRAIN_TARGETS[broker, row], drain[row]
+            )
+            for row in (NO_STORE, ALL)
+        ),
+        at_least(f"{broker}, publish rate of plain: {ROWS[ALL].says}", PUBLISH_TARGET, publish[ALL]),
+    ]

@@ -1,0 +1,381 @@
+"""One contract, every store: the rows of the claim table, owners, fences, and time."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from celery_patterns.exceptions import ConfigurationError, StoreUnavailable
+from celery_patterns.stores import MemoryStore, RedisStore, open_store
+from celery_patterns.typing import Attempt, Claimed, Done, Ended, Mismatch, Running, Store
+
+from .servers import RedisServer, free_port
+
+LEASE, TTL = timedelta(milliseconds=400), timedelta(seconds=3)
+
+
+class Clock:
+    """A clock for the memory store that a test turns instead of waiting."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Bench:
+    """A store with a way to let time pass on its clock."""
+
+    store: Store
+    _pass: Callable[[float], None]
+
+    def let_pass(self, span: timedelta) -> None:
+        self._pass(span.total_seconds())
+
+    def claim(self, who: Attempt, fingerprint: str = "fp", key: str = "k", lease: timedelta = LEASE) -> Any:
+        return self.store.claim(key, who, fingerprint, lease=lease, ttl=TTL)
+
+    def complete(self, who: Attempt, fence: int, result: bytes | None = b"1", fingerprint: str = "fp") -> Any:
+        return self.store.complete("k", who, fingerprint, fence, result, ttl=TTL)
+
+    def release(self, who: Attempt, fence: int, ended: Ended | None = None) -> bool:
+        return self.store.release("k", who, fence, ended=ended, ttl=TTL)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    if request.param == "memory":
+        clock = Clock()
+
+        def turn(seconds: float) -> None:
+            clock.now += seconds
+
+        return Bench(MemoryStore(clock), turn)
+    url = request.getfixturevalue("database")
+    # The server's clock cannot be turned, so these wait; the spans are short for that reason.
+    return Bench(RedisStore(url), lambda seconds: time.sleep(seconds + 0.01))
+
+
+def run(run_id: str = "t1/0", number: int = 0) -> Attempt:
+    return Attempt(run_id, number, uuid.uuid4().hex)
+
+
+def test_a_free_key_is_claimed(bench: Bench) -> None:
+    """Nobody has it: claimed, first start, with a fence on the store's clock in microseconds."""
+    answer = bench.claim(run())
+    assert isinstance(answer, Claimed)
+    assert answer.starts == 1
+    assert answer.fence > 1_600_000_000_000_000
+
+
+def test_a_held_key_answers_running_with_the_time_left(bench: Bench) -> None:
+    """Another run of the same arguments is told how long the lease still is."""
+    bench.claim(run())
+    answer = bench.claim(run("t2/0"))
+    assert isinstance(answer, Running)
+    assert timedelta(0) < answer.expires_in <= LEASE
+
+
+def test_a_redelivery_of_a_living_run_waits_too(bench: Bench) -> None:
+    """The same task id and attempt, delivered again, is another owner: it does not take over from the living one."""
+    bench.claim(run())
+    assert isinstance(bench.claim(run()), Running)
+
+
+def test_a_dead_owner_is_taken_over_when_the_lease_is_over(bench: Bench) -> None:
+    """The starts grow by one, and the fence is greater."""
+    first = bench.claim(run())
+    bench.let_pass(LEASE)
+    second = bench.claim(run("t2/0"))
+    assert isinstance(second, Claimed)
+    assert (second.starts, second.fence > first.fence) == (2, True)
+
+
+def test_finished_work_is_done_for_everybody(bench: Bench) -> None:
+    """A duplicate, and a redelivery of the finished run itself, get the stored result."""
+    me = run()
+    claimed = bench.claim(me)
+    assert bench.complete(me, claimed.fence, b'"r"') == Done(b'"r"')
+    assert bench.claim(run()) == Done(b'"r"')
+    assert bench.claim(run("t2/0")) == Done(b'"r"')
+
+
+@pytest.mark.parametrize("result", [None, b"", b"null", b"0", b"x" * 10_000])
+def test_results_of_any_kind_come_back(bench: Bench, result: bytes | None) -> None:
+    """An empty or falsy result is a result; None says that none was kept."""
+    me = run()
+    bench.complete(me, bench.claim(me).fence, result)
+    assert bench.claim(run("t2/0")) == Done(result)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_arguments_are_a_mismatch(bench: Bench, finished: bool) -> None:
+    """Same key, other fingerprint: while it runs, and when it is done."""
+    me = run()
+    claimed = bench.claim(me)
+    if finished:
+        bench.complete(me, claimed.fence)
+    assert bench.claim(run("t2/0"), "other") == Mismatch()
+
+
+def test_other_arguments_may_take_over_a_dead_owner(bench: Bench) -> None:
+    """A lease that is over binds nobody."""
+    bench.claim(run())
+    bench.let_pass(LEASE)
+    assert isinstance(bench.claim(run("t2/0"), "other"), Claimed)
+
+
+def test_release_frees_the_key_and_forgets_the_arguments(bench: Bench) -> None:
+    """After a release the next call is claimed, whatever its arguments, as a first start with a greater fence."""
+    me = run()
+    claimed = bench.claim(me)
+    assert bench.release(me, claimed.fence, Ended(failed=True)) is True
+    after = bench.claim(run("t2/0"), "other")
+    assert isinstance(after, Claimed)
+    assert (after.starts, after.fence > claimed.fence) == (1, True)
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_an_ended_attempt_is_not_run_again(bench: Bench, failed: bool) -> None:
+    """A redelivery of an attempt that ended, or of an earlier one, learns how; the next attempt is claimed."""
+    me = run(number=1)
+    bench.release(me, bench.claim(me).fence, Ended(failed=failed))
+    assert bench.claim(run(number=1)) == Ended(failed=failed)
+    assert bench.claim(run(number=0)) == Ended(failed=failed)
+    assert isinstance(bench.claim(run(number=2)), Claimed)
+
+
+def test_an_ended_attempt_stays_ended_when_the_key_is_done(bench: Bench) -> None:
+    """The stale copy of attempt 1 must not return attempt 2's result a second time."""
+    first, second = run(number=0), run(number=1)
+    bench.release(first, bench.claim(first).fence, Ended(failed=False))
+    bench.complete(second, bench.claim(second).fence)
+    assert bench.claim(run(number=0)) == Ended(failed=False)
+    assert bench.claim(run(number=1)) == Done(b"1")
+
+
+def test_a_replacement_keeps_the_id_and_is_another_run(bench: Bench) -> None:
+    """``replace()`` keeps the task id: its run is told apart, and not taken for the one that ended."""
+    me = run("t1/0")
+    bench.release(me, bench.claim(me).fence, Ended(failed=False))
+    assert isinstance(bench.claim(run("t1/1")), Claimed)
+
+
+def test_the_ends_of_several_tasks_are_remembered(bench: Bench) -> None:
+    """Duplicates that fail in turn do not make each other's ends forgotten."""
+    for task in range(8):
+        me = run(f"t{task}/0")
+        bench.release(me, bench.claim(me).fence, Ended(failed=True))
+    assert [bench.claim(run(f"t{task}/0")) for task in range(8)] == [Ended(failed=True)] * 8
+
+
+def test_a_release_without_an_end_lets_the_attempt_run_again(bench: Bench) -> None:
+    """A message that goes back to its queue has not ended."""
+    me = run()
+    bench.release(me, bench.claim(me).fence, None)
+    assert isinstance(bench.claim(run()), Claimed)
+
+
+def test_a_later_attempt_takes_over_from_its_own_predecessor(bench: Bench) -> None:
+    """It exists only once the earlier body is over: it does not wait for a release that a kill swallowed."""
+    first = run(number=0)
+    before = bench.claim(first)
+    after = bench.claim(run(number=1))
+    assert isinstance(after, Claimed)
+    assert (after.starts, after.fence > before.fence) == (1, True)
+    assert bench.claim(run(number=0)) == Ended(failed=False)
+    assert bench.release(first, before.fence, Ended(failed=True)) is False
+
+
+def test_a_stale_owner_can_neither_complete_nor_free(bench: Bench) -> None:
+    """Paused past its lease and taken over, the zombie changes nothing and is told what stands."""
+    zombie, heir = run(), run("t2/0")
+    old = bench.claim(zombie)
+    bench.let_pass(LEASE)
+    new = bench.claim(heir, lease=timedelta(seconds=30))
+    assert isinstance(bench.complete(zombie, old.fence, b'"zombie"'), Running)
+    assert bench.release(zombie, old.fence, Ended(failed=True)) is False
+    assert bench.complete(heir, new.fence, b'"heir"') == Done(b'"heir"')
+    assert bench.complete(zombie, old.fence, b'"zombie"') == Done(b'"heir"')
+    assert bench.release(zombie, old.fence) is False
+    assert bench.claim(run("t3/0")) == Done(b'"heir"')
+
+
+@pytest.mark.parametrize("wrong", ["owner", "fence"])
+def test_owner_and_fence_must_both_be_right(bench: Bench, wrong: str) -> None:
+    """A guess at one of the two opens nothing."""
+    me = run()
+    claimed = bench.claim(me, lease=timedelta(seconds=30))
+    who = replace(me, owner="other") if wrong == "owner" else me
+    fence = claimed.fence + (wrong == "fence")
+    assert isinstance(bench.complete(who, fence), Running | type(None)) or wrong == "fence"
+    assert bench.release(who, fence) is False
+    assert isinstance(bench.claim(run("t2/0")), Running)
+
+
+def test_an_owner_that_nobody_replaced_may_still_complete(bench: Bench) -> None:
+    """The lease is over, but the key is still its own: the work is done, and is recorded."""
+    me = run()
+    claimed = bench.claim(me)
+    bench.let_pass(LEASE)
+    assert bench.complete(me, claimed.fence) == Done(b"1")
+
+
+def test_every_step_may_be_repeated_by_its_owner(bench: Bench) -> None:
+    """A lost answer is asked for again without harm."""
+    me = run()
+    claimed = bench.claim(me)
+    assert bench.claim(me) == claimed
+    assert bench.complete(me, claimed.fence) == bench.complete(me, claimed.fence) == Done(b"1")
+
+
+def test_a_record_is_forgotten_after_its_ttl_and_the_fence_still_grows(bench: Bench) -> None:
+    """``ttl`` counts from the completion; afterwards the key is new, but its fence is greater than ever."""
+    me = run()
+    claimed = bench.claim(me)
+    bench.complete(me, claimed.fence)
+    bench.let_pass(TTL)
+    after = bench.claim(run("t2/0"))
+    assert isinstance(after, Claimed)
+    assert (after.starts, after.fence > claimed.fence) == (1, True)
+
+
+def test_completing_a_record_that_was_evicted_writes_it(bench: Bench) -> None:
+    """A server that lost the record mid-run still learns that the work is done."""
+    assert bench.complete(run(), 7, b"5") == Done(b"5")
+    assert bench.claim(run("t2/0")) == Done(b"5")
+
+
+def test_starts_without_a_key_are_counted_and_forgotten(bench: Bench) -> None:
+    """The counter for tasks without a key grows, expires and can be forgotten."""
+    count = [bench.store.count_start("m", ttl=LEASE) for _ in range(3)]
+    assert count == [1, 2, 3]
+    bench.store.forget_starts("m")
+    assert bench.store.count_start("m", ttl=LEASE) == 1
+    bench.let_pass(LEASE)
+    assert bench.store.count_start("m", ttl=LEASE) == 1
+
+
+def test_keys_do_not_meet(bench: Bench) -> None:
+    """Each key has its own owner."""
+    assert isinstance(bench.claim(run(), key="a"), Claimed)
+    assert isinstance(bench.claim(run("t2/0"), key="b"), Claimed)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("claim"), st.integers(0, 2), st.integers(0, 1), st.sampled_from(["fp", "other"])),
+            st.tuples(st.just("complete"), st.integers(0, 2), st.sampled_from([b"1", None])),
+            st.tuples(st.just("release"), st.integers(0, 2), st.sampled_from([None, Ended(failed=True), Ended(failed=False)])),
+            st.tuples(st.just("expire")),
+        ),
+        max_size=14,
+    ),
+)
+def test_redis_and_memory_answer_alike(database: str, steps: list[Any]) -> None:
+    """Any history of claims, completions, releases and dead owners gets the same answers from both stores."""
+    clock = Clock()
+    pair: list[Store] = [MemoryStore(clock), RedisStore(database, prefix=uuid.uuid4().hex)]
+    client = redis.Redis.from_url(database)
+    prefix = pair[1]._prefix  # type: ignore[attr-defined]
+    holders: dict[int, tuple[Attempt, list[int]]] = {}
+    for step in steps:
+        if step[0] == "expire":
+            # The lease is ended in the record, since the server's clock cannot be turned.
+            clock.now += 60
+            if client.hexists(f"{prefix}:k", "l"):
+                client.hset(f"{prefix}:k", "l", 1)
+            continue
+        if step[0] == "claim":
+            who = run(f"t{step[1]}/0", step[2])
+            answers = [s.claim("k", who, step[3], lease=timedelta(seconds=50), ttl=timedelta(hours=1)) for s in pair]
+            if isinstance(answers[0], Claimed):
+                holders[step[1]] = (who, [a.fence if isinstance(a, Claimed) else 0 for a in answers])
+        else:
+            who, fences = holders.get(step[1], (run(f"t{step[1]}/0"), [1, 1]))
+            if step[0] == "complete":
+                answers = [s.complete("k", who, "fp", f, step[2], ttl=timedelta(hours=1)) for s, f in zip(pair, fences, strict=True)]
+            else:
+                answers = [s.release("k", who, f, ended=step[2], ttl=timedelta(hours=1)) for s, f in zip(pair, fences, strict=True)]
+        kinds = [(type(a), a.starts if isinstance(a, Claimed) else None if isinstance(a, Running) else a) for a in answers]
+        assert kinds[0] == kinds[1], (step, answers)
+
+
+def test_a_record_in_flight_is_small(database: str) -> None:
+    """One key, under 300 bytes, while a task runs; also after two attempts."""
+    store, client = RedisStore(database), redis.Redis.from_url(database)
+    first = run()
+    store.release("k" * 32, first, store.claim("k" * 32, first, "f" * 32, lease=LEASE, ttl=TTL).fence,  # type: ignore[union-attr]
+                  ended=Ended(failed=False), ttl=TTL)
+    store.claim("k" * 32, run(number=1), "f" * 32, lease=timedelta(seconds=9), ttl=TTL)
+    (key,) = client.keys()
+    assert client.memory_usage(key) < 300
+
+
+def test_two_workers_in_every_order_of_their_steps(database: str) -> None:
+    """Two runs of one key, each of claim and complete, in every interleaving: one of them does the work."""
+    for index, order in enumerate(sorted(set(itertools.permutations("aabb")))):
+        store = RedisStore(database, prefix=str(index))
+        who = {"a": run("a/0"), "b": run("b/0")}
+        held: dict[str, Claimed] = {}
+        told: dict[str, list[Any]] = {"a": [], "b": []}
+        for name in order:
+            if name in held:
+                told[name].append(store.complete("k", who[name], "fp", held[name].fence, name.encode(), ttl=TTL))
+            elif not told[name]:
+                answer = store.claim("k", who[name], "fp", lease=timedelta(seconds=30), ttl=TTL)
+                told[name].append(answer)
+                if isinstance(answer, Claimed):
+                    held[name] = answer
+        assert len(held) == 1, order
+        assert store.claim("k", run("c/0"), "fp", lease=LEASE, ttl=TTL) == Done(next(iter(held)).encode())
+
+
+def test_trouble_is_store_unavailable_and_soon() -> None:
+    """A server that is not there is our own error, within the store's patience, and shows no password."""
+    store = RedisStore(f"redis://user:hunter2@127.0.0.1:{free_port()}/0", patience=timedelta(seconds=0.3))
+    begun = time.monotonic()
+    with pytest.raises(StoreUnavailable) as caught:
+        store.claim("k", run(), "fp", lease=LEASE, ttl=TTL)
+    assert time.monotonic() - begun < 2
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_restarted_server_is_found_again() -> None:
+    """A connection that broke, and scripts that were lost with the server, are made again within one call."""
+    server = RedisServer()
+    try:
+        server.start()
+        store = RedisStore(server.url())
+        assert isinstance(store.claim("a", run(), "fp", lease=LEASE, ttl=TTL), Claimed)
+        server.stop()
+        server.start()
+        assert isinstance(store.claim("b", run(), "fp", lease=LEASE, ttl=TTL), Claimed)
+    finally:
+        server.close()
+
+
+def test_a_store_is_named_by_its_url() -> None:
+    """``redis://``, ``rediss://`` and ``unix://`` open a store; anything else says what was expected, and no password."""
+    assert isinstance(open_store("redis://localhost/1"), RedisStore)
+    mine = MemoryStore()
+    assert open_store(mine) is mine
+    with pytest.raises(ConfigurationError, match="scheme 'postgresql'") as caught:
+        open_store("postgresql://me:secret@host/db")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="expected store to be a URL or a Store"):
+        open_store(7)  # type: ignore[arg-type]
