@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from doctest import ELLIPSIS
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ LOCAL = re.compile(r"redis://localhost:6379/\d")
 FENCE = re.compile(r"^```python\n", re.MULTILINE)
 
 MARKDOWN = (myst.PythonCodeBlockParser(doctest_optionflags=ELLIPSIS),)
-DOCSTRING = (rest.PythonCodeBlockParser(doctest_optionflags=ELLIPSIS), rest.DocTestParser(optionflags=ELLIPSIS))
+DOCSTRING = (rest.PythonCodeBlockParser(), rest.DocTestParser(optionflags=ELLIPSIS))
 
 
 def _name(path: Path) -> str:
@@ -67,9 +68,18 @@ class Stage:
         self.database = database
         self.workers = ExitStack()
         self.known = set(_state._on_app_finalizers)
+        self.modules: list[str] = []
+
+    def importable(self, name: str, *values: Any) -> None:
+        """Let what a page has defined be imported, as if it stood in a file: pickle and result backends want that."""
+        module = sys.modules[name] = ModuleType(name)
+        self.modules.append(name)
+        for value in values:
+            setattr(module, value.__name__, value)
 
     def serve(self, app: Celery) -> None:
-        """Start a real worker for the app."""
+        """Start a real worker for the app; it knows the tasks that are defined by now, and takes the place of another."""
+        self.workers.close()
         self.workers.enter_context(
             start_worker(app, pool="solo", perform_ping_check=False, loglevel="INFO", shutdown_timeout=60.0)
         )
@@ -95,6 +105,8 @@ def stage(database: str) -> Iterator[Stage]:
         yield made
     finally:
         made.workers.close()
+        for name in made.modules:
+            del sys.modules[name]
         _state._on_app_finalizers.intersection_update(made.known)
         root.handlers[:], root.level = kept_logging
         _state.default_app, _state._tls.current_app = kept_apps
@@ -108,7 +120,7 @@ def stage(database: str) -> Iterator[Stage]:
 def test_the_examples_of_a_page(page: Path, stage: Stage) -> None:
     """A page's examples share one namespace, and each gives what the page says."""
     document = _parsed(page, stage.database)
-    document.namespace.update(__name__="shop", serve=stage.serve, start_over=stage.start_over)
+    document.namespace.update(__name__="shop", serve=stage.serve, start_over=stage.start_over, importable=stage.importable)
     for example in document.examples():
         example.evaluate()
 
@@ -161,7 +173,8 @@ def test_the_readmes_example_works_when_pasted(database: str, tmp_path: Path) ->
 def _rows(page: str, heading: str) -> list[list[str]]:
     """The cells of the first table under a heading, without its first two lines."""
     section = _read(page).split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
+    table = section[section.index("\n|") + 1 :].split("\n\n", 1)[0]
+    lines = table.splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 

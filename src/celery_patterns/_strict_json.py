@@ -59,5 +59,5 @@ def unwrapped(error: EncodeError, task: str) -> UnsafeValue | None:
     """What our encoder said, out of the wrapper that kombu puts around it, with the task's name."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UnsafeValue):
-        cause = cause.__cause__
+        cause = cause.__cause__ or cause.__context__
     return None if cause is None else UnsafeValue(cause.path, cause.problem, cause.task or task)
