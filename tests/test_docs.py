@@ -120,7 +120,9 @@ def stage(database: str) -> Iterator[Stage]:
 def test_the_examples_of_a_page(page: Path, stage: Stage) -> None:
     """A page's examples share one namespace, and each gives what the page says."""
     document = _parsed(page, stage.database)
-    document.namespace.update(__name__="shop", serve=stage.serve, start_over=stage.start_over, importable=stage.importable)
+    document.namespace.update(
+        __name__="shop", serve=stage.serve, start_over=stage.start_over, importable=stage.importable
+    )
     for example in document.examples():
         example.evaluate()
 
@@ -211,7 +213,7 @@ def test_the_fields_of_a_letter_are_those_of_the_code() -> None:
 def test_every_public_name_stands_in_the_reference() -> None:
     """The reference has what the shop window, the exceptions, the types and the stores show."""
     reference = _read("docs/reference.md")
-    named = set(re.findall(r"auto(?:class|function|exception|data|protocol):: (?:\w+\.)*(\w+)", reference))
+    named = set(re.findall(r"(?:autoclass|autofunction|autoexception|data):: (?:\w+\.)*(\w+)", reference))
     modules = {"exceptions", "stores", "typing"}
     assert set(patterns.__all__) - modules <= named
     for module in (patterns.exceptions, patterns.typing):
