@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import timeit
 from collections.abc import Callable
 from datetime import date, datetime, timezone
@@ -86,6 +87,6 @@ def measure(*, quick: bool) -> Section:
 
 def _microseconds(encode: Callable[[], Any]) -> float:
     """One sample of about 20 ms."""
-    once = timeit.timeit(encode, number=3) / 3
+    once = timeit.timeit(encode, timer=time.process_time, number=3) / 3
     calls = max(3, int(0.02 / once))
-    return timeit.timeit(encode, number=calls) / calls * 1e6
+    return timeit.timeit(encode, timer=time.process_time, number=calls) / calls * 1e6

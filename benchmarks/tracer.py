@@ -101,10 +101,10 @@ def _timer(app: Celery, name: str, case: Case) -> Callable[[int], float]:
 
     def microseconds(calls: int) -> float:
         _set_levels(levels)
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(calls):
             trace(request["id"], request["args"], request["kwargs"], request)
-        return (time.perf_counter() - began) / calls * 1e6
+        return (time.process_time() - began) / calls * 1e6
 
     return microseconds
 

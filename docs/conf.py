@@ -18,8 +18,8 @@ myst_heading_anchors = 3
 
 napoleon_numpy_docstring = False
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
-autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
 

@@ -79,9 +79,13 @@ def test_what_is_sent_is_what_a_plain_worker_reads(value: Any) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.recursive(st.one_of(scalars, st.floats(), st.tuples(st.integers()), st.sets(st.integers())),
-                    lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.one_of(st.text(), st.integers()), inner)),
-                    max_leaves=12))
+@given(
+    st.recursive(
+        st.one_of(scalars, st.floats(), st.tuples(st.integers()), st.sets(st.integers())),
+        lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.one_of(st.text(), st.integers()), inner)),
+        max_leaves=12,
+    )
+)
 def test_nothing_changes_on_the_way(value: Any) -> None:
     """Whatever is handed over either arrives as it was, or raises: never a third thing."""
     try:
@@ -94,8 +98,13 @@ def test_nothing_changes_on_the_way(value: Any) -> None:
 def test_kombus_own_wire_form_is_used() -> None:
     """Byte for byte the structures that kombu writes, so that producers and workers of any release understand them."""
     carried = [
-        datetime(2026, 1, 31, 12, tzinfo=UTC), date(2026, 1, 31), time(12, 30), Decimal("9.90"),
-        uuid.UUID(int=7), b"text", b"\xff\x00",
+        datetime(2026, 1, 31, 12, tzinfo=UTC),
+        date(2026, 1, 31),
+        time(12, 30),
+        Decimal("9.90"),
+        uuid.UUID(int=7),
+        b"text",
+        b"\xff\x00",
     ]
     assert json.loads(_codec.dumps(carried)) == json.loads(kombu_json.dumps(carried))
 
@@ -146,7 +155,7 @@ Pair = collections.namedtuple("Pair", "a b")
         (datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Paris")), "is in the time zone Europe/Paris"),
         (datetime(2026, 10, 25, 2, 30, fold=1), "has fold=1"),
     ],
-    ids=lambda value: re.sub(r"\W+", "-", repr(value))[:40],
+    ids=lambda value: re.sub(r"\W+", "-", value) if isinstance(value, str) else type(value).__name__,
 )
 def test_what_json_would_change_is_refused_with_its_path_and_cure(value: Any, said: str) -> None:
     """The error names the path, the problem and the cure, and never shows the value."""
@@ -197,7 +206,9 @@ def test_delay_names_task_and_path_and_publishes_nothing(app: Celery) -> None:
     charge = app.tasks["charge"]
     with pytest.raises(UnsafeValue) as caught:
         charge.delay("o-1", {"items": [{"price": math.nan}]})
-    assert str(caught.value) == "charge(): args[1].items[0].price is NaN, which JSON has no word for; send None or a str"
+    assert (
+        str(caught.value) == "charge(): args[1].items[0].price is NaN, which JSON has no word for; send None or a str"
+    )
     assert caught.value.task == "charge"
     with app.connection_for_read() as connection:
         assert connection.default_channel.client.llen("celery") == 0
@@ -256,7 +267,13 @@ def test_an_error_survives_pickle() -> None:
 
     for name in exceptions.__all__:
         kind = getattr(exceptions, name)
-        error = kind("args[0]", "is odd", "t") if kind is UnsafeValue else kind("said", True) if name == "PublishFailed" else kind("said")
+        error = (
+            kind("args[0]", "is odd", "t")
+            if kind is UnsafeValue
+            else kind("said", True)
+            if name == "PublishFailed"
+            else kind("said")
+        )
         back = pickle.loads(pickle.dumps(error))
         assert (type(back), str(back), back.args, back.__dict__) == (kind, str(error), error.args, error.__dict__)
     assert ConfigurationError("x").args == ("x",)

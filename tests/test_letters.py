@@ -77,10 +77,21 @@ def test_a_letter_is_an_equal_message(app: Celery, queue: str) -> None:
     task = failing(app)
     link = app.signature("after")
     run_here(
-        task, "o-1", ["egg"], task_id="id-1", retries=3, amount=1,
+        task,
+        "o-1",
+        ["egg"],
+        task_id="id-1",
+        retries=3,
+        amount=1,
         headers={
-            "custom": "kept", "callbacks": [link], "chain": [link], "chord": None, "timelimit": [9, 8], "argsrepr": "('o-1',)",
-            "x-death": "no", HEADER: {"started": 5.0, "history": [{"attempt": 1, "at": 1, "error": "E"}]},
+            "custom": "kept",
+            "callbacks": [link],
+            "chain": [link],
+            "chord": None,
+            "timelimit": [9, 8],
+            "argsrepr": "('o-1',)",
+            "x-death": "no",
+            HEADER: {"started": 5.0, "history": [{"attempt": 1, "at": 1, "error": "E"}]},
         },
     )
     (letter,) = dead_letters(app, f"{queue}.dead")
@@ -185,7 +196,9 @@ def test_a_reader_that_is_killed_loses_nothing(app: Celery, broker: str, queue: 
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
     assert done.returncode == -signal.SIGKILL
-    wait_until(lambda: [letter.task_id for letter in dead_letters(app, f"{queue}.dead")] == ids, 10, "all letters in order")
+    wait_until(
+        lambda: [letter.task_id for letter in dead_letters(app, f"{queue}.dead")] == ids, 10, "all letters in order"
+    )
 
 
 def test_two_letters_of_one_death_are_one(app: Celery, queue: str) -> None:
@@ -206,10 +219,19 @@ def test_a_replay_is_a_new_task_with_a_fresh_budget(app: Celery, queue: str) -> 
     task = failing(app)
     link = app.signature("after")
     run_here(
-        task, "o-1", task_id="id-1", retries=4,
+        task,
+        "o-1",
+        task_id="id-1",
+        retries=4,
         headers={
-            "root_id": "root", "eta": "2020-01-01T00:00:00+00:00", "expires": "2020-01-01T00:00:00+00:00", "group": "g", "group_index": 1,
-            "chain": [link], "chord": {"task": "c", "args": [], "kwargs": {}, "options": {}}, "custom": "kept",
+            "root_id": "root",
+            "eta": "2020-01-01T00:00:00+00:00",
+            "expires": "2020-01-01T00:00:00+00:00",
+            "group": "g",
+            "group_index": 1,
+            "chain": [link],
+            "chord": {"task": "c", "args": [], "kwargs": {}, "options": {}},
+            "custom": "kept",
             HEADER: {"started": 1.0, "history": [1], "key": "mine", "waiting": 5.0},
         },
     )
@@ -223,9 +245,15 @@ def test_a_replay_is_a_new_task_with_a_fresh_budget(app: Celery, queue: str) -> 
     assert result.id.replace("-", "") == letter.id
     kept = {name: headers[name] for name in ("root_id", "retries", "eta", "expires", "group", "group_index", "custom")}
     assert kept == {
-        "root_id": "root", "retries": 0, "eta": None, "expires": None, "group": None, "group_index": None, "custom": "kept",
+        "root_id": "root",
+        "retries": 0,
+        "eta": None,
+        "expires": None,
+        "group": None,
+        "group_index": None,
+        "custom": "kept",
     }
-    assert headers[HEADER] == {"key": "mine", "replay": 1, "replay_of": letter.id}
+    assert {**headers[HEADER], "sent": 0} == {"key": "mine", "replay": 1, "replay_of": letter.id, "sent": 0}
     assert LETTER not in headers
     args, _, embed = message.payload
     assert (args, embed["chord"], embed["chain"][0]["task"]) == (["o-1"], None, "after")
@@ -318,8 +346,22 @@ def test_huge_errors_and_headers_fit(app: Celery, queue: str) -> None:
 def test_a_letter_of_a_newer_release_is_read(app: Celery) -> None:
     """Fields that this release does not know are passed over; a broken header is no letter."""
     known = {
-        "id": "i", "task": "t", "task_id": "t", "root_id": None, "reason": "failed", "error": "e", "message": "m", "traceback": "",
-        "attempt": 1, "queue": "q", "exchange": "", "routing_key": "q", "priority": None, "first_started": 1, "died_at": 2, "worker": None,
+        "id": "i",
+        "task": "t",
+        "task_id": "t",
+        "root_id": None,
+        "reason": "failed",
+        "error": "e",
+        "message": "m",
+        "traceback": "",
+        "attempt": 1,
+        "queue": "q",
+        "exchange": "",
+        "routing_key": "q",
+        "priority": None,
+        "first_started": 1,
+        "died_at": 2,
+        "worker": None,
     }
     assert read_letter({LETTER: json.dumps({**known, "new": 1})}) is not None
     for broken in ({}, {LETTER: "{"}, {LETTER: json.dumps({"id": 1})}, {LETTER: None}):
@@ -356,14 +398,18 @@ def test_our_own_queue_is_durable_and_classic(rabbit: str, queue: str) -> None:
     app.conf.task_default_queue = queue
     run_here(failing(app), 1)
     with app.connection_for_write() as connection:
-        Queue(f"{queue}.dead", durable=True, queue_arguments={"x-queue-type": "classic"})(connection.default_channel).declare()
+        Queue(f"{queue}.dead", durable=True, queue_arguments={"x-queue-type": "classic"})(
+            connection.default_channel
+        ).declare()
 
 
 @pytest.mark.parametrize("kind", ["redis", "rabbitmq"])
 @pytest.mark.parametrize("acks_late", [True, False])
 def test_a_broker_that_is_gone_at_the_letter(kind: str, acks_late: bool, monkeypatch: Any, caplog: Any) -> None:
     """Late: the message goes back to its queue. Early: it is FAILURE, with the loudest line there is."""
-    monkeypatch.setattr(publish_module.Publisher.publish, "__kwdefaults__", {"patience": publish_module.timedelta(seconds=1)})
+    monkeypatch.setattr(
+        publish_module.Publisher.publish, "__kwdefaults__", {"patience": publish_module.timedelta(seconds=1)}
+    )
     server = RedisServer() if kind == "redis" else RabbitServer()
     server.start()
     try:
@@ -374,7 +420,9 @@ def test_a_broker_that_is_gone_at_the_letter(kind: str, acks_late: bool, monkeyp
         task = failing(app, acks_late=acks_late)
         server.stop(signal.SIGKILL)
         outcome = run_here(task, 1, queue="q")
-        assert ("dead_letter_not_published", "CRITICAL") in [(r.getMessage().split()[0], r.levelname) for r in caplog.records]
+        assert ("dead_letter_not_published", "CRITICAL") in [
+            (r.getMessage().split()[0], r.levelname) for r in caplog.records
+        ]
         if acks_late:
             assert (outcome.state, outcome.value.requeue) == ("REJECTED", True)
         else:

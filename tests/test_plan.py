@@ -189,7 +189,9 @@ def test_a_wrong_argument_is_refused_when_the_pattern_is_built(build: Any, said:
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("build", [lambda: retry(), lambda: retry(OSError), lambda: idempotent(key="a"), lambda: idempotent("a", ttl=DAY)])
+@pytest.mark.parametrize(
+    "build", [lambda: retry(), lambda: retry(OSError), lambda: idempotent(key="a"), lambda: idempotent("a", ttl=DAY)]
+)
 def test_dangerous_arguments_have_no_default_and_no_position(build: Any) -> None:
     """``on``, ``key`` and ``ttl`` must be said, and by name."""
     with pytest.raises(TypeError):
@@ -219,22 +221,56 @@ async def _async_body(order: str) -> None: ...
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda app: app.task(shared=False, name="t")(idempotent(key="oder", ttl=DAY)(named(lambda order, amount: 0))),
-         "key names 'oder', but t() takes (order, amount)"),
-        (lambda app: app.task(shared=False, name="t")(idempotent(key="order", ttl=DAY, same=("amuont",))(named(lambda order: 0))),
-         "same names 'amuont', but t() takes (order)"),
-        (lambda app: app.task(shared=False, name="t")(logged("amuont")(named(lambda order: 0))), "logged() names 'amuont'"),
+        (
+            lambda app: app.task(shared=False, name="t")(
+                idempotent(key="oder", ttl=DAY)(named(lambda order, amount: 0))
+            ),
+            "key names 'oder', but t() takes (order, amount)",
+        ),
+        (
+            lambda app: app.task(shared=False, name="t")(
+                idempotent(key="order", ttl=DAY, same=("amuont",))(named(lambda order: 0))
+            ),
+            "same names 'amuont', but t() takes (order)",
+        ),
+        (
+            lambda app: app.task(shared=False, name="t")(logged("amuont")(named(lambda order: 0))),
+            "logged() names 'amuont'",
+        ),
         (lambda app: app.task(shared=False, name="t")(logged()(_async_body)), "is an async def"),
-        (lambda app: app.task(shared=False, name="t", autoretry_for=(OSError,))(retry(on=OSError)(named(lambda: 0))), "autoretry_for"),
-        (lambda app: app.task(shared=False, name="t")(logged()(tenacity.retry(named(lambda: 0)))), "tenacity.retry, which sleeps"),
-        (lambda app: app.task(shared=False, name="t", time_limit=600)(idempotent(key="o", ttl=DAY)(named(lambda o: 0))),
-         "its time limit, but its lease is 0:05:00"),
-        (lambda app: app.task(shared=False, name="t", max_retries=9)(retry(on=OSError)(named(lambda o: 0))), "says max_retries=9"),
-        (lambda app: app.task(shared=False, name="t")(
-            retry(on=OSError, within=timedelta(days=2))(idempotent(key="o", ttl=DAY)(named(lambda o: 0)))), "may be retried within 2 days"),
+        (
+            lambda app: app.task(shared=False, name="t", autoretry_for=(OSError,))(retry(on=OSError)(named(lambda: 0))),
+            "autoretry_for",
+        ),
+        (
+            lambda app: app.task(shared=False, name="t")(logged()(tenacity.retry(named(lambda: 0)))),
+            "tenacity.retry, which sleeps",
+        ),
+        (
+            lambda app: app.task(shared=False, name="t", time_limit=600)(
+                idempotent(key="o", ttl=DAY)(named(lambda o: 0))
+            ),
+            "its time limit, but its lease is 0:05:00",
+        ),
+        (
+            lambda app: app.task(shared=False, name="t", max_retries=9)(retry(on=OSError)(named(lambda o: 0))),
+            "says max_retries=9",
+        ),
+        (
+            lambda app: app.task(shared=False, name="t")(
+                retry(on=OSError, within=timedelta(days=2))(idempotent(key="o", ttl=DAY)(named(lambda o: 0)))
+            ),
+            "may be retried within 2 days",
+        ),
         (lambda app: app.task(shared=False, name="t")(logged()(logged()(named(lambda o: 0)))), "wears logged twice"),
-        (lambda app: app.task(shared=False, name="t", patterns=logged())(named(lambda o: 0)), "single value; expected a tuple"),
-        (lambda app: app.task(shared=False, name="t", patterns=("retry",))(named(lambda o: 0)), "expected values such as"),
+        (
+            lambda app: app.task(shared=False, name="t", patterns=logged())(named(lambda o: 0)),
+            "single value; expected a tuple",
+        ),
+        (
+            lambda app: app.task(shared=False, name="t", patterns=("retry",))(named(lambda o: 0)),
+            "expected values such as",
+        ),
     ],
 )
 def test_a_task_that_cannot_work_is_refused_when_it_is_created(app: Celery, make: Any, said: str) -> None:

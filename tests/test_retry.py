@@ -133,10 +133,22 @@ def test_the_next_attempt_is_the_same_message(app: Celery) -> None:
 
     link = app.signature("after")
     run_here(
-        spoils, ["egg"], also={"deep": [1]}, task_id="id-1",
+        spoils,
+        ["egg"],
+        also={"deep": [1]},
+        task_id="id-1",
         headers={
-            "custom": "kept", "x-death": [1], "x-delivery-count": 4, "x-first-death-queue": "q", "root_id": "root", "parent_id": "mother",
-            "group": "g-1", "group_index": 2, "timelimit": [9, 8], "callbacks": [link], "chord": {"task": "c"},
+            "custom": "kept",
+            "x-death": [1],
+            "x-delivery-count": 4,
+            "x-first-death-queue": "q",
+            "root_id": "root",
+            "parent_id": "mother",
+            "group": "g-1",
+            "group_index": 2,
+            "timelimit": [9, 8],
+            "callbacks": [link],
+            "chord": {"task": "c"},
         },
     )
     (message,) = published(app)
@@ -145,8 +157,16 @@ def test_the_next_attempt_is_the_same_message(app: Celery) -> None:
     assert (args, kwargs) == ([["egg"]], {"also": {"deep": [1]}})
     assert embed["callbacks"][0]["task"] == "after"
     assert embed["chord"] == {"task": "c"}
-    assert {name: headers[name] for name in ("id", "retries", "custom", "root_id", "parent_id", "group", "group_index")} == {
-        "id": "id-1", "retries": 1, "custom": "kept", "root_id": "root", "parent_id": "mother", "group": "g-1", "group_index": 2,
+    assert {
+        name: headers[name] for name in ("id", "retries", "custom", "root_id", "parent_id", "group", "group_index")
+    } == {
+        "id": "id-1",
+        "retries": 1,
+        "custom": "kept",
+        "root_id": "root",
+        "parent_id": "mother",
+        "group": "g-1",
+        "group_index": 2,
     }
     assert headers["timelimit"] == [9, 8]
     assert not [name for name in headers if name.startswith("x-")]
@@ -204,7 +224,12 @@ def test_no_attempt_starts_after_within(app: Celery) -> None:
 def test_tenacitys_waits_on_a_rebuilt_state(app: Celery, wait: Any, seconds: int) -> None:
     """Tenacity is asked as if it had kept the task in its own loop; the answer is rounded up to whole seconds."""
     carried = {"started": time.time() - 100, "waited": 5}
-    run_here(raising(app, lambda: OSError("long"), on=OSError, wait=wait, attempts=9), "one", retries=1, headers={HEADER: carried})
+    run_here(
+        raising(app, lambda: OSError("long"), on=OSError, wait=wait, attempts=9),
+        "one",
+        retries=1,
+        headers={HEADER: carried},
+    )
     assert published(app)[-1]["headers"][HEADER]["waited"] - 5 == seconds
 
 
@@ -276,6 +301,18 @@ def test_a_body_may_ask_by_itself(app: Celery) -> None:
     assert body_of(message)[0] == [[1]]
     assert (message["headers"]["custom"], message["headers"]["extra"]) == ("kept", "yes")
     assert message["headers"][HEADER]["history"]
+
+
+def test_a_body_cannot_ask_for_more_than_the_policy_gives(app: Celery) -> None:
+    """``self.retry(max_retries=50)`` is held to the pattern's attempts; fewer are honoured."""
+
+    @app.task(shared=False, name="greedy", bind=True)
+    @retry(on=OSError, attempts=3)
+    def greedy(self: Any, most: int) -> None:
+        raise self.retry(countdown=0, max_retries=most)
+
+    assert [run_here(greedy, 50, retries=n).state for n in (1, 2)] == ["RETRY", "FAILURE"]
+    assert [run_here(greedy, 1, retries=n).state for n in (0, 1)] == ["RETRY", "FAILURE"]
 
 
 def test_a_body_may_ask_with_other_arguments(app: Celery) -> None:

@@ -280,7 +280,9 @@ def test_keys_do_not_meet(bench: Bench) -> None:
         st.one_of(
             st.tuples(st.just("claim"), st.integers(0, 2), st.integers(0, 1), st.sampled_from(["fp", "other"])),
             st.tuples(st.just("complete"), st.integers(0, 2), st.sampled_from([b"1", None])),
-            st.tuples(st.just("release"), st.integers(0, 2), st.sampled_from([None, Ended(failed=True), Ended(failed=False)])),
+            st.tuples(
+                st.just("release"), st.integers(0, 2), st.sampled_from([None, Ended(failed=True), Ended(failed=False)])
+            ),
             st.tuples(st.just("expire")),
         ),
         max_size=14,
@@ -308,10 +310,18 @@ def test_redis_and_memory_answer_alike(database: str, steps: list[Any]) -> None:
         else:
             who, fences = holders.get(step[1], (run(f"t{step[1]}/0"), [1, 1]))
             if step[0] == "complete":
-                answers = [s.complete("k", who, "fp", f, step[2], ttl=timedelta(hours=1)) for s, f in zip(pair, fences, strict=True)]
+                answers = [
+                    s.complete("k", who, "fp", f, step[2], ttl=timedelta(hours=1))
+                    for s, f in zip(pair, fences, strict=True)
+                ]
             else:
-                answers = [s.release("k", who, f, ended=step[2], ttl=timedelta(hours=1)) for s, f in zip(pair, fences, strict=True)]
-        kinds = [(type(a), a.starts if isinstance(a, Claimed) else None if isinstance(a, Running) else a) for a in answers]
+                answers = [
+                    s.release("k", who, f, ended=step[2], ttl=timedelta(hours=1))
+                    for s, f in zip(pair, fences, strict=True)
+                ]
+        kinds = [
+            (type(a), a.starts if isinstance(a, Claimed) else None if isinstance(a, Running) else a) for a in answers
+        ]
         assert kinds[0] == kinds[1], (step, answers)
 
 
@@ -319,8 +329,13 @@ def test_a_record_in_flight_is_small(database: str) -> None:
     """One key, under 300 bytes, while a task runs; also after two attempts."""
     store, client = RedisStore(database), redis.Redis.from_url(database)
     first = run()
-    store.release("k" * 32, first, store.claim("k" * 32, first, "f" * 32, lease=LEASE, ttl=TTL).fence,  # type: ignore[union-attr]
-                  ended=Ended(failed=False), ttl=TTL)
+    store.release(
+        "k" * 32,
+        first,
+        store.claim("k" * 32, first, "f" * 32, lease=LEASE, ttl=TTL).fence,  # type: ignore[union-attr]
+        ended=Ended(failed=False),
+        ttl=TTL,
+    )
     store.claim("k" * 32, run(number=1), "f" * 32, lease=timedelta(seconds=9), ttl=TTL)
     (key,) = client.keys()
     assert client.memory_usage(key) < 300

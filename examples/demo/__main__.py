@@ -41,7 +41,8 @@ def main() -> int:
         stage.keep = not held or options.keep
         if stage.keep:
             console.print(f"The logs are in {stage.folder}")
-    console.print(f"[bold]{'All promises held' if held else 'FAILED'}[/] on {options.broker}, in {seconds:.0f} s.", highlight=False)
+    outcome = "[bold green]All promises held[/]" if held else "[bold red]FAILED[/]"
+    console.print(f"{outcome} on {options.broker}, in {seconds:.0f} s.", highlight=False)
     return 0 if held else 1
 
 
@@ -78,7 +79,7 @@ def _play(stage: Stage, options: Any, console: Console) -> bool:
     from .play import Afternoon  # noqa: PLC0415
 
     servers = f"Redis {store.version}" + (f", RabbitMQ {rabbit.version}" if rabbit is not None else "")
-    console.print(f"{servers}, a prefork worker with four processes, a payment service; seed {options.seed}", highlight=False)
+    console.print(f"{servers}, a worker with four processes, a payment service; seed {options.seed}", highlight=False)
     chance = random.Random(options.seed)
     play = Afternoon(stage, payments, redis.Redis.from_url(store.url(1)), console, chance)
     evidence = play.run(afternoon(options.orders, chance))

@@ -19,12 +19,12 @@ class Kind(Enum):
 
     PLAIN = "nothing special"
     TWICE = "sent twice"
-    SLOW = "the payment service stalls"
-    FORGETFUL = "charged, but the answer never came"
-    TROUBLE = "the payment service answers 503"
-    DECLINED = "the card is declined"
-    REFUSED = "refused by a bug"
-    KILLER = "takes its worker down"
+    SLOW = "service stalls"
+    FORGETFUL = "answer lost"
+    TROUBLE = "service says 503"
+    DECLINED = "card declined"
+    REFUSED = "hits a bug"
+    KILLER = "kills its worker"
 
 
 #: Out of a thousand orders; the plain ones are the rest, and one order is a killer.

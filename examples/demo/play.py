@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import redis
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from celery_patterns import dead_letters
 from examples.shop import app
@@ -71,15 +71,15 @@ class Afternoon:
         self._begin = time.monotonic()
         self._waiting: dict[str, tuple[str, AsyncResult[dict[str, str]]]] = {}
         self._order_of: dict[str, str] = {}
+        self._on_redis = app.conf.broker_url.startswith("redis")
         self._release = 1
         self._worker = Worker(stage, release=self._release)
-        self._looked = 0.0
+        self._looked = self._nowhere_since = 0.0
         columns = (
             TextColumn("  {task.description}"),
-            BarColumn(bar_width=40),
+            BarColumn(bar_width=32),
             TaskProgressColumn(),
-            TextColumn("[green]{task.completed:.0f} finished[/]  [red]{task.fields[dead]} dead letters[/]"),
-            TimeElapsedColumn(),
+            TextColumn("[green]{task.completed:.0f} done[/]  [red]{task.fields[dead]} dead[/]"),
         )
         self.progress = Progress(*columns, console=console)
         self._bar = self.progress.add_task("orders", total=None, dead=0)
@@ -108,16 +108,19 @@ class Afternoon:
         evidence, span = self.evidence, sendings[-1].at
         evidence.orders = {sending.order.id: sending.order for sending in sendings}
         self.progress.update(self._bar, total=len(evidence.orders))
-        self.tell(f"[bold]{len(evidence.orders)} orders come in[/], {len(sendings) - len(evidence.orders)} of them twice")
+        twice = len(sendings) - len(evidence.orders)
+        self.tell(f"[bold]{len(evidence.orders)} orders come in[/], {twice} of them twice")
         begin, to_send, to_kill = time.monotonic(), deque(sendings), deque(KILLS)
 
         def ended() -> bool:
             elapsed = time.monotonic() - begin
             while to_send and to_send[0].at <= elapsed:
                 self._send(to_send.popleft().order)
+                if not to_send:
+                    self.tell("all orders are in; the last ones wait for what killed workers held")
             if to_kill and to_kill[0][0] * span <= elapsed and self._kill(to_kill[0][1]):
                 to_kill.popleft()
-            if to_kill and not to_send and not self._waiting:
+            if not to_send and not self._waiting:
                 to_kill.clear()  # nobody is at work any more
             if not (to_send or to_kill) and self._nowhere():
                 self._send_again()
@@ -126,15 +129,17 @@ class Afternoon:
         self._until(ended, span + PATIENCE, "every message has ended")
 
     def _nowhere(self) -> bool:
-        """Whether messages have not ended and are nowhere in Redis: neither in the queue, nor with a worker."""
-        if not self._waiting or app.connection_for_read().transport.driver_type != "redis" or self._left():
+        """Whether messages that have not ended are nowhere in Redis, neither in the queue nor with a worker."""
+        if not (self._on_redis and self._waiting) or self._left():
+            self._nowhere_since = 0.0
             return False
-        self._look(at_once=True)  # the last of them may have ended just before
-        return bool(self._waiting)
+        # At any one moment a living worker may be just taking one, too.
+        self._nowhere_since = self._nowhere_since or time.monotonic()
+        return time.monotonic() > self._nowhere_since + 1
 
     def _send_again(self) -> None:
         lost = {task_id: order_id for task_id, (order_id, _) in self._waiting.items()}
-        self.tell(f"[yellow]Redis lost {len(lost)}[/] of the messages that killed workers were just taking; sent again")
+        self.tell(f"[yellow]{len(lost)} lost by Redis[/], popped for a worker that was killed; sent again")
         self._waiting.clear()
         self.evidence.lost |= lost.keys()
         for order_id in sorted(set(lost.values())):
@@ -176,17 +181,17 @@ class Afternoon:
         for letter in dead_letters(app, DEAD):
             error = letter.error.rpartition(".")[2]
             evidence.deaths.append(Death(self._order_of[letter.task_id], letter.task_id, letter.reason, error))
-        self.tell(f"[bold]{len(evidence.deaths)} dead letters[/]; deploying the release without the bug")
-        if not self._worker.stop(20):
-            raise CannotRun("the worker did not stop within 20 s of SIGTERM")
+        self.tell(f"every order is done, or one of [bold]{len(evidence.deaths)} dead letters[/]")
+        self._stop()
         evidence.fixed_at = time.time()
         self._payments.tell("/unblock")
         self._release = 2
         self._worker = Worker(self._stage, release=self._release)
+        self.tell("the bug is fixed, the cards are unblocked")
 
     def _replay(self) -> None:
         results = dead_letters(app, DEAD).replay_all()
-        self.tell(f"{len(results)} dead letters replayed")
+        self.tell(f"[bold]{len(results)} dead letters replayed[/]")
         for death, result in zip(self.evidence.deaths, results, strict=True):
             self.evidence.replays.add(result.id)
             self._wait_for(death.order_id, result)
@@ -195,15 +200,19 @@ class Afternoon:
     def _close(self) -> None:
         """Stop the worker once nothing is left: what killed workers held comes back by and by."""
         self._until(lambda: not self._left(), 15, "the queue is empty")
-        self._worker.stop(20)
+        self._stop()
         self.evidence.left = self._left() + len(dead_letters(app, DEAD))
         self.tell("the shop is closed")
+
+    def _stop(self) -> None:
+        if not self._worker.stop(20):
+            raise CannotRun("the worker did not stop within 20 s of SIGTERM")
 
     def _left(self) -> int:
         """Messages that wait for the worker; on Redis also those it took, which is where a killed worker's are."""
         with app.connection_for_read() as connection:
             channel = connection.default_channel
-            if connection.transport.driver_type == "redis":
+            if self._on_redis:
                 return int(channel.client.llen(QUEUE) + channel.client.hlen(channel.unacked_key))
             return int(channel.queue_declare(QUEUE, passive=True).message_count)
 
@@ -223,6 +232,7 @@ class Afternoon:
             if not self._worker.running():
                 self._worker.kill()  # and what may be left of its pool
                 self._worker = Worker(self._stage, release=self._release)
+                self.tell("[green]the worker is started again[/]")
             self._look()
             return over()
 
@@ -232,9 +242,9 @@ class Afternoon:
             waiting = ", ".join(sorted({order_id for order_id, _ in self._waiting.values()})) or "no order"
             raise CannotRun(f"{late}; waiting for {waiting}") from None
 
-    def _look(self, *, at_once: bool = False) -> None:
+    def _look(self) -> None:
         """See which messages have ended; a few times a second."""
-        if not at_once and time.monotonic() < self._looked + 0.3:
+        if time.monotonic() < self._looked + 0.3:
             return
         self._looked = time.monotonic()
         for task_id, (order_id, result) in list(self._waiting.items()):

@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from .orders import Kind
-from .verdict import Evidence, Promise
+from .verdict import Evidence, Promise, reasons_for_repeats
+
+_NUMBERS = ("orders", "requests", "charges", "letters", "finished")
 
 
 def show_orders(evidence: Evidence, console: Console) -> None:
     """What became of the orders, kind by kind."""
-    table = Table(box=box.SIMPLE_HEAD, title="What became of the orders", title_justify="left", show_footer=True)
-    orders = evidence.orders
-    requests = Counter(orders[request.order_id].kind for request in evidence.requests)
-    letters = Counter(orders[death.order_id].kind for death in evidence.deaths)
-    why: dict[Kind, Counter[str]] = {kind: Counter() for kind in Kind}
-    for death in evidence.deaths:
-        why[orders[death.order_id].kind][death.error] += 1
-    rows = []
-    for kind in Kind:
-        mine = [order for order in orders.values() if order.kind is kind]
-        charges = sum(evidence.charges.get(order.id, 0) for order in mine)
-        finished = sum(evidence.finished(order) for order in mine)
-        rows.append((kind, len(mine), requests[kind], charges, letters[kind], finished))
-    table.add_column("", "all")
-    names = ("orders", "requests", "charges", "dead letters", "finished")
-    for place, name in enumerate(names, start=1):
-        table.add_column(name, str(sum(row[place] for row in rows)), justify="right")
+    rows = {kind: _numbers(evidence, kind) for kind in Kind}
+    table = _table("What became of the orders")
+    table.show_header = table.show_footer = True
+    table.add_column("", "all", no_wrap=True)
+    for place, name in enumerate(_NUMBERS):
+        table.add_column(name, str(sum(numbers[place] for numbers in rows.values())), justify="right")
     table.add_column("died of", style="dim")
-    for kind, *numbers in rows:
-        table.add_row(kind.value, *(str(number) if number else "·" for number in numbers), ", ".join(why[kind]))
+    for kind, numbers in rows.items():
+        mine = {death.error for death in evidence.deaths if evidence.orders[death.order_id].kind is kind}
+        table.add_row(kind.value, *(str(number) if number else "·" for number in numbers), ", ".join(sorted(mine)))
     console.print()
     console.print(table)
+    processes = sum(kill.pid is not None for kill in evidence.kills)
+    console.print(
+        f"  {processes} processes and {len(evidence.kills) - processes} whole workers were killed, "
+        f"in the middle of {reasons_for_repeats(evidence)['killed']} runs\n",
+        highlight=False,
+    )
 
 
 def show_promises(promises: list[Promise], console: Console) -> None:
     """Whether each promise held."""
-    table = Table(box=box.SIMPLE, show_header=False, title="What was promised", title_justify="left")
+    table = _table("What was promised")
     for promise in promises:
         mark = "[bold green]held[/]" if promise.held else "[bold red]BROKEN[/]"
         table.add_row(mark, promise.text, f"[dim]{promise.numbers}[/]")
     console.print(table)
+
+
+def _table(title: str) -> Table:
+    return Table(box=box.SIMPLE, title=title, title_justify="left", show_header=False, padding=(0, 1, 0, 0))
+
+
+def _numbers(evidence: Evidence, kind: Kind) -> tuple[int, ...]:
+    """One row, in the order of the columns."""
+    mine = {order.id: order for order in evidence.orders.values() if order.kind is kind}
+    return (
+        len(mine),
+        sum(request.order_id in mine for request in evidence.requests),
+        sum(evidence.charges.get(order_id, 0) for order_id in mine),
+        sum(death.order_id in mine for death in evidence.deaths),
+        sum(evidence.finished(order) for order in mine.values()),
+    )

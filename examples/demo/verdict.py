@@ -133,25 +133,26 @@ def promises(evidence: Evidence) -> list[Promise]:
     return [
         Promise("every order finished", len(finished) == len(orders), f"{len(finished)} of {len(orders)}"),
         Promise(
-            "one charge for each finished order",
+            "one charge for each order",
             len(once) == len(finished) and charges.total() == len(finished),
             f"{charges.total()} charges, {len(evidence.requests)} requests",
         ),
-        Promise("no request after an order's work was done", not late, f"{len(late)} late"),
-        Promise("no request repeated without a reason", not reasons["no reason"], _told(reasons)),
+        Promise("no request after the work was done", not late, f"{len(late)} late"),
+        Promise("no repeat without a reason", not reasons["without"], _told(reasons)),
         Promise(
-            "every message ended: as done, or as one dead letter",
+            "every message done, or a letter",
             buried == evidence.failed and len(buried) == len(evidence.deaths) and len(evidence.lost) <= excused,
             f"{evidence.sent} messages, {len(evidence.deaths)} letters"
-            + (f"; {len(evidence.lost)} lost by Redis itself, sent again" if evidence.lost else ""),
+            + (f"; {len(evidence.lost)} lost by Redis" if evidence.lost else ""),
         ),
-        Promise("every copy of an order got the one receipt", not wrong, f"{len(wrong)} others"),
+        Promise("every copy got the one receipt", not wrong, f"{len(wrong)} others"),
         Promise("the queues are empty", not evidence.left, f"{evidence.left} left"),
     ]
 
 
 def _told(reasons: Counter[str]) -> str:
-    return ", ".join(f"{reasons[reason]} {reason}" for reason in ("killed", "retried", "replayed", "no reason"))
+    told = [reason for reason in ("killed", "retried", "replayed", "without") if reasons[reason]]
+    return ", ".join(f"{reasons[reason]} {reason}" for reason in told) or "none"
 
 
 def _wrong_receipts(evidence: Evidence) -> Iterable[str]:
@@ -182,7 +183,7 @@ def _reason(evidence: Evidence, earlier: Request, request: Request, cut_short: d
         return "killed"
     if request.task_id in evidence.replays and earlier.at < evidence.fixed_at:
         return "replayed"
-    return "no reason"
+    return "without"
 
 
 def _cut_short(evidence: Evidence) -> dict[int, Request]:

@@ -117,10 +117,10 @@ def use_strict_json(app: Celery) -> None:
 
 
 def use_structlog(app: Celery) -> None:
-    """Let this app's workers log one JSON object a line, through structlog.
+    """Let workers log one JSON object a line, through structlog.
 
-    It applies when the worker sets up its logging, and replaces Celery's own handlers then; nothing is configured in a
-    process that only sends tasks.
+    It applies when a worker in this process sets up its logging, and replaces Celery's own handlers then, for the whole
+    process; nothing is configured in a process that only sends tasks.
 
     Args:
         app: Your Celery app.

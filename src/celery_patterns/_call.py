@@ -135,7 +135,7 @@ class Call:
 
     @property
     def id(self) -> str:
-        """The task id: the same for every attempt."""
+        """The task id, which is the same for every attempt."""
         return str(self.request.id)
 
     @property

@@ -22,7 +22,7 @@ from kombu.utils import json as kombu_json
 
 from .exceptions import UnsafeValue
 
-__all__ = ["dumps", "dumps_message", "dumps_result", "loads"]
+__all__ = ["dumps", "dumps_arguments", "dumps_message", "dumps_result", "loads"]
 
 #: How deep the search for a refused value goes before it gives up; Python's own limit is near.
 DEEPEST = 900
@@ -292,12 +292,24 @@ def dumps_message(args: Any, kwargs: Mapping[str, Any], embed: Mapping[str, Any]
     Raises:
         UnsafeValue: Naming the argument's path.
     """
-    if loose:
-        wired_args, wired_kwargs = _structure(args, "args"), _structure(kwargs, "kwargs")
-    else:
-        wired_args, wired_kwargs = _positional(args, ""), _named(kwargs, "")
+    wired_args, wired_kwargs = _arguments(args, kwargs, loose=loose)
     signatures = {name: item if item is None else _structure(item, name) for name, item in embed.items()}
     return _text([wired_args, wired_kwargs, signatures])
+
+
+def dumps_arguments(args: Any, kwargs: Mapping[str, Any], *, loose: bool = False) -> bytes:
+    """Encode ``[args, kwargs]``: what eager mode passes through the serializer.
+
+    Raises:
+        UnsafeValue: Naming the argument's path.
+    """
+    return _text(list(_arguments(args, kwargs, loose=loose)))
+
+
+def _arguments(args: Any, kwargs: Mapping[str, Any], *, loose: bool) -> tuple[Any, Any]:
+    if loose:
+        return _structure(args, "args"), _structure(kwargs, "kwargs")
+    return _positional(args, ""), _named(kwargs, "")
 
 
 def dumps_result(value: Any) -> bytes | None:

@@ -31,7 +31,15 @@ class Event:
         return " ".join([self.name, *(f"{name}={value}" for name, value in self.fields.items())])
 
 
-def emit(level: int, name: str, call: Call, *, error: BaseException | None = None, **fields: Any) -> None:
+def emit(
+    level: int,
+    name: str,
+    call: Call,
+    *,
+    error: BaseException | None = None,
+    shown: dict[str, Any] | None = None,
+    **fields: Any,
+) -> None:
     """Log one event of a running call.
 
     Args:
@@ -39,6 +47,7 @@ def emit(level: int, name: str, call: Call, *, error: BaseException | None = Non
         name: What happened, in the past tense.
         call: The running call, which gives the task, its id and the attempt.
         error: What went wrong: its type is logged, and never its text, which may quote an argument.
+        shown: The arguments that the task's ``logged`` names.
         fields: More of it.
     """
     if not logger.isEnabledFor(level):
@@ -57,4 +66,5 @@ def emit(level: int, name: str, call: Call, *, error: BaseException | None = Non
             kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         )
     known.update(fields)
+    known.update(shown or {})
     logger.log(level, Event(name, known))

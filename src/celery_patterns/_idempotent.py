@@ -120,10 +120,12 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         return self.key if isinstance(self.key, tuple) else (self.key,)
 
     def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
-        if call.eager:
-            return proceed()
         arguments = bound_arguments(call.signature, call.received_args, call.received_kwargs)
         key = self.key_of(call.task, arguments, call.received_args, call.received_kwargs, call.header.get("key"))
+        if call.eager:
+            # Nothing is claimed, but a body that hands its key on can be run.
+            call.claim = Claim(key, int(time.time() * 1_000_000), self.lease.total_seconds())
+            return proceed()
         run = _Run(self, call, equipment_of(call.app).store, key, self._fingerprint(arguments))
         return run.claim(proceed)
 
@@ -177,6 +179,7 @@ class _Run:
         # Random for each run: a redelivery has the same task id, and must not pass for the first run.
         self.attempt = Attempt(call.run_id, call.attempt - 1, secrets.token_hex(8))
         self.fence = 0
+        self.looks = int(call.header.get("looks") or 0)
 
     def claim(self, proceed: Callable[[], Any]) -> Any:
         pattern = self.pattern
@@ -259,9 +262,17 @@ class _Run:
         if isinstance(answer, Mismatch):
             raise KeyMismatch(f"{call.task}: the key was used before with other arguments; it belongs to that call")
         assert isinstance(answer, Running)
-        # Jitter, so that a crowd of duplicates does not come back at the same second.
-        wait = min(answer.expires_in + timedelta(seconds=random.uniform(0, 1)), LONGEST_WAIT)  # noqa: S311
-        return self._wait(wait, None)
+        return self._wait(self._next_look(answer.expires_in), None)
+
+    def _next_look(self, expires_in: timedelta) -> timedelta:
+        """When to look again: soon at first, since most work is short, then twice as late each time.
+
+        Never later than when the lease is over, and with jitter, so that a crowd of duplicates does not come back at
+        the same second.
+        """
+        jitter = random.uniform(0, 1)  # noqa: S311
+        doubling = timedelta(seconds=2 ** min(self.looks, 5) * (1 + jitter))
+        return min(expires_in + timedelta(seconds=jitter), doubling, LONGEST_WAIT)
 
     def _wait(self, wait: timedelta, error: StoreUnavailable | None) -> None:
         call = self.call
@@ -271,4 +282,4 @@ class _Run:
                 f"{call.task}: another run of the same key did not end within {self.pattern.wait_within}"
             )
         emit(logging.INFO, "duplicate_waiting", call, wait=round(wait.total_seconds(), 3))
-        send_waiting_copy(call, wait)
+        send_waiting_copy(call, wait, self.looks + 1)

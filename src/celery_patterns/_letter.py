@@ -192,7 +192,7 @@ def replayed_headers(letter: Letter, headers: Mapping[str, Any]) -> dict[str, An
     """The headers of a replay: a new task id made from the letter's, a fresh budget, no stale time, no chord."""
     kept = {name: value for name, value in headers.items() if name != LETTER and not name.startswith("x-")}
     carried = kept.get(HEADER) or {}
-    ours = {"replay": letter.replay + 1, "replay_of": letter.id}
+    ours = {"replay": letter.replay + 1, "replay_of": letter.id, "sent": round(time.time(), 6)}
     if carried.get("key") is not None:
         ours["key"] = carried["key"]
     # A chord has long been told that this member failed; to report to it again would count the member twice.

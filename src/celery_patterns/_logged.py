@@ -24,6 +24,23 @@ if TYPE_CHECKING:
 
 __all__ = ["configure_logging", "logged"]
 
+#: The fields that an event has of itself, and those that structlog gives a line.
+RESERVED = frozenset(
+    {
+        "task",
+        "attempt",
+        "attempts",
+        "duration",
+        "queue_wait",
+        "event",
+        "level",
+        "logger",
+        "timestamp",
+        "exc_info",
+        "stack_info",
+    },
+)
+
 
 @dataclass(frozen=True, init=False)
 class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
@@ -40,7 +57,7 @@ class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
         names: The arguments to show, by name; none by default.
 
     Raises:
-        ConfigurationError: When a name is no string, or the task has no such argument.
+        ConfigurationError: When a name is no string, is one of the event's own fields, or the task has no such argument.
     """
 
     layer: ClassVar[Layer] = Layer.LOG
@@ -56,6 +73,11 @@ class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
     def check(self, task: str, signature: inspect.Signature) -> None:
         known = positional_names(signature)
         for name in self.names:
+            if name in RESERVED:
+                raise ConfigurationError(
+                    f"logged() names {name!r}, an argument of {task}(), but every event has a field of that name; "
+                    "expected another name for the argument",
+                )
             if name not in known:
                 raise ConfigurationError(f"logged() names {name!r}, but {task}() takes ({', '.join(known)})")
 
@@ -116,7 +138,7 @@ def _close(
     waited = _queue_wait(call)
     if waited is not None:
         fields["queue_wait"] = waited
-    emit(level, name, call, error=error, **fields, **shown)
+    emit(level, name, call, error=error, shown=shown, **fields)
 
 
 def _queue_wait(call: Call) -> float | None:

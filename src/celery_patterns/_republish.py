@@ -113,6 +113,7 @@ def _send_next(call: Call, retry: Retry) -> None:
         "waited": call.header.get("waited", 0) + (countdown or 0),
         "history": history,
         "waiting": None,
+        "looks": 0,
     }
     try:
         _send(call, signature, ours)
@@ -137,8 +138,13 @@ def _remembered(call: Call, cause: BaseException | None) -> dict[str, Any]:
     return {"attempt": call.attempt, "at": round(call.started, 3), "error": name}
 
 
-def send_waiting_copy(call: Call, wait: timedelta) -> None:
+def send_waiting_copy(call: Call, wait: timedelta, looks: int) -> None:
     """Publish the message once more for the same attempt, then let go of this one.
+
+    Args:
+        call: The running call.
+        wait: How long the copy waits.
+        looks: How many times the message will have looked at its key.
 
     Raises:
         Ignore: When the copy stands: the work was handed over.
@@ -152,7 +158,7 @@ def send_waiting_copy(call: Call, wait: timedelta) -> None:
         countdown=countdown,
         retries=call.request.retries or 0,
     )
-    ours = {"waiting": call.header.get("waiting") or time.time()}
+    ours = {"waiting": call.header.get("waiting") or time.time(), "looks": looks}
     try:
         _send(call, signature, ours)
     except PublishFailed as error:

@@ -38,8 +38,9 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
     """Try a failed task again when that can help.
 
     It promises at most ``attempts`` runs, none of them starting after ``within``, and that the next one is confirmed by
-    the broker before this one is acknowledged. The last error reaches the caller as itself. ``Retry``, ``Ignore`` and
-    ``Reject`` pass through untouched; the body's own ``self.retry()`` counts against the same attempts.
+    the broker before this one is over, and thus, with late acknowledgement, before it is acknowledged. The last error
+    reaches the caller as itself. ``Retry``, ``Ignore`` and ``Reject`` pass through untouched; the body's own
+    ``self.retry()`` counts against the same attempts.
 
     It does not promise when the next attempt runs: not before its wait is over, and later when the queue is long. While
     it waits, no worker slot is used, but the worker that received it holds it in memory (about 9 KB each). An exceeded

@@ -27,6 +27,9 @@ _EMBED = frozenset({"callbacks", "errbacks", "chain", "chord"})
 
 def _encode(body: Any, *, loose: bool = False) -> bytes:
     """Encode a task's message body; anything else that is sent under our name is one strict value."""
+    if isinstance(body, tuple) and len(body) == len(("args", "kwargs")) and isinstance(body[1], Mapping | None):
+        # Eager mode passes the arguments through the serializer, without the signatures of a message.
+        return _codec.dumps_arguments(body[0] or (), body[1] or {}, loose=loose)
     if (
         isinstance(body, tuple | list)
         and len(body) == len(("args", "kwargs", "embed"))

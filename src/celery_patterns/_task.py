@@ -32,7 +32,7 @@ __all__ = ["PatternTask", "ReliableTask"]
 #: How many starts may come to no end where no dead_letter says so.
 DEFAULT_MAX_CRASHES = 3
 
-_SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+_SELF = inspect.Parameter("__task__", inspect.Parameter.POSITIONAL_ONLY)
 
 
 class PatternTask(Task):  # type: ignore[misc]
@@ -230,6 +230,8 @@ class PatternTask(Task):  # type: ignore[misc]
         }
         if not isinstance(call, Call) or call.instance is not self:
             return super().retry(throw=throw, **asking)
+        if call.attempts is not None and max_retries is not None:
+            asking["max_retries"] = min(max_retries, call.attempts - 1)
         asked = self._asked(call, asking)
         if throw:
             raise asked
@@ -304,7 +306,7 @@ def _body_of(cls: type) -> tuple[Callable[..., Any], bool]:
 
 
 def _without_self(body: Callable[..., Any]) -> Callable[..., Any]:
-    def run(_task: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(_task: Any, /, *args: Any, **kwargs: Any) -> Any:
         return body(*args, **kwargs)
 
     return run
@@ -321,7 +323,7 @@ def _wrapper(cls: type[PatternTask], plan: Plan, body: Callable[..., Any]) -> Ca
     """The one wrapper: it acts as the running task's own body, and is transparent for every other call."""
 
     @functools.wraps(body)
-    def run(self: PatternTask, *args: Any, **kwargs: Any) -> Any:
+    def run(self: PatternTask, /, *args: Any, **kwargs: Any) -> Any:
         request = self.request_stack.top
         if request is None or request.called_directly or MARK in request.__dict__ or type(self) is not cls:
             return plan.body(self, *args, **kwargs)

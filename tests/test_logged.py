@@ -1,0 +1,236 @@
+"""The pattern ``logged``: one closing event an attempt, JSON lines, and no argument that was not named."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+import structlog
+from celery import Celery
+from celery.exceptions import Ignore, Reject
+from tenacity import wait_none
+
+import celery_patterns as patterns
+from celery_patterns import dead_letter, idempotent, logged, retry
+from celery_patterns._call import HEADER
+from celery_patterns._events import Event
+from celery_patterns._logged import RESERVED, configure_logging
+from celery_patterns.exceptions import ConfigurationError
+from celery_patterns.stores import MemoryStore
+
+from .harness import Floor
+from .here import run_here
+
+SECRET = "hunter2"
+
+
+@pytest.fixture
+def app(database: str) -> Any:
+    made = Celery("logged", broker=database, backend="cache+memory://", set_as_current=False)
+    patterns.use_patterns(made)
+    patterns.use_store(made, MemoryStore())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def lines() -> Any:
+    """What ``use_structlog`` writes, as parsed lines; the logging of the test run is put back."""
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    stream = io.StringIO()
+    configure_logging(logging.INFO, stream)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    root.handlers[:], level = before
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def events(caplog: Any) -> list[Event]:
+    return [record.msg for record in caplog.records if isinstance(record.msg, Event)]
+
+
+@pytest.mark.parametrize(
+    ("raises", "name", "level"),
+    [
+        (None, "task_succeeded", "INFO"),
+        (OSError(SECRET), "task_retried", "INFO"),
+        (ValueError(SECRET), "task_failed", "ERROR"),
+        (Ignore(), "task_ignored", "INFO"),
+        (Reject("no", requeue=False), "task_rejected", "WARNING"),
+    ],
+)
+def test_one_closing_event_for_each_end(app: Celery, caplog: Any, raises: Any, name: str, level: str) -> None:
+    """Outcome, attempt, duration and queue wait; the named argument, and never another, nor an error's text."""
+    caplog.set_level("INFO", "celery_patterns")
+
+    @app.task(shared=False, name="t")
+    @retry(on=OSError, attempts=3, wait=wait_none())
+    @logged("order")
+    def t(order: str, password: str, more: int = 5) -> str:
+        if raises:
+            raise raises
+        return password
+
+    run_here(t, "o-1", password=SECRET, retries=1, headers={HEADER: {"sent": time.time() - 2}})
+    closing = [event for event in events(caplog) if event.name.startswith("task_")]
+    assert [event.name for event in closing] == [name]
+    fields = closing[0].fields
+    assert (fields["task"], fields["attempt"], fields["attempts"], fields["order"]) == ("t", 2, 3, "o-1")
+    assert 0 <= fields["duration"] < 1
+    assert 2 <= fields["queue_wait"] < 4
+    assert "password" not in fields
+    assert [r.levelname for r in caplog.records if isinstance(r.msg, Event) and r.msg.name == name] == [level]
+    assert SECRET not in " ".join(str(event) for event in events(caplog))
+    if isinstance(raises, OSError | ValueError):
+        assert fields["error.type"] in ("OSError", "ValueError")
+
+
+def test_a_countdown_is_not_queue_wait(app: Celery, caplog: Any) -> None:
+    """A task that waited for its time waited for nothing."""
+    caplog.set_level("INFO", "celery_patterns")
+
+    @app.task(shared=False, name="t")
+    @logged()
+    def t() -> None: ...
+
+    eta = datetime.now(timezone.utc) - timedelta(seconds=1)
+    run_here(t, headers={"eta": eta.isoformat(), HEADER: {"sent": time.time() - 600}})
+    run_here(t)
+    first, second = events(caplog)
+    assert 1 <= first.fields["queue_wait"] < 3
+    assert "queue_wait" not in second.fields
+
+
+def test_a_sender_stamps_the_message(app: Celery) -> None:
+    """``.delay()`` of a logged task says when it was sent; another task's message stays as it was."""
+    from .test_retry import published
+
+    @app.task(shared=False, name="t")
+    @logged()
+    def t() -> None: ...
+
+    @app.task(shared=False, name="plain")
+    def plain() -> None: ...
+
+    t.delay()
+    plain.delay()
+    first, second = published(app)
+    assert abs(first["headers"][HEADER]["sent"] - time.time()) < 5
+    assert HEADER not in second["headers"]
+
+
+def test_every_line_is_one_json_object(app: Celery, lines: Any) -> None:
+    """Our events, the body's own structlog and stdlib lines, and tracebacks: each one line, with the call's fields."""
+
+    @app.task(shared=False, name="t")
+    @logged("order")
+    def t(order: str) -> None:
+        structlog.get_logger("mine").info("inside", price=3)
+        logging.getLogger("theirs").warning("two\nlines %s", 5)
+        raise ValueError("boom")
+
+    run_here(t, "o-1", task_id="id-1")
+    told = {line["event"]: line for line in lines()}
+    assert told["inside"]["price"] == 3
+    for event in ("inside", "two\nlines 5", "task_failed"):
+        assert (told[event]["task"], told[event]["messaging.message.id"], told[event]["attempt"]) == ("t", "id-1", 1)
+        assert told[event]["order"] == "o-1"
+    assert told["task_failed"]["level"] == "error"
+    assert datetime.fromisoformat(told["inside"]["timestamp"].replace("Z", "+00:00"))
+    (celerys,) = [line for line in lines() if line["logger"] == "celery.app.trace"]
+    assert "ValueError: boom" in celerys["exception"]
+
+
+def test_the_callers_context_is_restored(app: Celery, lines: Any) -> None:
+    """An eager task, and a nested one, leave the context around them as it was."""
+
+    @app.task(shared=False, name="inner")
+    @logged()
+    def inner() -> None:
+        structlog.get_logger().info("in inner")
+
+    @app.task(shared=False, name="outer")
+    @logged()
+    def outer() -> None:
+        inner.apply()
+        structlog.get_logger().info("back in outer")
+
+    with structlog.contextvars.bound_contextvars(request="r-1"):
+        outer.apply()
+        structlog.get_logger().info("outside")
+    told = {line["event"]: line for line in lines()}
+    assert [told[event].get("task") for event in ("in inner", "back in outer", "outside")] == ["inner", "outer", None]
+    assert {told[event]["request"] for event in ("in inner", "back in outer", "outside")} == {"r-1"}
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_an_argument_called_like_a_field_is_refused(app: Celery, name: str) -> None:
+    """Its value would stand where the event's own does."""
+    namespace: dict[str, Any] = {}
+    exec(f"def t({name}): ...", namespace)
+    task = app.task(shared=False, name="t")(logged(name)(namespace["t"]))
+    with pytest.raises(ConfigurationError, match="every event has a field of that name"):
+        task.name  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["name", "error", "call", "shown", "self", "fields", "id", "queue"])
+def test_any_other_name_will_do(app: Celery, caplog: Any, name: str) -> None:
+    """No name of our own functions' arguments gets in the way."""
+    caplog.set_level("INFO", "celery_patterns")
+    namespace: dict[str, Any] = {"__name__": "here"}
+    exec(f"def t({name}): return {name}", namespace)
+    task = app.task(shared=False, name="t")(logged(name)(namespace["t"]))
+    assert run_here(task, "o-1").value == "o-1"
+    assert events(caplog)[-1].fields[name] == "o-1"
+
+
+def test_wrong_arguments_fail_in_the_body_and_not_in_the_log(app: Celery) -> None:
+    """A message without the named argument is the body's TypeError."""
+
+    @app.task(shared=False, name="t")
+    @logged("order")
+    def t(order: str) -> None: ...
+
+    assert isinstance(run_here(t, wrong=1).value, TypeError)
+
+
+def test_a_canary_is_in_no_line(app: Celery, lines: Any) -> None:
+    """A secret that is an argument, a key, a result and an error's text is in none of our events."""
+
+    @app.task(shared=False, name="t")
+    @retry(on=OSError, attempts=2, wait=wait_none())
+    @idempotent(key="secret", ttl=timedelta(days=1))
+    @dead_letter("logged.dead")
+    @logged()
+    def t(secret: str, fails: int = 0) -> str:
+        if patterns.current_call().attempt <= fails:
+            raise OSError(secret)
+        return secret
+
+    for fails in (0, 0, 1, 2):
+        for retries in range(2):
+            run_here(t, f"{SECRET}{fails}", fails, task_id=f"id-{fails}", retries=retries)
+    ours = [line for line in lines() if line["logger"] == "celery_patterns"]
+    assert len(ours) > 8
+    assert SECRET not in json.dumps(ours)
+
+
+def test_a_real_worker_writes_json_only(shop: Floor) -> None:
+    """After ``use_structlog`` a worker's log is one JSON object a line, from the first line after its banner."""
+    shop.environment["FLOOR_STRUCTLOG"] = "1"
+    worker = shop.worker()
+    shop.task("flaky_keyed").delay("o-1").get(timeout=40)
+    text = worker.text()
+    lines = [line for line in text.splitlines() if line.startswith("{")]
+    told = [json.loads(line) for line in lines]
+    begun = text.splitlines().index(lines[0])
+    after = [line for line in text.splitlines()[begun:] if line.strip() and not line.startswith("{")]
+    assert after == []
+    assert {"retry_scheduled"} <= {line["event"] for line in told}
+    assert all("timestamp" in line and "level" in line for line in told)

@@ -1,0 +1,31 @@
+"""Type-checked, never run: every line marked ``wrong`` must be refused, and no other."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from celery_patterns import dead_letter, idempotent, logged, retry, without
+
+retry()  # wrong
+retry(OSError)  # wrong
+retry(on="OSError")  # wrong
+retry(on=OSError, attempts="3")  # wrong
+retry(on=OSError, within=60)  # wrong
+retry(on=OSError, wait=10)  # wrong
+idempotent(key="a")  # wrong
+idempotent(key="a", ttl=60)  # wrong
+idempotent("a", ttl=timedelta(1))  # wrong
+idempotent(key=7, ttl=timedelta(1))  # wrong
+dead_letter(7)  # wrong
+logged(7)  # wrong
+without(retry(on=OSError))  # wrong
+
+
+@retry(on=OSError)
+def charge(order_id: str) -> int:
+    return len(order_id)
+
+
+charge(7)  # wrong
+text: str = charge("o-1")  # wrong
+charge("o-1", amount=1)  # wrong
