@@ -39,7 +39,7 @@ class Rounds:
 
 
 def measure(*, quick: bool, say: Callable[[str], None]) -> list[Section]:
-    rounds, tasks = (5, 600) if quick else (15, 2000)
+    rounds, tasks = (3, 400) if quick else (21, 800)
     store, rabbit = BenchRedis(), RabbitServer()
     with ExitStack() as stack:
         for server in (store, rabbit):

@@ -24,7 +24,6 @@ def surroundings() -> dict[str, Any]:
     return {
         "Python": platform.python_version(),
         "CPUs": os.cpu_count(),
-        "load average at the start": round(os.getloadavg()[0], 2),
         **{name: version(name) for name in PACKAGES},
     }
 
@@ -47,8 +46,13 @@ def text_of(table: Table) -> str:
 def write(folder: Path, sections: Sequence[Section], around: Mapping[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
     tables = [targets_table(sections), *(table for section in sections for table in section.tables)]
-    said = ", ".join(f"{name} {value}" for name, value in around.items())
-    parts = ["# What the patterns cost", f"{said}.", *(text_of(table) for table in tables)]
+    said = ", ".join(f"{name} {value}" for name, value in around.items() if name != "meanwhile")
+    parts = [
+        "# What the patterns cost",
+        f"{said}.",
+        f"While it ran, {around['meanwhile']}.",
+        *(text_of(table) for table in tables),
+    ]
     (folder / "results.md").write_text("\n\n".join(parts) + "\n")
     raw = {section.name: _rounded(section.raw) for section in sections}
     (folder / "results.json").write_text(json.dumps({"surroundings": around, **raw}, indent=1) + "\n")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import encoder, end_to_end, report, round_trips, tracer
+from .load import Load
 from .measure import Section
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -23,7 +24,7 @@ PARTS: dict[str, Callable[[bool], list[Section]]] = {
 
 def main() -> int:
     options = _options()
-    around = report.surroundings()
+    load, around = Load(), report.surroundings()
     began = time.monotonic()
     sections: list[Section] = []
     for part in options.only or PARTS:
@@ -34,7 +35,8 @@ def main() -> int:
                 print(f"\n{report.text_of(table)}\n", flush=True)
     verdict = report.targets_table(sections)
     print(report.text_of(verdict))
-    _say(f"{time.monotonic() - began:.0f} seconds")
+    around["meanwhile"] = load.text()
+    _say(f"{time.monotonic() - began:.0f} seconds; {around['meanwhile']}")
     if not options.only:
         report.write(options.out, sections, around)
         _say(f"written: results.md, results.json and results.png in {options.out}")

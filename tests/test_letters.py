@@ -18,8 +18,8 @@ from kombu import Exchange, Queue
 from tenacity import wait_none
 
 import celery_patterns as patterns
-from celery_patterns import dead_letter, dead_letters, idempotent, retry, task_dead_lettered
 from celery_patterns import _publish as publish_module
+from celery_patterns import dead_letter, dead_letters, idempotent, retry, task_dead_lettered
 from celery_patterns._call import HEADER
 from celery_patterns._letter import LETTER, read_letter
 from celery_patterns.exceptions import ConfigurationError, LetterNotFound, OutOfMemory

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
 import sys
 import time
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import redis
@@ -83,10 +85,17 @@ def _play(stage: Stage, options: Any, console: Console) -> bool:
     chance = random.Random(options.seed)
     play = Afternoon(stage, payments, redis.Redis.from_url(store.url(1)), console, chance)
     evidence = play.run(afternoon(options.orders, chance))
+    (stage.folder / "evidence.json").write_text(json.dumps(vars(evidence), default=_plain, indent=1))
     verdict = promises(evidence)
     show_orders(evidence, console)
     show_promises(verdict, console)
     return all(promise.held for promise in verdict)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set):
+        return sorted(value)
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 if __name__ == "__main__":

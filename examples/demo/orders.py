@@ -21,7 +21,7 @@ class Kind(Enum):
     TWICE = "sent twice"
     SLOW = "service stalls"
     FORGETFUL = "answer lost"
-    TROUBLE = "service says 503"
+    TROUBLE = "service is down"
     DECLINED = "card declined"
     REFUSED = "hits a bug"
     KILLER = "kills its worker"
@@ -30,7 +30,7 @@ class Kind(Enum):
 #: Out of a thousand orders; the plain ones are the rest, and one order is a killer.
 SHARES = {
     Kind.TWICE: 120,
-    Kind.SLOW: 40,
+    Kind.SLOW: 30,
     Kind.FORGETFUL: 30,
     Kind.TROUBLE: 50,
     Kind.DECLINED: 40,

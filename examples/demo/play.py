@@ -71,6 +71,7 @@ class Afternoon:
         self._begin = time.monotonic()
         self._waiting: dict[str, tuple[str, AsyncResult[dict[str, str]]]] = {}
         self._order_of: dict[str, str] = {}
+        self._broker = app.connection_for_read()
         self._on_redis = app.conf.broker_url.startswith("redis")
         self._release = 1
         self._worker = Worker(stage, release=self._release)
@@ -210,11 +211,10 @@ class Afternoon:
 
     def _left(self) -> int:
         """Messages that wait for the worker; on Redis also those it took, which is where a killed worker's are."""
-        with app.connection_for_read() as connection:
-            channel = connection.default_channel
-            if self._on_redis:
-                return int(channel.client.llen(QUEUE) + channel.client.hlen(channel.unacked_key))
-            return int(channel.queue_declare(QUEUE, passive=True).message_count)
+        channel = self._broker.default_channel
+        if self._on_redis:
+            return int(channel.client.llen(QUEUE) + channel.client.hlen(channel.unacked_key))
+        return int(channel.queue_declare(QUEUE, passive=True).message_count)
 
     def _gather(self) -> None:
         read_books(self.evidence, self._payments.ask("/books"))
@@ -244,7 +244,7 @@ class Afternoon:
 
     def _look(self) -> None:
         """See which messages have ended; a few times a second."""
-        if time.monotonic() < self._looked + 0.3:
+        if time.monotonic() < self._looked + 0.5:
             return
         self._looked = time.monotonic()
         for task_id, (order_id, result) in list(self._waiting.items()):

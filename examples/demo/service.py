@@ -130,7 +130,7 @@ class Desk(BaseHTTPRequestHandler):
     def _decide(self, request: Request, card: str) -> None:
         books = self.server.books
         before = books.came(request)
-        time.sleep(random.uniform(0.02, 0.05))
+        time.sleep(random.uniform(0.01, 0.03))
         if card == DECLINED and not books.unblocked:
             request.answer = "declined"
             self._answer(HTTPStatus.PAYMENT_REQUIRED, {"error": "the bank declined the card"})
@@ -144,7 +144,7 @@ class Desk(BaseHTTPRequestHandler):
             receipt, fresh = books.charge(request)
             request.answer = "charged" if fresh else "repeated"
             # Who is killed now has charged and does not know it.
-            time.sleep(random.uniform(0.02, 0.05))
+            time.sleep(random.uniform(0.01, 0.03))
             if card == FORGETFUL and fresh:
                 request.answer = "charged, unheard"
                 time.sleep(STALL)

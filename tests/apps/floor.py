@@ -255,7 +255,7 @@ def make_app(environment: Any = os.environ) -> Celery:
     def leaves(order: str, how: str) -> None:
         traces.add("leaves", how)
         if how == "ignore":
-            raise Ignore()
+            raise Ignore
         if how == "reject":
             raise Reject("not this one", requeue=False)
         if how == "requeue" and traces.count("leaves") < 3:
