@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import celery
 import pytest
 from celery import chain, chord, group
 
@@ -50,6 +51,9 @@ def test_a_chord_with_a_duplicated_and_a_retried_member_runs_its_body_once(runni
     assert running.traces.all("collected") == [[10, 20, 30, 10]]
 
 
+@pytest.mark.skipif(
+    celery.VERSION < (5, 7), reason="before 5.7 Celery's Redis backend counts a member as often as it ends"
+)
 def test_a_chord_whose_members_are_delivered_twice(running: Floor) -> None:
     """The same header messages once more, as a broker may: the body still runs once, with the same results."""
     member, collect = running.task("member"), running.task("collect")

@@ -76,6 +76,7 @@ def test_a_letter_is_an_equal_message(app: Celery, queue: str) -> None:
     """Arguments as received, headers, links and canvas, with where it came from and why it died."""
     task = failing(app)
     link = app.signature("after")
+    link.freeze()
     run_here(
         task,
         "o-1",
@@ -148,7 +149,7 @@ def test_the_queue_has_a_name_by_default(app: Celery, queue: str) -> None:
         raise ValueError
 
     other = f"{queue}-other"
-    app.conf.task_queues = [Queue(other, Exchange(f"{queue}-x"), routing_key="key")]
+    app.amqp.queues.add(Queue(other, Exchange(f"{queue}-x"), routing_key="key"))
     run_here(plain, headers={"delivery_info": {"exchange": f"{queue}-x", "routing_key": "key"}})
     run_here(plain, queue=queue)
     assert [letter.queue for letter in dead_letters(app, f"{other}.dead")] == [other]
@@ -218,6 +219,9 @@ def test_a_replay_is_a_new_task_with_a_fresh_budget(app: Celery, queue: str) -> 
     """New id made from the letter's, root and key kept, no stale time, no chord; chain and links go with it."""
     task = failing(app)
     link = app.signature("after")
+    link.freeze()
+    chord = app.signature("c")
+    chord.freeze()
     run_here(
         task,
         "o-1",
@@ -230,7 +234,7 @@ def test_a_replay_is_a_new_task_with_a_fresh_budget(app: Celery, queue: str) -> 
             "group": "g",
             "group_index": 1,
             "chain": [link],
-            "chord": {"task": "c", "args": [], "kwargs": {}, "options": {}},
+            "chord": chord,
             "custom": "kept",
             HEADER: {"started": 1.0, "history": [1], "key": "mine", "waiting": 5.0},
         },
