@@ -120,7 +120,13 @@ def mark(path: str, others: list[int]) -> None:
         others: Process ids of the servers, which are summed up apart from the worker.
     """
     now = time.monotonic()
-    found = {"time": now, "worker": cpu_seconds([os.getppid()]), "servers": cpu_seconds(others)}
+    main = own_cpu_seconds(psutil.Process(os.getppid()))
+    found = {
+        "time": now,
+        "main": main,
+        "children": cpu_seconds([os.getppid()]) - main,
+        "servers": cpu_seconds(others),
+    }
     unfinished = Path(f"{path}.new")
     unfinished.write_text(json.dumps(found))
     unfinished.rename(path)
@@ -128,10 +134,10 @@ def mark(path: str, others: list[int]) -> None:
 
 def cpu_seconds(pids: list[int]) -> float:
     """User and system time of these processes and of all their children that live."""
-    total = 0.0
-    for pid in pids:
-        root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
+    roots = [psutil.Process(pid) for pid in pids]
+    return sum(own_cpu_seconds(process) for root in roots for process in (root, *root.children(recursive=True)))
+
+
+def own_cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)

@@ -34,7 +34,8 @@ class Rounds:
 
     published: list[float] = field(default_factory=list)
     drained: list[float] = field(default_factory=list)
-    worker_cpu: list[float] = field(default_factory=list)
+    main_cpu: list[float] = field(default_factory=list)
+    child_cpu: list[float] = field(default_factory=list)
     server_cpu: list[float] = field(default_factory=list)
 
 
@@ -73,7 +74,8 @@ def _broker(
             for row, (published, drained) in _round(lanes, number, tasks).items():
                 found[row].published.append(published)
                 found[row].drained.append(drained.seconds)
-                found[row].worker_cpu.append(drained.worker_cpu)
+                found[row].main_cpu.append(drained.main_cpu)
+                found[row].child_cpu.append(drained.child_cpu)
                 found[row].server_cpu.append(drained.server_cpu)
             say(f"{name}: round {number + 1} of {rounds}")
         _refuse_other_work(lanes, rounds * (tasks + WARM), int(records.dbsize()))
@@ -122,7 +124,8 @@ def _section(broker: str, found: dict[str, Rounds], tasks: int) -> Section:
             f"{1 / Spread.of(rounds.drained).median:.0f}",
             Spread.of(drain[row]).text(2),
             Spread.of(ratios(info.drained, rounds.drained)).text(2),
-            _added(rounds.worker_cpu, plain.worker_cpu),
+            _added(rounds.main_cpu, plain.main_cpu),
+            _added(rounds.child_cpu, plain.child_cpu),
             _added(rounds.server_cpu, plain.server_cpu),
             f"{1 / Spread.of(rounds.published).median:.0f}",
             Spread.of(publish[row]).text(2),
@@ -134,8 +137,9 @@ def _section(broker: str, found: dict[str, Rounds], tasks: int) -> Section:
         "drain/s",
         "of plain",
         "of plain at INFO",
-        "worker CPU added, µs/task",
-        "servers CPU added, µs/task",
+        "CPU added, µs/task: main process",
+        "its children",
+        "the servers",
         "publish/s",
         "of plain",
     )

@@ -34,7 +34,8 @@ class Drained:
     """What draining one queue took, from the first message to the last, per task."""
 
     seconds: float
-    worker_cpu: float
+    main_cpu: float
+    child_cpu: float
     server_cpu: float
 
 
@@ -121,11 +122,7 @@ class Lane:
         """Let the worker go, and measure between the marks ``first`` and ``last``."""
         self.let_go()
         first, last = self.read("first"), self.read("last")
-        return Drained(
-            (last["time"] - first["time"]) / count,
-            (last["worker"] - first["worker"]) / count,
-            (last["servers"] - first["servers"]) / count,
-        )
+        return Drained(*((last[what] - first[what]) / count for what in ("time", "main", "children", "servers")))
 
     def _send(self, task: str, *args: Any) -> None:
         self._app.tasks[task].delay(*args)

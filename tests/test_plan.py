@@ -392,6 +392,7 @@ def test_bound_class_based_and_pydantic_tasks(app: Celery) -> None:
     assert run_here(based, 1).value == "based 1"
     assert run_here(child, 1).value == "child 1"
     assert run_here(modelled, {"id": "o-1"}).value == "o-1"
+    modelled.delay({"id": "o-2"})
     assert (bound(2), based(2), child(2)) == ("bound 2", "based 2", "child 2")
 
 

@@ -24,7 +24,7 @@ class Kind(Enum):
     TROUBLE = "service is down"
     DECLINED = "card declined"
     REFUSED = "hits a bug"
-    KILLER = "kills its worker"
+    KILLER = "kills a worker"
 
 
 #: Out of a thousand orders; the plain ones are the rest, and one order is a killer.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ CONFIRM: dict[str, Any] = {"retry": False, "mandatory": True, "confirm_timeout":
 
 # A connection inherited over a fork must neither be used nor closed: closing it would shut the parent's socket.
 _inherited: list[object] = []
+_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
 
 
 class Publisher:
@@ -46,10 +48,10 @@ class Publisher:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._pid = -1
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._producer: Producer | None = None
+        _publishers.add(self)
 
     def publish(self, send: Callable[[Producer], object], *, patience: timedelta = PATIENCE) -> None:
         """Call ``send`` with a producer until the broker has confirmed, or patience is over.
@@ -63,7 +65,6 @@ class Publisher:
         """
         deadline = time.monotonic() + patience.total_seconds()
         pause = 0.1
-        self._after_fork()
         with self._lock:
             while True:
                 try:
@@ -86,15 +87,14 @@ class Publisher:
 
     def close(self) -> None:
         """Close the connection, if one was opened."""
-        self._after_fork()
         with self._lock:
             self._drop()
 
-    def _after_fork(self) -> None:
-        if self._pid != os.getpid():
-            _inherited.append((self._connection, self._producer))
-            self._pid, self._lock = os.getpid(), threading.Lock()
-            self._connection = self._producer = None
+    def begin_anew(self) -> None:
+        """Let go of what a fork inherited; the lock may be held by a thread that this process does not have."""
+        _inherited.append((self._connection, self._producer))
+        self._lock = threading.Lock()
+        self._connection = self._producer = None
 
     def _ready(self) -> Any:
         if self._producer is None:
@@ -126,6 +126,14 @@ class Publisher:
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
             connection.collect(socket_timeout=1)
+
+
+def _begin_anew() -> None:
+    for publisher in _publishers:
+        publisher.begin_anew()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _refused(error: BaseException | None) -> bool:

@@ -190,6 +190,9 @@ class PatternTask(Task):  # type: ignore[misc]
 
     def _check_key(self, plan: Plan, args: Any, kwargs: Any, given: str | None) -> None:
         """Refuse at the call what the worker could only bury."""
+        dump = getattr(self, "_dump_pydantic_arguments", None)
+        if dump is not None:  # the worker sees what models are sent as
+            args, kwargs = dump(args, kwargs)
         positional, named = tuple(args or ()), dict(kwargs or {})
         try:
             arguments = bound_arguments(plan.signature, positional, named)
