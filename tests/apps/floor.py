@@ -162,7 +162,8 @@ def make_app(environment: Any = os.environ) -> Celery:
 
     @task(shared=False, name="flaky_keyed")
     @patterns.retry(on=ConnectionError, attempts=3, wait=now)
-    @keyed
+    # Longer than the 5 s that Celery may take to notice a dead child, so that the next attempt finds the claim alive.
+    @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=12), same=("order",))
     @patterns.dead_letter(dead)
     def flaky_keyed(order: str, failures: int = 2) -> str:
         call = patterns.current_call()
