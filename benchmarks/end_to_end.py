@@ -9,6 +9,7 @@ plain tasks in every row, and between them nothing is counted or polled.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -28,6 +29,19 @@ PUBLISH_TARGET = 0.95
 WARM, BLOCK = 100, 50
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How many rounds of how many tasks; for each broker no more rounds start after so many seconds."""
+
+    tasks: int
+    least: int
+    most: int
+    seconds: float
+
+
+FULL, QUICK = Effort(800, 9, 25, 240), Effort(400, 3, 3, 30)
+
+
 @dataclass
 class Rounds:
     """What was measured for one row, a number a round."""
@@ -40,7 +54,7 @@ class Rounds:
 
 
 def measure(*, quick: bool, say: Callable[[str], None]) -> list[Section]:
-    rounds, tasks = (3, 400) if quick else (21, 800)
+    effort = QUICK if quick else FULL
     store, rabbit = BenchRedis(), RabbitServer()
     with ExitStack() as stack:
         for server in (store, rabbit):
@@ -48,7 +62,7 @@ def measure(*, quick: bool, say: Callable[[str], None]) -> list[Section]:
             server.start()
         processes = [server.process.pid for server in (store, rabbit) if server.process is not None]
         return [
-            _section(name, _broker(name, url, store, processes[:count], rounds, tasks, say), tasks)
+            _section(name, _broker(name, url, store, processes[:count], effort, say), effort.tasks)
             for name, url, count in ((REDIS, store.url(), 1), (RABBIT, rabbit.url, 2))
         ]
 
@@ -58,8 +72,7 @@ def _broker(
     url: str,
     store: BenchRedis,
     servers: list[int],
-    rounds: int,
-    tasks: int,
+    effort: Effort,
     say: Callable[[str], None],
 ) -> dict[str, Rounds]:
     found = {row: Rounds() for row in ROWS}
@@ -70,15 +83,17 @@ def _broker(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             lane = Lane(Site(row, url, store.url(1), f"bench-{row}"), folder, servers)
             lanes[row] = stack.enter_context(closing(lane))
-        for number in range(rounds):
-            for row, (published, drained) in _round(lanes, number, tasks).items():
+        began, number = time.monotonic(), 0
+        while number < effort.least or (number < effort.most and time.monotonic() - began < effort.seconds):
+            for row, (published, drained) in _round(lanes, number, effort.tasks).items():
                 found[row].published.append(published)
                 found[row].drained.append(drained.seconds)
                 found[row].main_cpu.append(drained.main_cpu)
                 found[row].child_cpu.append(drained.child_cpu)
                 found[row].server_cpu.append(drained.server_cpu)
-            say(f"{name}: round {number + 1} of {rounds}")
-        _refuse_other_work(lanes, rounds * (tasks + WARM), int(records.dbsize()))
+            number += 1
+            say(f"{name}: round {number}")
+        _refuse_other_work(lanes, number * (effort.tasks + WARM), int(records.dbsize()))
     return found
 
 

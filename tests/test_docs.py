@@ -165,8 +165,8 @@ def test_the_readmes_example_works_when_pasted(database: str, tmp_path: Path) ->
     try:
         for _ in range(2):
             subprocess.run([sys.executable, "shop.py"], cwd=tmp_path, check=True, timeout=60)
-        wait_until(lambda: log.read_text().count('"event": "task_succeeded"') == 2, 60, "both messages are done")
-        assert '"event": "duplicate_returned"' in log.read_text()
+        wait_until(lambda: log.read_text().count('"event":"task_succeeded"') == 2, 60, "both messages are done")
+        assert '"event":"duplicate_returned"' in log.read_text()
     finally:
         worker.terminate()
         worker.wait(30)

@@ -527,7 +527,7 @@ def test_acknowledgement_follows_the_promise(app: Celery) -> None:
     early = make(name="d", acks_late=False)(dead_letter()(named(lambda: 0)))
     told = [(bool(task.acks_late), bool(task.reject_on_worker_lost)) for task in (plain, keyed, buried, early)]
     assert told == [(False, False), (True, True), (True, True), (False, True)]
-    assert early.plan.crash_limit is None
+    assert early.plan.terms.crash_limit is None
 
 
 def test_reliable_task_wears_what_it_says(app: Celery) -> None:
@@ -543,7 +543,7 @@ def test_patterns_may_come_from_annotations(database: str) -> None:
     patterns.use_patterns(app)
     app.conf.task_annotations = {"t": {"patterns": (retry(on=OSError, attempts=2),)}}
     task = app.task(shared=False, name="t")(named(lambda: 0))
-    assert task.plan.attempts == 2
+    assert task.plan.terms.attempts == 2
 
 
 def test_importing_the_library_configures_nothing() -> None:

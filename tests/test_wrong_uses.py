@@ -199,4 +199,4 @@ def test_dead_letter_without_a_store_when_it_counts_nothing(database: str, tmp_p
     early = app.task(shared=False, name="b", acks_late=False)(patterns.dead_letter()(other))
     for task in (uncounted, early):
         _check(app, task)
-    assert (uncounted.plan.crash_limit, early.plan.crash_limit) == (None, None)
+    assert (uncounted.plan.terms.crash_limit, early.plan.terms.crash_limit) == (None, None)

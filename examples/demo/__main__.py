@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import random
-import signal
 import sys
 import time
 from dataclasses import asdict, is_dataclass
@@ -16,7 +15,7 @@ import redis
 from rich.console import Console
 
 from .orders import FEWEST, afternoon
-from .processes import CannotRun, Payments, Rabbit, Redis, Stage
+from .processes import CannotGoOn, Interrupted, Payments, Rabbit, Redis, Stage
 from .show import show_orders, show_promises
 from .verdict import promises
 
@@ -27,22 +26,22 @@ VISIBILITY_TIMEOUT = 7
 def main() -> int:
     options = _options()
     console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     begin = time.monotonic()
     with Stage() as stage:
         try:
             held = _play(stage, options, console)
-        except CannotRun as problem:
+            stage.keep = not held or options.keep
+        except CannotGoOn as problem:
             console.print(f"\n[bold red]The demo did not come to its end:[/] {problem}", highlight=False)
             held = False
-        except KeyboardInterrupt:
+        except Interrupted:
             console.print("\nInterrupted; everything that was started is ended.")
-            stage.keep = False
+            stage.keep = options.keep
             return 130
-        seconds = time.monotonic() - begin
-        stage.keep = not held or options.keep
-        if stage.keep:
-            console.print(f"The logs are in {stage.folder}")
+        finally:
+            if stage.keep:
+                console.print(f"The logs are in {stage.folder}", highlight=False, soft_wrap=True)
+    seconds = time.monotonic() - begin
     outcome = "[bold green]All promises held[/]" if held else "[bold red]FAILED[/]"
     console.print(f"{outcome} on {options.broker}, in {seconds:.0f} s.", highlight=False)
     return 0 if held else 1
@@ -84,10 +83,12 @@ def _play(stage: Stage, options: Any, console: Console) -> bool:
     console.print(f"{servers}, a worker with four processes, a payment service; seed {options.seed}", highlight=False)
     chance = random.Random(options.seed)
     play = Afternoon(stage, payments, redis.Redis.from_url(store.url(1)), console, chance)
-    evidence = play.run(afternoon(options.orders, chance))
-    (stage.folder / "evidence.json").write_text(json.dumps(vars(evidence), default=_plain, indent=1))
-    verdict = promises(evidence)
-    show_orders(evidence, console)
+    try:
+        play.run(afternoon(options.orders, chance))
+    finally:
+        (stage.folder / "evidence.json").write_text(json.dumps(vars(play.evidence), default=_plain, indent=1))
+    verdict = promises(play.evidence)
+    show_orders(play.evidence, console)
     show_promises(verdict, console)
     return all(promise.held for promise in verdict)
 

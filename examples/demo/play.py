@@ -17,7 +17,7 @@ from examples.shop import app
 from examples.shop.tasks import charge
 
 from .orders import Order, Sending
-from .processes import CannotRun, Payments, Stage, Worker, wait_until
+from .processes import CannotGoOn, Payments, Stage, Worker
 from .verdict import Death, Evidence, Kill, read_books, read_keys, read_log
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ class Afternoon:
         """Say what happens, and when."""
         self.progress.console.print(f"[dim]{time.monotonic() - self._begin:5.1f} s[/]  {text}", highlight=False)
 
-    def run(self, sendings: list[Sending]) -> Evidence:
+    def run(self, sendings: list[Sending]) -> None:
         """Play all of it.
 
         Raises:
-            CannotRun: When it does not come to an end.
+            CannotGoOn: When it does not come to an end.
         """
         self._worker.wait_ready()
         with self.progress:
@@ -102,7 +102,6 @@ class Afternoon:
             self._replay()
             self._close()
         self._gather()
-        return self.evidence
 
     def _trade(self, sendings: list[Sending]) -> None:
         """Send everything while processes are killed, until every message has ended."""
@@ -142,6 +141,7 @@ class Afternoon:
         lost = {task_id: order_id for task_id, (order_id, _) in self._waiting.items()}
         self.tell(f"[yellow]{len(lost)} lost by Redis[/], popped for a worker that was killed; sent again")
         self._waiting.clear()
+        self._nowhere_since = 0.0
         self.evidence.lost |= lost.keys()
         for order_id in sorted(set(lost.values())):
             self._send(self.evidence.orders[order_id])
@@ -183,7 +183,7 @@ class Afternoon:
             error = letter.error.rpartition(".")[2]
             evidence.deaths.append(Death(self._order_of[letter.task_id], letter.task_id, letter.reason, error))
         self.tell(f"every order is done, or one of [bold]{len(evidence.deaths)} dead letters[/]")
-        self._stop()
+        self._worker.stop(20)
         evidence.fixed_at = time.time()
         self._payments.tell("/unblock")
         self._release = 2
@@ -201,13 +201,9 @@ class Afternoon:
     def _close(self) -> None:
         """Stop the worker once nothing is left: what killed workers held comes back by and by."""
         self._until(lambda: not self._left(), 15, "the queue is empty")
-        self._stop()
+        self._worker.stop(20)
         self.evidence.left = self._left() + len(dead_letters(app, DEAD))
         self.tell("the shop is closed")
-
-    def _stop(self) -> None:
-        if not self._worker.stop(20):
-            raise CannotRun("the worker did not stop within 20 s of SIGTERM")
 
     def _left(self) -> int:
         """Messages that wait for the worker; on Redis also those it took, which is where a killed worker's are."""
@@ -225,22 +221,23 @@ class Afternoon:
         """Do what a supervisor does, and watch, until it is over.
 
         Raises:
-            CannotRun: When it is not within that time.
+            CannotGoOn: When it is not within that time.
         """
 
         def over_now() -> bool:
             if not self._worker.running():
-                self._worker.kill()  # and what may be left of its pool
+                if not self._worker.killed:
+                    raise CannotGoOn("the worker ended by itself, which no task may make it do")
                 self._worker = Worker(self._stage, release=self._release)
                 self.tell("[green]the worker is started again[/]")
             self._look()
             return over()
 
         try:
-            wait_until(over_now, seconds, what)
-        except CannotRun as late:
+            self._stage.wait_until(over_now, seconds, what)
+        except CannotGoOn as late:
             waiting = ", ".join(sorted({order_id for order_id, _ in self._waiting.values()})) or "no order"
-            raise CannotRun(f"{late}; waiting for {waiting}") from None
+            raise CannotGoOn(f"{late}; waiting for {waiting}") from None
 
     def _look(self) -> None:
         """See which messages have ended; a few times a second."""

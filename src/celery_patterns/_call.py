@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from datetime import time as time_of_day
 from decimal import Decimal
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from celery.app.task import Context, Task
     from celery.exceptions import Retry
 
-__all__ = ["HEADER", "MARK", "Call", "Claim", "current_call", "current_claim", "received"]
+__all__ = ["HEADER", "MARK", "Call", "Claim", "Terms", "current_call", "current_claim", "received"]
 
 #: The one message header that carries what the patterns must remember from attempt to attempt.
 HEADER = "celery_patterns"
@@ -29,6 +30,8 @@ HEADER = "celery_patterns"
 #: Where the running call hangs in its request. ``Task.__call__`` copies a request's attributes into the request of a
 #: nested direct call, which is what keeps such a call from being taken for an attempt of its own.
 MARK = "_celery_patterns_call"
+
+_NO_HEADER: dict[str, Any] = {}
 
 _ATOMS = frozenset(
     {str, int, float, bool, type(None), bytes, datetime, date, time_of_day, timedelta, Decimal, UUID},
@@ -74,6 +77,23 @@ class Claim:
         return f"<Claim {self.key} fence={self.fence}>"
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for every call of one task.
+
+    Attributes:
+        signature: The body's signature as callers see it.
+        attempts: How many attempts there are in all; None when Celery's own limits hold.
+        keyed: Whether the calls claim a key, which then counts their starts.
+        crash_limit: How many starts may come to no end; None for no limit.
+    """
+
+    signature: Signature
+    attempts: int | None
+    keyed: bool
+    crash_limit: int | None
+
+
 class Call:
     """The running attempt of a task; get it from :func:`current_call`.
 
@@ -84,47 +104,32 @@ class Call:
         "_received",
         "args",
         "asked",
-        "attempts",
         "claim",
-        "crash_limit",
         "header",
         "instance",
-        "keyed",
         "kwargs",
         "request",
         "settlements",
-        "signature",
         "started",
+        "terms",
     )
 
     def __init__(
-        self,
-        instance: Task,
-        request: Context,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        signature: Signature,
-        *,
-        attempts: int | None,
-        keyed: bool,
-        crash_limit: int | None,
+        self, instance: Task, request: Context, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
     ) -> None:
         self.instance = instance
         self.request = request
         self.args = args
         self.kwargs = kwargs
-        self.signature = signature
-        self.attempts = attempts
-        self.keyed = keyed
-        self.crash_limit = crash_limit
+        self.terms = terms
         self.claim: Claim | None = None
         #: The retry that the body or the policy asked for; published when the body is over, never before.
         self.asked: Retry | None = None
         #: Run last, with how the attempt ended, after every durable copy exists.
         self.settlements: list[Callable[[str], None]] = []
         self.started = time.time()
-        header = (request.headers or {}).get(HEADER)
-        self.header: Mapping[str, Any] = header if isinstance(header, dict) else {}
+        header = request.headers.get(HEADER) if request.headers else None
+        self.header: Mapping[str, Any] = header if isinstance(header, dict) else _NO_HEADER
         # Taken before the body runs: whatever is published later is made from these.
         self._received = None if request.is_eager else (received(args), received(kwargs))
 
@@ -142,6 +147,11 @@ class Call:
     def attempt(self) -> int:
         """Which attempt this is; the first is 1."""
         return (self.request.retries or 0) + 1
+
+    @property
+    def attempts(self) -> int | None:
+        """How many attempts there are in all; None when Celery's own limits hold."""
+        return self.terms.attempts
 
     @property
     def is_last(self) -> bool:

@@ -22,7 +22,7 @@ from kombu.utils import json as kombu_json
 
 from .exceptions import UnsafeValue
 
-__all__ = ["dumps", "dumps_arguments", "dumps_message", "dumps_result", "loads"]
+__all__ = ["dumps", "dumps_arguments", "dumps_line", "dumps_message", "dumps_result", "loads"]
 
 #: How deep the search for a refused value goes before it gives up; Python's own limit is near.
 DEEPEST = 900
@@ -91,7 +91,7 @@ def _wire(value: Any) -> Any:
     return scalar(value)
 
 
-def _wire_list(value: list[Any]) -> list[Any]:
+def _wire_list(value: Any) -> Any:
     changed: list[Any] | None = None
     for index, item in enumerate(value):
         if type(item) in _PLAIN:
@@ -99,7 +99,7 @@ def _wire_list(value: list[Any]) -> list[Any]:
         wired = _wire(item)
         if wired is not item:
             if changed is None:
-                changed = value.copy()
+                changed = list(value)
             changed[index] = wired
     return value if changed is None else changed
 
@@ -204,9 +204,8 @@ def _refuse(parts: Mapping[str, Any]) -> UnsafeValue:
     return UnsafeValue("the arguments", "are nested too deeply, or contain themselves; send an id and load the rest")
 
 
-def _positional(values: Any, path: str) -> list[Any]:
+def _positional(values: Any, path: str) -> Any:
     """Top-level positional arguments may be a tuple: that is Celery's own structure."""
-    values = list(values)
     try:
         return _wire_list(values)
     except (_Refused, RecursionError):
@@ -214,7 +213,7 @@ def _positional(values: Any, path: str) -> list[Any]:
 
 
 def _named(values: Mapping[str, Any], path: str) -> dict[str, Any]:
-    values = dict(values)
+    values = values if type(values) is dict else dict(values)
     try:
         return _wire_dict(values)
     except (_Refused, RecursionError):
@@ -293,8 +292,11 @@ def dumps_message(args: Any, kwargs: Mapping[str, Any], embed: Mapping[str, Any]
         UnsafeValue: Naming the argument's path.
     """
     wired_args, wired_kwargs = _arguments(args, kwargs, loose=loose)
-    signatures = {name: item if item is None else _structure(item, name) for name, item in embed.items()}
-    return _text([wired_args, wired_kwargs, signatures])
+    for item in embed.values():
+        if item is not None:
+            embed = {name: value if value is None else _structure(value, name) for name, value in embed.items()}
+            break
+    return _text([wired_args, wired_kwargs, embed])
 
 
 def dumps_arguments(args: Any, kwargs: Mapping[str, Any], *, loose: bool = False) -> bytes:
@@ -326,6 +328,11 @@ def _listed(value: Any) -> Any:
     if type(value) is dict:
         return {name: _listed(item) for name, item in value.items()}
     return value
+
+
+def dumps_line(value: Any, **_: Any) -> str:
+    """Encode a log line, whatever is in it."""
+    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def loads(text: bytes) -> Any:

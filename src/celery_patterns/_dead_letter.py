@@ -76,8 +76,8 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
         if call.eager:
             return proceed()
         try:
-            if call.redelivered and call.crash_limit is not None and not call.keyed:
-                _count_start(call, call.crash_limit)
+            if call.redelivered and call.terms.crash_limit is not None and not call.terms.keyed:
+                _count_start(call, call.terms.crash_limit)
             return proceed()
         except (Retry, Ignore, Reject):
             raise

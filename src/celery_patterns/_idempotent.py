@@ -120,7 +120,7 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         return self.key if isinstance(self.key, tuple) else (self.key,)
 
     def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
-        arguments = bound_arguments(call.signature, call.received_args, call.received_kwargs)
+        arguments = bound_arguments(call.terms.signature, call.received_args, call.received_kwargs)
         key = self.key_of(call.task, arguments, call.received_args, call.received_kwargs, call.header.get("key"))
         if call.eager:
             # Nothing is claimed, but a body that hands its key on can be run.
@@ -197,7 +197,7 @@ class _Run:
         self.fence = claimed.fence
         call.claim = Claim(self.key, claimed.fence, self.pattern.lease.total_seconds())
         call.settlements.append(self._release)
-        limit = call.crash_limit
+        limit = call.terms.crash_limit
         if limit is not None and claimed.starts > limit:
             raise TooManyCrashes(
                 f"{call.task} was started {limit} times and never came to an end; it was not run again"

@@ -7,14 +7,16 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import structlog
 from celery.exceptions import Ignore, Reject, Retry
 
-from ._events import Event, emit
+from ._codec import dumps_line
+from ._events import Event, emit, speaks
 from ._keys import positional_names
 from ._plan import Layer, Pattern
 from .exceptions import ConfigurationError
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from ._call import Call
 
 __all__ = ["configure_logging", "logged"]
+
+#: The call whose body runs, and its arguments that may be shown.
+_running: ContextVar[tuple[Call, dict[str, Any]] | None] = ContextVar("celery_patterns_running", default=None)
 
 #: The fields that an event has of itself, and those that structlog gives a line.
 RESERVED = frozenset(
@@ -49,7 +54,7 @@ class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
     It promises one event when an attempt is over, ``task_succeeded``, ``task_retried``, ``task_ignored``,
     ``task_rejected`` or ``task_failed``, with the task, its id and queue, the attempt, how long it ran and how long it
     waited in the queue, and that no argument is in it unless it is named here. While the body runs, the same fields are
-    bound for structlog, so that the body's own lines carry them after ``use_structlog(app)``.
+    known to structlog, so that the body's own lines carry them after ``use_structlog(app)``.
 
     It does not promise a line for an attempt whose worker was killed.
 
@@ -83,10 +88,7 @@ class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
 
     def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
         shown = self._shown(call)
-        tokens = structlog.contextvars.bind_contextvars(
-            **{"task": call.task, "messaging.message.id": call.id, "attempt": call.attempt},
-            **shown,
-        )
+        running = _running.set((call, shown))
         begun = time.perf_counter()
         try:
             result = proceed()
@@ -107,12 +109,12 @@ class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
             return result
         finally:
             # Restored, not cleared: in eager mode the context around us belongs to the caller.
-            structlog.contextvars.reset_contextvars(**tokens)
+            _running.reset(running)
 
     def _shown(self, call: Call) -> dict[str, Any]:
         if not self.names:
             return {}
-        positions = positional_names(call.signature)
+        positions = positional_names(call.terms.signature)
         return {name: _argument(call, name, positions.index(name)) for name in self.names}
 
 
@@ -122,7 +124,7 @@ def _argument(call: Call, name: str, position: int) -> Any:
         return call.kwargs[name]
     if position < len(call.args):
         return call.args[position]
-    default = call.signature.parameters[name].default
+    default = call.terms.signature.parameters[name].default
     return None if default is inspect.Parameter.empty else default
 
 
@@ -134,6 +136,8 @@ def _close(
     name: str,
     error: BaseException | None = None,
 ) -> None:
+    if not speaks(level):
+        return
     fields: dict[str, Any] = {"duration": round(time.perf_counter() - begun, 6)}
     waited = _queue_wait(call)
     if waited is not None:
@@ -151,30 +155,43 @@ def _queue_wait(call: Call) -> float | None:
     return float(round(max(0.0, call.started - due), 6))
 
 
-def _fields_of_event(_logger: Any, _method: str, event_dict: dict[str, Any]) -> dict[str, Any]:
-    """Turn one of our events back into fields."""
-    record = event_dict.get("_record")
-    if record is not None and isinstance(record.msg, Event):
-        event_dict.update(record.msg.fields)
-        event_dict["event"] = record.msg.name
+def _fields_of_call(_logger: Any, _method: str, event_dict: dict[str, Any]) -> dict[str, Any]:
+    """Say in every line of a running body which call it belongs to."""
+    running = _running.get()
+    if running is not None:
+        call, shown = running
+        known = {"task": call.task, "messaging.message.id": call.id, "attempt": call.attempt, **shown}
+        return {**known, **event_dict}
     return event_dict
+
+
+class _JSONLines(structlog.stdlib.ProcessorFormatter):
+    """structlog's formatter, with a short way for our own events, which need none of its processors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        event = record.msg
+        if type(event) is not Event:
+            return super().format(record)
+        moment = datetime.fromtimestamp(record.created, timezone.utc).isoformat().replace("+00:00", "Z")
+        known = {"event": event.name, "level": record.levelname.lower(), "logger": record.name, "timestamp": moment}
+        return dumps_line({**structlog.contextvars.get_contextvars(), **event.fields, **known})
 
 
 def configure_logging(level: int, stream: IO[str] | None = None) -> None:
     """One handler on the root logger that writes one JSON object a line, for structlog and stdlib loggers alike."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        _fields_of_call,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _fields_of_event,
     ]
-    formatter = structlog.stdlib.ProcessorFormatter(
+    formatter = _JSONLines(
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(default=str),
+            structlog.processors.JSONRenderer(serializer=dumps_line),
         ],
     )
     handler = logging.StreamHandler(stream or sys.stderr)

@@ -18,7 +18,7 @@ from celery.app.task import Task
 from celery.exceptions import Ignore, Reject, Retry
 from celery.local import PromiseProxy, Proxy
 
-from ._call import MARK, Call
+from ._call import MARK, Call, Terms
 from .exceptions import ConfigurationError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -219,26 +219,15 @@ class Plan:
     ) -> None:
         self.patterns = patterns
         self.body = body
-        self.signature = signature
-        self.attempts = attempts
-        self.crash_limit = crash_limit
-        self.keyed = any(pattern.layer is Layer.CLAIM for pattern in patterns)
+        keyed = any(pattern.layer is Layer.CLAIM for pattern in patterns)
+        self.terms = Terms(signature, attempts, keyed, crash_limit)
         rooms: list[tuple[Layer, Callable[[Call, Proceed], Any]]] = [(p.layer, p.around) for p in patterns]
         rooms.append((Layer.PUBLISH, between))
         self._inside_out = [around for _, around in sorted(rooms, key=lambda room: -room[0])]
 
     def run(self, task: Task, request: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one attempt. The settlements come last, when it is known how the attempt ended."""
-        call = Call(
-            task,
-            request,
-            args,
-            kwargs,
-            self.signature,
-            attempts=self.attempts,
-            keyed=self.keyed,
-            crash_limit=self.crash_limit,
-        )
+        call = Call(task, request, args, kwargs, self.terms)
         request.__dict__[MARK] = call
         proceed: Proceed = functools.partial(self._attempt, call)
         for around in self._inside_out:

@@ -163,7 +163,7 @@ class PatternTask(Task):  # type: ignore[misc]
             ours["key"] = self._given_key(options.pop("idempotency_key"))
         plan = self.plan
         if plan is not None:
-            if plan.keyed and not current_task:
+            if plan.terms.keyed and not current_task:
                 self._check_key(plan, args, kwargs, ours.get("key"))
             if plan.patterns[0].layer is Layer.LOG:
                 ours["sent"] = round(time.time(), 6)
@@ -180,7 +180,7 @@ class PatternTask(Task):  # type: ignore[misc]
             raise unsafe from None
 
     def _given_key(self, key: Any) -> str:
-        if self.plan is None or not self.plan.keyed:
+        if self.plan is None or not self.plan.terms.keyed:
             raise ConfigurationError(
                 f"{self.name} is sent with an idempotency_key but wears no idempotent(); expected one"
             )
@@ -195,7 +195,7 @@ class PatternTask(Task):  # type: ignore[misc]
             args, kwargs = dump(args, kwargs)
         positional, named = tuple(args or ()), dict(kwargs or {})
         try:
-            arguments = bound_arguments(plan.signature, positional, named)
+            arguments = bound_arguments(plan.terms.signature, positional, named)
         except TypeError:
             return  # Celery's own check, which can be switched off, speaks of missing arguments
         for pattern in plan.patterns:
@@ -277,7 +277,7 @@ class PatternTask(Task):  # type: ignore[misc]
         return super().chunks(it, n)
 
     def _refuse_calls_without_key(self, form: str) -> None:
-        if self.plan is not None and self.plan.keyed:
+        if self.plan is not None and self.plan.terms.keyed:
             raise ConfigurationError(
                 f"{self.name}.{form}() makes its calls inside one task, where no key is claimed; expected a group: "
                 f"group({self.__name__}.s(item) for item in items)",
@@ -335,8 +335,8 @@ def _wrapper(cls: type[PatternTask], plan: Plan, body: Callable[..., Any]) -> Ca
     run.__dict__.pop(WORN, None)
     setattr(run, INNER, (body, plan.body is body))
     # Celery reads it to check arguments, and to tell how an errback is called.
-    run.__signature__ = plan.signature.replace(  # type: ignore[attr-defined]
-        parameters=[_SELF, *plan.signature.parameters.values()],
+    run.__signature__ = plan.terms.signature.replace(  # type: ignore[attr-defined]
+        parameters=[_SELF, *plan.terms.signature.parameters.values()],
     )
     return run
 

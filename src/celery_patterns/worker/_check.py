@@ -39,7 +39,7 @@ def _check(app: Any, task: PatternTask) -> None:
             f'{task.name} wears idempotent() but its app has no store; expected equip(app, store="redis://…") or '
             'use_store(app, "redis://…")',
         )
-    if Layer.BURY in layers and plan.crash_limit is not None and not equipment_of(app).has_store:
+    if Layer.BURY in layers and plan.terms.crash_limit is not None and not equipment_of(app).has_store:
         raise ConfigurationError(
             f"{task.name} wears dead_letter() and its app has no store to count crashes in; expected use_store(app, …), "
             "or dead_letter(max_crashes=None), or acks_late=False on the task",
