@@ -26,7 +26,7 @@ from .measure import Section, Spread, Table, Target, at_least, differences, rati
 REDIS, RABBIT = "Redis", "RabbitMQ"
 DRAIN_TARGETS = {(RABBIT, ALL): 0.62, (REDIS, ALL): 0.88, (RABBIT, NO_STORE): 0.88, (REDIS, NO_STORE): 0.95}
 PUBLISH_TARGET = 0.95
-WARM, BLOCK = 100, 50
+WARM, BLOCK = 100, 25
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,8 @@ class RabbitServer(Server):
             "RABBITMQ_PID_FILE": f"{folder}/pid",
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
             "RABBITMQ_CONFIG_FILE": f"{folder}/none",
+            # Only the name service that was started above: a daemon of Erlang's own would stay.
+            "ERL_AFLAGS": "-start_epmd false",
             # Two schedulers that do not spin: the tests need the two cores themselves.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
         }

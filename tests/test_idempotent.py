@@ -405,7 +405,7 @@ def test_a_result_that_cannot_be_encoded_never_runs_again(app: Celery) -> None:
 def test_a_dead_owner_is_counted_and_buried(app: Celery, store: Switch) -> None:
     """Three starts without an end, and the fourth is a letter; afterwards the key is new."""
 
-    class Killed(BaseException): ...
+    class Killed(SystemExit): ...
 
     runs = []
 

@@ -260,12 +260,12 @@ def test_completing_a_record_that_was_evicted_writes_it(bench: Bench) -> None:
 
 def test_starts_without_a_key_are_counted_and_forgotten(bench: Bench) -> None:
     """The counter for tasks without a key grows, expires and can be forgotten."""
-    count = [bench.store.count_start("m", ttl=LEASE) for _ in range(3)]
-    assert count == [1, 2, 3]
+    count = [bench.store.count_start("m", owner, ttl=LEASE) for owner in "abbc"]
+    assert count == [1, 2, 2, 3]
     bench.store.forget_starts("m")
-    assert bench.store.count_start("m", ttl=LEASE) == 1
+    assert bench.store.count_start("m", "d", ttl=LEASE) == 1
     bench.let_pass(LEASE)
-    assert bench.store.count_start("m", ttl=LEASE) == 1
+    assert bench.store.count_start("m", "e", ttl=LEASE) == 1
 
 
 def test_keys_do_not_meet(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -113,9 +114,11 @@ def read_keys(evidence: Evidence, store: redis.Redis) -> None:
 def read_log(evidence: Evidence, text: str) -> None:
     """Look up in the worker's log, a JSON object a line, which attempts were followed by a retry."""
     for line in text.splitlines():
-        if '"retry_scheduled"' in line:
+        # Who is killed while it writes leaves half a line.
+        with contextlib.suppress(ValueError):
             event = json.loads(line)
-            evidence.retried.add((event["messaging.message.id"], event["attempt"]))
+            if event["event"] == "retry_scheduled":
+                evidence.retried.add((event["messaging.message.id"], event["attempt"]))
 
 
 def promises(evidence: Evidence) -> list[Promise]:
@@ -142,8 +145,8 @@ def promises(evidence: Evidence) -> list[Promise]:
         Promise(
             "every message done, or a letter",
             buried == evidence.failed and len(buried) == len(evidence.deaths) and len(evidence.lost) <= excused,
-            f"{evidence.sent} messages, {len(evidence.deaths)} letters"
-            + (f"; {len(evidence.lost)} lost by Redis" if evidence.lost else ""),
+            f"{evidence.sent} sent, {len(evidence.deaths)} letters"
+            + (f", {len(evidence.lost)} lost by Redis" if evidence.lost else ""),
         ),
         Promise("every copy got the one receipt", not wrong, f"{len(wrong)} others"),
         Promise("the queues are empty", not evidence.left, f"{evidence.left} left"),

@@ -13,9 +13,9 @@ from celery.utils.imports import symbol_by_name
 from . import _strict_json
 from ._equipment import equipment_of
 from ._logged import configure_logging
-from ._plan import WORN
+from ._plan import WORN, Pattern
 from ._republish import STRICT
-from ._task import PatternTask
+from ._task import CHECK, PatternTask
 from .exceptions import ConfigurationError
 from .stores import open_store
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .typing import Store
 
 __all__ = ["equip", "use_patterns", "use_store", "use_strict_json", "use_structlog"]
-
-_CHECK = "celery_patterns.worker.CheckPatterns"
 
 
 def equip(app: Celery, *, store: str | Store) -> None:
@@ -69,7 +67,6 @@ def use_patterns(app: Celery) -> None:
     base = symbol_by_name(app.task_cls)
     if not issubclass(base, PatternTask):
         app.task_cls = PatternTask if base is Task else type("PatternTask", (PatternTask, base), {"abstract": True})
-    app.steps["worker"].add(_CHECK)
 
 
 def use_store(app: Celery, store: str | Store) -> None:
@@ -126,9 +123,9 @@ def use_structlog(app: Celery) -> None:
         app: Your Celery app.
     """
 
-    def configure(loglevel: int | str | None = None, **_: Any) -> None:
+    def configure(loglevel: int | str | None = None, logfile: Any = None, **_: Any) -> None:
         level = logging.getLevelName(loglevel) if isinstance(loglevel, str) else loglevel
-        configure_logging(level if isinstance(level, int) else logging.INFO)
+        configure_logging(level if isinstance(level, int) else logging.INFO, logfile)
 
     # Held by the app, so that the connection lives as long as it does.
     app.__dict__["_celery_patterns_logging"] = configure
@@ -144,15 +141,17 @@ def _look_for_misfits(app: Celery) -> None:
 def _refuse_misfits(sender: Celery, **_: Any) -> None:
     """Find tasks whose function wears patterns but whose class cannot, and let them neither be sent nor run."""
     for task in list(sender.tasks.values()):
-        function = getattr(task.run, "__func__", task.run)
-        if isinstance(task, PatternTask) or not getattr(function, WORN, ()):
+        function: Any = getattr(task.run, "__func__", task.run)
+        listed = getattr(task, "patterns", ())
+        worn = [value for value in listed if isinstance(value, Pattern)] if isinstance(listed, tuple | list) else []
+        if isinstance(task, PatternTask) or not [*worn, *getattr(function, WORN, ())]:
             continue
         message = (
             f"{task.name} wears patterns but its class is not a PatternTask, so they would be silently absent; call "
             "equip(app) or use_patterns(app) where the app is made, or give the task base=PatternTask"
         )
         _poison(task, message)
-        sender.steps["worker"].add(_CHECK)
+        sender.steps["worker"].add(CHECK)
         logging.getLogger("celery_patterns").critical(message)
 
 

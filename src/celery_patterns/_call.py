@@ -223,7 +223,8 @@ def current_claim() -> Claim:
     """The key that the running attempt holds: its ``key``, ``fence`` and ``expires_in``.
 
     Raises:
-        NotInTask: When the running task wears no ``idempotent``, outside of a task, and in eager mode.
+        NotInTask: When the running task wears no ``idempotent``, outside of a task, and in a direct call. In eager mode
+            the key is that which a worker would claim; nothing is claimed.
     """
     claim = current_call().claim
     if claim is None:

@@ -128,7 +128,10 @@ def _text(wired: Any) -> bytes:
     except TypeError:
         # orjson refuses integers over 64 bits, lone surrogates and nesting over 254 levels; Python's own encoder
         # carries all three, and any worker reads them.
-        return json.dumps(wired, allow_nan=False).encode()
+        try:
+            return json.dumps(wired, allow_nan=False).encode()
+        except ValueError:  # an integer with more digits than Python is willing to write
+            raise _Refused from None
 
 
 def _find(value: Any, path: str, depth: int = 0) -> UnsafeValue | None:
@@ -201,7 +204,7 @@ def _refuse(parts: Mapping[str, Any]) -> UnsafeValue:
         found = _find(value, path)
         if found is not None:
             return found
-    return UnsafeValue("the arguments", "are nested too deeply, or contain themselves; send an id and load the rest")
+    return _unwritable()
 
 
 def _positional(values: Any, path: str) -> Any:
@@ -279,6 +282,20 @@ def dumps(value: Any, path: str = "value") -> bytes:
         raise _refuse({path: value}) from None
 
 
+def _message_text(wired: Any) -> bytes:
+    try:
+        return _text(wired)
+    except (_Refused, RecursionError):
+        raise _unwritable() from None
+
+
+def _unwritable() -> UnsafeValue:
+    return UnsafeValue(
+        "the arguments",
+        "are nested too deeply, contain themselves, or hold an integer of thousands of digits; send an id and load the rest",
+    )
+
+
 def dumps_message(args: Any, kwargs: Mapping[str, Any], embed: Mapping[str, Any], *, loose: bool = False) -> bytes:
     """Encode the body of a task message: ``[args, kwargs, {callbacks, errbacks, chain, chord}]``.
 
@@ -296,7 +313,7 @@ def dumps_message(args: Any, kwargs: Mapping[str, Any], embed: Mapping[str, Any]
         if item is not None:
             embed = {name: value if value is None else _structure(value, name) for name, value in embed.items()}
             break
-    return _text([wired_args, wired_kwargs, embed])
+    return _message_text([wired_args, wired_kwargs, embed])
 
 
 def dumps_arguments(args: Any, kwargs: Mapping[str, Any], *, loose: bool = False) -> bytes:
@@ -305,7 +322,7 @@ def dumps_arguments(args: Any, kwargs: Mapping[str, Any], *, loose: bool = False
     Raises:
         UnsafeValue: Naming the argument's path.
     """
-    return _text(list(_arguments(args, kwargs, loose=loose)))
+    return _message_text(list(_arguments(args, kwargs, loose=loose)))
 
 
 def _arguments(args: Any, kwargs: Mapping[str, Any], *, loose: bool) -> tuple[Any, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +17,7 @@ from ._equipment import equipment_of
 from ._events import emit
 from ._keys import digest
 from ._letter import letter_message, written
-from ._plan import Layer, Pattern
+from ._plan import REQUEUED, Layer, Pattern
 from ._publish import CONFIRM
 from ._queues import ensure_queue
 from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
@@ -27,6 +29,9 @@ __all__ = ["dead_letter", "task_dead_lettered"]
 
 #: Sent in the worker's child after a letter was confirmed: ``sender`` is the task, ``letter`` the letter.
 task_dead_lettered = Signal(name="task_dead_lettered", providing_args={"letter"})
+
+#: Seconds before a message goes back whose letter the broker refuses for good.
+REFUSED_PAUSE = 5.0
 
 #: How long the starts of a message without a key are remembered.
 STARTS_TTL = timedelta(days=7)
@@ -102,6 +107,8 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
             emit(logging.CRITICAL, "dead_letter_not_published", call, error=trouble, queue=queue, requeued=call.late)
             if not call.late:
                 return  # acknowledged long ago: the failure and this line are all that can be left of it
+            if not trouble.transient:
+                time.sleep(REFUSED_PAUSE)  # a queue that refuses for good must not make the body run in a hot loop
             # A string, never the user's exception: a Reject whose reason does not unpickle ends the worker.
             raise Reject(
                 "the dead letter could not be published; the message goes back to its queue", requeue=True
@@ -115,13 +122,14 @@ def _count_start(call: Call, limit: int) -> None:
     store = equipment_of(call.app).store
     key = digest(call.task, call.run_id, str(call.attempt))
     try:
-        starts = store.count_start(key, ttl=STARTS_TTL)
+        starts = store.count_start(key, secrets.token_hex(8), ttl=STARTS_TTL)
     except StoreUnavailable as error:
         emit(logging.WARNING, "start_not_counted", call, error=error)
         return
-    call.settlements.append(lambda _: _forget_starts(call, key))
-    # The first delivery was not counted, so this would be start number starts + 1.
-    if starts >= limit:
+    call.settlements.append(lambda outcome: None if outcome == REQUEUED else _forget_starts(call, key))
+    # The first delivery was not counted, so this would be start number starts + 1. It may not have been started at all,
+    # so a message that comes back is always run once.
+    if starts >= max(limit, 2):
         raise TooManyCrashes(f"{call.task} was started {limit} times and never came to an end; it was not run again")
 
 

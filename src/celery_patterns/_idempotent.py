@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +18,7 @@ from . import _codec
 from ._call import Claim
 from ._equipment import equipment_of
 from ._events import emit
-from ._keys import bound_arguments, canonical, digest, positional_names
+from ._keys import argument_names, bound_arguments, canonical, digest
 from ._plan import FAILED, HANDED_OVER, REQUEUED, Layer, Pattern
 from ._republish import send_waiting_copy
 from .exceptions import (
@@ -107,7 +107,7 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
             object.__setattr__(self, name, value)
 
     def check(self, task: str, signature: inspect.Signature) -> None:
-        names = positional_names(signature)
+        names = argument_names(signature)
         for role, wanted in (("key", self._key_names()), ("same", self.same or ())):
             for name in wanted:
                 if name not in names:
@@ -126,7 +126,7 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
             # Nothing is claimed, but a body that hands its key on can be run.
             call.claim = Claim(key, int(time.time() * 1_000_000), self.lease.total_seconds())
             return proceed()
-        run = _Run(self, call, equipment_of(call.app).store, key, self._fingerprint(arguments))
+        run = _Run(self, call, equipment_of(call.app).store, key, self.fingerprint(arguments))
         return run.claim(proceed)
 
     def key_of(
@@ -152,8 +152,13 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         parts = [canonical(arguments[name], where=f"{task}(): {name}", floats=False) for name in self._key_names()]
         return digest(task, "names", *parts)
 
-    def _fingerprint(self, arguments: dict[str, Any]) -> str:
+    def fingerprint(self, arguments: dict[str, Any]) -> str:
         agreed = arguments if self.same is None else {name: arguments[name] for name in self.same}
+        """A digest of the arguments that duplicates must agree on.
+
+        Raises:
+            InvalidKey: When one of them is NaN, or no plain value.
+        """
         return digest(canonical(agreed, where="arguments", floats=True))
 
 
@@ -182,15 +187,26 @@ class _Run:
         self.looks = int(call.header.get("looks") or 0)
 
     def claim(self, proceed: Callable[[], Any]) -> Any:
-        pattern = self.pattern
         try:
-            answer = self.store.claim(self.key, self.attempt, self.fingerprint, lease=pattern.lease, ttl=pattern.ttl)
+            answer = self._ask()
+            if isinstance(answer, Ended) and answer.failed and self._is_sent_anew():
+                self.attempt = replace(self.attempt, run_id=f"{self.attempt.run_id}/{self.attempt.owner}")
+                answer = self._ask()
         except StoreUnavailable as error:
             emit(logging.WARNING, "claim_postponed", self.call, error=error)
             return self._wait(LONGEST_WAIT, error)
         if isinstance(answer, Claimed):
             return self._hold(answer, proceed)
         return self._follow(answer)
+
+    def _ask(self) -> Answer:
+        pattern = self.pattern
+        return self.store.claim(self.key, self.attempt, self.fingerprint, lease=pattern.lease, ttl=pattern.ttl)
+
+    def _is_sent_anew(self) -> bool:
+        """A first attempt that is no redelivery, of a task id that has failed: somebody chose the id, and sent it again."""
+        call = self.call
+        return call.attempt == 1 and not call.redelivered and not call.header.get("waiting")
 
     def _hold(self, claimed: Claimed, proceed: Callable[[], Any]) -> Any:
         call = self.call

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from .exceptions import InvalidKey
 
-__all__ = ["bound_arguments", "canonical", "digest", "positional_names"]
+__all__ = ["argument_names", "bound_arguments", "canonical", "digest"]
 
 VERSION = "1"
 
@@ -50,8 +50,8 @@ def canonical(value: Any, *, where: str, floats: bool) -> str:
     kind = type(value)
     leaf = _LEAVES.get(kind)
     if leaf is not None:
-        if kind is Decimal and not value.is_finite():
-            raise InvalidKey(f"{where} is {value}, which equals nothing; expected a finite number")
+        if kind is Decimal and value.is_nan():
+            raise InvalidKey(f"{where} is NaN, which equals nothing, not even itself")
         return leaf(value)
     if kind is float:
         if not floats:
@@ -85,7 +85,7 @@ def digest(*parts: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def positional_names(signature: Signature) -> list[str]:
+def argument_names(signature: Signature) -> list[str]:
     """The names a caller may use, in order: variadic parameters left out."""
     variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     return [name for name, parameter in signature.parameters.items() if parameter.kind not in variadic]

@@ -12,7 +12,7 @@ from kombu import serialization
 
 from ._call import HEADER
 from ._keys import digest
-from ._republish import STRICT, carried_headers
+from ._republish import carried_headers, message_serializer
 from .exceptions import TooManyCrashes
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def written(call: Call, error: BaseException) -> Letter:
         root_id=call.request.root_id,
         reason="crashed" if isinstance(error, TooManyCrashes) else "failed",
         error=f"{kind.__module__}.{kind.__qualname__}",
-        message=_clipped(str(error), MESSAGE_LIMIT),
+        message=_clipped(_text_of(error), MESSAGE_LIMIT),
         traceback=_clipped("".join(traceback.format_exception(kind, error, error.__traceback__)), TRACEBACK_LIMIT),
         attempt=call.attempt,
         history=list(call.header.get("history", ())),
@@ -142,11 +142,9 @@ def letter_message(call: Call, letter: Letter) -> dict[str, Any]:
     headers = {name: known.get(name) for name in _PROTOCOL}
     headers.update(carried_headers(call))
     embed = {name: known.get(name) for name in _EMBEDDED}
-    serializer = call.instance.serializer
     content_type, encoding, body = serialization.dumps(
         [list(call.received_args), call.received_kwargs, embed],
-        # What was accepted once must be buried whole, even where a looser producer sent it.
-        serializer="json" if serializer == STRICT else serializer,
+        message_serializer(call),
     )
     headers[LETTER] = _header(letter, HEADER_BUDGET - len(json.dumps(headers, default=str)))
     return {
@@ -177,6 +175,13 @@ def read_letter(headers: Mapping[str, Any]) -> Letter | None:
         return Letter(**{name: value for name, value in known.items() if name in names})
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001 - whatever a user's __str__ raises, the letter is written
+        return f"<its text cannot be shown: {type(broken).__name__}>"
 
 
 def _clipped(text: str, limit: int) -> str:

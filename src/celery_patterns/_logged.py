@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import logging.handlers
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from ._codec import dumps_line
 from ._events import Event, emit, speaks
-from ._keys import positional_names
+from ._keys import argument_names
 from ._plan import Layer, Pattern
 from .exceptions import ConfigurationError
 
@@ -76,7 +77,7 @@ class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
         object.__setattr__(self, "names", names)
 
     def check(self, task: str, signature: inspect.Signature) -> None:
-        known = positional_names(signature)
+        known = argument_names(signature)
         for name in self.names:
             if name in RESERVED:
                 raise ConfigurationError(
@@ -114,17 +115,20 @@ class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
     def _shown(self, call: Call) -> dict[str, Any]:
         if not self.names:
             return {}
-        positions = positional_names(call.terms.signature)
-        return {name: _argument(call, name, positions.index(name)) for name in self.names}
+        return {name: _argument(call, name) for name in self.names}
 
 
-def _argument(call: Call, name: str, position: int) -> Any:
+def _argument(call: Call, name: str) -> Any:
     """One argument by name. A call with wrong arguments must fail in the body, and not in its log line."""
-    if name in call.kwargs:
+    parameters = call.terms.signature.parameters
+    kind = parameters[name].kind
+    if kind is not inspect.Parameter.POSITIONAL_ONLY and name in call.kwargs:
         return call.kwargs[name]
-    if position < len(call.args):
-        return call.args[position]
-    default = call.terms.signature.parameters[name].default
+    if kind is not inspect.Parameter.KEYWORD_ONLY:
+        position = list(parameters).index(name)
+        if position < len(call.args):
+            return call.args[position]
+    default = parameters[name].default
     return None if default is inspect.Parameter.empty else default
 
 
@@ -173,11 +177,13 @@ class _JSONLines(structlog.stdlib.ProcessorFormatter):
         if type(event) is not Event:
             return super().format(record)
         moment = datetime.fromtimestamp(record.created, timezone.utc).isoformat().replace("+00:00", "Z")
-        known = {"event": event.name, "level": record.levelname.lower(), "logger": record.name, "timestamp": moment}
-        return dumps_line({**structlog.contextvars.get_contextvars(), **event.fields, **known})
+        known = {"level": record.levelname.lower(), "logger": record.name, "timestamp": moment}
+        return dumps_line(
+            {"event": event.name, **structlog.contextvars.get_contextvars(), **event.fields, **known},
+        )
 
 
-def configure_logging(level: int, stream: IO[str] | None = None) -> None:
+def configure_logging(level: int, target: str | IO[str] | None = None) -> None:
     """One handler on the root logger that writes one JSON object a line, for structlog and stdlib loggers alike."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -194,7 +200,11 @@ def configure_logging(level: int, stream: IO[str] | None = None) -> None:
             structlog.processors.JSONRenderer(serializer=dumps_line),
         ],
     )
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler: logging.Handler
+    if isinstance(target, str):
+        handler = logging.handlers.WatchedFileHandler(target)  # a rotated file is opened anew
+    else:
+        handler = logging.StreamHandler(target or sys.stderr)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -19,7 +19,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.local import PromiseProxy, Proxy
 
 from ._call import MARK, Call, Terms
-from .exceptions import ConfigurationError, OutOfMemory
+from .exceptions import BodyAborted, ConfigurationError, OutOfMemory
 
 if TYPE_CHECKING:
     from celery.app.task import Context
@@ -45,6 +45,8 @@ Proceed = Callable[[], Any]
 WORN = "__celery_patterns__"
 #: Where a wrapper keeps the body it stands for, so that a subclass that inherits it wraps the body and not the wrapper.
 INNER = "__celery_patterns_inner__"
+
+_POOLS = ("gevent", "eventlet", "greenlet")
 
 # How an attempt ended, as its settlements are told.
 SUCCEEDED = "succeeded"
@@ -251,7 +253,14 @@ class Plan:
         return result
 
     def _attempt(self, call: Call) -> Any:
-        return self.body(call.instance, *call.args, **call.kwargs)
+        try:
+            return self.body(call.instance, *call.args, **call.kwargs)
+        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            if type(error).__module__.partition(".")[0] in _POOLS:  # how these pools end a task at its time limit
+                raise
+            raise BodyAborted(f"{call.task} raised {type(error).__qualname__}, which is no Exception") from error
 
 
 def _settle(call: Call, outcome: str) -> None:

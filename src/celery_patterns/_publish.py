@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from .exceptions import PublishFailed, UnsafeValue
@@ -72,6 +73,9 @@ class Publisher:
                     return
                 except UnsafeValue:
                     raise
+                except SoftTimeLimitExceeded as error:
+                    self._drop()
+                    raise PublishFailed("the soft time limit came before the broker's confirmation", True) from error
                 except Exception as error:
                     passing = self._passing(error)
                     self._drop()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from kombu import serialization
+from kombu.exceptions import DecodeError
 from kombu.utils.encoding import bytes_to_str
 
 from ._equipment import equipment_of
@@ -41,13 +43,14 @@ def dead_letters(app: Celery, queue: str) -> DeadLetters:
     return DeadLetters(app, queue)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Held:
     """A letter's message, and how to take it out of the queue for good."""
 
     letter: Letter
     message: Message
     place: Any = None
+    removed: bool = False
 
 
 class DeadLetters:
@@ -131,7 +134,8 @@ class DeadLetters:
     def _replay(self, wanted: str | None) -> list[AsyncResult[Any]]:
         sent: dict[str, AsyncResult[Any]] = {}
         with self._connected() as connection:
-            for held in self._held(connection):
+            # Those that stand there now: a worker that still has the bug may write new ones as fast as we send.
+            for held in islice(self._held(connection), self._standing(connection)):
                 letter = held.letter
                 if wanted is not None and letter.id != wanted:
                     continue
@@ -172,6 +176,12 @@ class DeadLetters:
     def _held(self, connection: Connection) -> Iterator[_Held]:
         return self._held_on_redis(connection) if self._on_redis else self._held_on_amqp(connection)
 
+    def _standing(self, connection: Connection) -> int:
+        if not self._on_redis:
+            return queue_length(connection, self.queue) or 0
+        channel: Any = connection.default_channel
+        return int(channel.client.llen(self.queue))
+
     def _held_on_amqp(self, connection: Connection) -> Iterator[_Held]:
         """Take the letters unacknowledged. Closing the channel puts each back where it stood."""
         if queue_length(connection, self.queue) is None:
@@ -196,16 +206,15 @@ class DeadLetters:
         # The tail is the oldest. What is written meanwhile goes to the head, and what we take out was at the tail.
         client, passed = channel.client, 0
         while True:
-            page = client.lrange(self.queue, -(passed + _PAGE), -(passed + 1))
+            page = client.lrange(_listed_as(channel, "LRANGE", self.queue), -(passed + _PAGE), -(passed + 1))
             for raw in reversed(page):
-                message = _parsed(channel, raw)
-                letter = read_letter(message.headers)
-                before = client.llen(self.queue) if letter is not None else 0
-                if letter is not None:
-                    yield _Held(letter, message, raw)
-                    removed = before - client.llen(self.queue)
-                    passed -= max(0, min(1, removed))
                 passed += 1
+                message = _parsed(channel, raw)
+                letter = None if message is None else read_letter(message.headers)
+                if letter is not None and message is not None:
+                    held = _Held(letter, message, raw)
+                    yield held
+                    passed -= held.removed
             if len(page) < _PAGE:
                 return
 
@@ -214,13 +223,28 @@ class DeadLetters:
             held.message.ack()
             return
         channel: Any = connection.default_channel
-        channel.client.lrem(self.queue, -1, held.place)
+        held.removed = channel.client.lrem(_listed_as(channel, "LREM", self.queue), -1, held.place) > 0
 
 
-def _parsed(channel: Any, raw: bytes) -> Message:
-    payload = serialization.loads(bytes_to_str(raw), "application/json", "utf-8", accept=["application/json"])
-    message: Message = channel.Message(payload, channel=channel)
+def _listed_as(channel: Any, command: str, queue: str) -> str:
+    """The list's name: kombu puts its ``global_keyprefix`` before the keys of some commands, and not of others."""
+    if command in getattr(channel.client, "PREFIXED_SIMPLE_COMMANDS", ()):
+        return queue
+    return f"{channel.global_keyprefix}{queue}"
+
+
+def _parsed(channel: Any, raw: bytes) -> Message | None:
+    """One entry of the list; None for what no broker of kombu's wrote."""
+    try:
+        payload = _payload(raw)
+        message: Message = channel.Message(payload, channel=channel)
+    except (DecodeError, KeyError, TypeError, ValueError):
+        return None
     return message
+
+
+def _payload(raw: bytes) -> Any:
+    return serialization.loads(bytes_to_str(raw), "application/json", "utf-8", accept=["application/json"])
 
 
 def _without_chord(message: Message) -> Any:

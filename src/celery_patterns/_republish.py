@@ -13,6 +13,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject, Retry
+from kombu import serialization
+from kombu.exceptions import EncodeError, SerializerNotInstalled
+from kombu.serialization import registry
 
 from ._call import HEADER
 from ._equipment import equipment_of
@@ -27,7 +30,15 @@ if TYPE_CHECKING:
 
     from ._call import Call
 
-__all__ = ["STRICT", "carried_headers", "next_attempt", "publish_asked", "send_waiting_copy", "whole_seconds"]
+__all__ = [
+    "STRICT",
+    "carried_headers",
+    "message_serializer",
+    "next_attempt",
+    "publish_asked",
+    "send_waiting_copy",
+    "whole_seconds",
+]
 
 #: The name under which kombu knows our encoder.
 STRICT = "celery-patterns-json"
@@ -54,6 +65,24 @@ def carried_headers(call: Call, extra: Mapping[str, Any] | None = None, **ours: 
     }
     headers[HEADER] = {**call.header, **ours}
     return headers
+
+
+def message_serializer(call: Call) -> str:
+    """The serializer that carries the arguments as they were received.
+
+    They were accepted once, perhaps from a looser producer or in another content type than the task's own: to refuse
+    them now would lose an attempt or a letter.
+    """
+    own = "json" if call.instance.serializer == STRICT else call.instance.serializer
+    came_as = (call.request.properties or {}).get("content_type")
+    accepted = [registry.type_to_name.get(kind, kind) for kind in call.app.conf.accept_content]
+    for name in (registry.type_to_name.get(came_as, own), own, *accepted):
+        try:
+            serialization.dumps([list(call.received_args), call.received_kwargs], name)
+        except (EncodeError, SerializerNotInstalled):
+            continue
+        return str(name)
+    return str(own)
 
 
 def next_attempt(call: Call, wait: float, error: BaseException) -> Retry:
@@ -177,9 +206,8 @@ def _send(call: Call, signature: Signature, ours: Mapping[str, Any]) -> None:
     options.pop("redelivered", None)
     if options.get("countdown") is not None:
         options["countdown"] = whole_seconds(options["countdown"])
-    if call.instance.serializer == STRICT and tuple(signature.args) == call.received_args:
-        # These arguments were accepted once, perhaps by a looser producer: to refuse them now would lose an attempt.
-        options["serializer"] = "json"
+    if tuple(signature.args) == call.received_args and signature.kwargs == call.received_kwargs:
+        options["serializer"] = message_serializer(call)
     equipment_of(call.app).publisher.publish(
         lambda producer: signature.apply_async(producer=producer, add_to_parent=False, **CONFIRM),
     )

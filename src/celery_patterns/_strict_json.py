@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import EncodeError
 from kombu.serialization import registry
+from kombu.utils import json as kombu_json
 
 from . import _codec
 from ._republish import STRICT
@@ -26,7 +27,7 @@ _EMBED = frozenset({"callbacks", "errbacks", "chain", "chord"})
 
 
 def _encode(body: Any, *, loose: bool = False) -> bytes:
-    """Encode a task's message body; anything else that is sent under our name is one strict value."""
+    """Encode a task's message body strictly; whatever else goes by this serializer is Celery's own affair."""
     if isinstance(body, tuple) and len(body) == len(("args", "kwargs")) and isinstance(body[1], Mapping | None):
         # Eager mode passes the arguments through the serializer, without the signatures of a message.
         return _codec.dumps_arguments(body[0] or (), body[1] or {}, loose=loose)
@@ -38,7 +39,8 @@ def _encode(body: Any, *, loose: bool = False) -> bytes:
     ):
         args, kwargs, embed = body
         return _codec.dumps_message(args, kwargs, embed, loose=loose)
-    return _codec.dumps(body)
+    # Remote control and events use the app's task serializer too.
+    return str(kombu_json.dumps(body)).encode()
 
 
 def register() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import current_task
+from celery.app.annotations import resolve_all
 from celery.app.task import Task
 from celery.exceptions import MaxRetriesExceededError, Retry
 from kombu.exceptions import EncodeError
@@ -19,7 +20,7 @@ from ._idempotent import idempotent
 from ._keys import bound_arguments
 from ._logged import logged
 from ._plan import INNER, WORN, Layer, Pattern, Plan, worn_by
-from ._republish import publish_asked
+from ._republish import STRICT, publish_asked
 from ._retry import retry
 from ._strict_json import unwrapped
 from .exceptions import ConfigurationError
@@ -27,7 +28,10 @@ from .exceptions import ConfigurationError
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["PatternTask", "ReliableTask"]
+__all__ = ["CHECK", "PatternTask", "ReliableTask"]
+
+#: The worker's step that refuses to start where a task's promise cannot be kept; its module is not loaded by senders.
+CHECK = "celery_patterns.worker.CheckPatterns"
 
 #: How many starts may come to no end where no dead_letter says so.
 DEFAULT_MAX_CRASHES = 3
@@ -51,6 +55,7 @@ class PatternTask(Task):  # type: ignore[misc]
     plan: ClassVar[Plan | None] = None
     _above: ClassVar[tuple[Pattern, ...]] = ()
     _unsaid: ClassVar[frozenset[str]] = frozenset()
+    _annotated: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def bind(cls, app: Celery) -> Celery:
@@ -59,9 +64,15 @@ class PatternTask(Task):  # type: ignore[misc]
         bound: Celery = super().bind(app)
         if "_unsaid" not in cls.__dict__:
             filled = {name for name, _ in cls.from_config} | {"acks_on_failure", "acks_on_timeout"}
-            cls._unsaid = frozenset(filled - own)
+            cls._unsaid = frozenset(filled - own - cls._annotated)
             cls._dress()
         return bound
+
+    @classmethod
+    def annotate(cls) -> None:
+        """Apply the app's ``task_annotations``, as Celery does, remembering which options they set."""
+        cls._annotated = frozenset(name for found in resolve_all(cls._app.annotations, cls) for name in found)
+        super().annotate()
 
     @classmethod
     def put_on(cls, pattern: Pattern) -> None:
@@ -96,6 +107,7 @@ class PatternTask(Task):  # type: ignore[misc]
             crash_limit=cls._crash_limit(patterns),
         )
         cls.plan = plan
+        cls._app.steps["worker"].add(CHECK)
         cls.run = _wrapper(cls, plan, body)
 
     @classmethod
@@ -171,6 +183,9 @@ class PatternTask(Task):  # type: ignore[misc]
             headers = dict(options.get("headers") or {})
             headers[HEADER] = {**(headers.get(HEADER) or {}), **ours}
             options["headers"] = headers
+        if options.get("parent_id") and current_task and self.serializer == STRICT:
+            # Celery hands on the result of work that is done. To refuse it now would make that work a failure.
+            options.setdefault("serializer", "json")
         try:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         except EncodeError as error:
@@ -388,7 +403,7 @@ def _refuse_numbers(cls: type[PatternTask], patterns: tuple[Pattern, ...]) -> No
     """Numbers that contradict each other."""
     name, kinds = cls.name, {type(pattern): pattern for pattern in patterns}
     keyed, again = kinds.get(idempotent), kinds.get(retry)
-    limit = cls.time_limit
+    limit = cls.time_limit or cls.soft_time_limit
     if isinstance(keyed, idempotent) and limit and keyed.lease.total_seconds() <= limit:
         raise ConfigurationError(
             f"{name} may run for {limit} s, its time limit, but its lease is {keyed.lease}: a second worker could start "

@@ -15,6 +15,7 @@
     ├── AttemptTooLate          the attempt was delivered after the retry's deadline
     ├── TooManyCrashes          the task took down its worker too often
     ├── OutOfMemory             the body raised MemoryError
+    ├── BodyAborted             the body raised what is no Exception
     ├── NotInTask               there is no running call, or no claim, to ask about
     └── LetterNotFound          no such dead letter                                  (also LookupError)
 
@@ -28,6 +29,7 @@ from kombu.exceptions import EncodeError
 __all__ = [
     "AlreadyFailed",
     "AttemptTooLate",
+    "BodyAborted",
     "ConfigurationError",
     "InProgress",
     "InvalidKey",
@@ -128,6 +130,13 @@ class OutOfMemory(PatternsError):
 
     Celery ends the whole worker on a ``MemoryError``, and with late acknowledgement the next worker too. This error
     takes its place: the task fails, the worker lives.
+    """
+
+
+class BodyAborted(PatternsError):
+    """The body raised something that is no Exception, such as ``asyncio.CancelledError``.
+
+    Celery knows no end for it: the task would stay pending, and with the solo pool the worker would end.
     """
 
 

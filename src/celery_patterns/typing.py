@@ -132,8 +132,14 @@ class Store(Protocol):
         """
         ...
 
-    def count_start(self, key: str, *, ttl: timedelta) -> int:
-        """Count one start of a message that holds no key, and return how many there were, this one included."""
+    def count_start(self, key: str, owner: str, *, ttl: timedelta) -> int:
+        """Count one start of a message that holds no key, and return how many there were, this one included.
+
+        Args:
+            key: What stands for the message.
+            owner: Random for each start: the same one is counted once.
+            ttl: How long the starts are remembered.
+        """
         ...
 
     def forget_starts(self, key: str) -> None:

@@ -146,6 +146,11 @@ def make_app(environment: Any = os.environ) -> Celery:
         traces.add(name, value)
         return value
 
+    @task(shared=False, name="as_tuple")
+    @patterns.dead_letter(dead)
+    def as_tuple(_: Any) -> Any:
+        return {"pair": (1, 2)}
+
     @task(shared=False, name="failed_errback")
     def failed_errback(task_id: str) -> None:
         traces.add("errback", task_id)

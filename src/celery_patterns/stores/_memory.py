@@ -47,7 +47,7 @@ class MemoryStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._records: dict[str, _Record] = {}
-        self._starts: dict[str, tuple[int, float]] = {}
+        self._starts: dict[str, tuple[frozenset[str], float]] = {}
 
     def claim(self, key: str, attempt: Attempt, fingerprint: str, *, lease: timedelta, ttl: timedelta) -> Answer:
         with self._lock:
@@ -97,13 +97,13 @@ class MemoryStore:
             record.expires = now + ttl.total_seconds()
             return True
 
-    def count_start(self, key: str, *, ttl: timedelta) -> int:
+    def count_start(self, key: str, owner: str, *, ttl: timedelta) -> int:
         with self._lock:
             now = self._clock()
-            count, expires = self._starts.get(key, (0, now))
-            count = count + 1 if expires > now else 1
-            self._starts[key] = (count, now + ttl.total_seconds())
-            return count
+            owners, expires = self._starts.get(key, (frozenset(), now))
+            owners = owners | {owner} if expires > now else frozenset({owner})
+            self._starts[key] = (owners, now + ttl.total_seconds())
+            return len(owners)
 
     def forget_starts(self, key: str) -> None:
         with self._lock:

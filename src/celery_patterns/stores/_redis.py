@@ -1,11 +1,11 @@
-"""Keys in Redis 6.2 or later: one hash a key, one script a step, one connection a process and thread."""
+"""Keys in Redis 6.2 or later: one hash a key, one script a step, a few connections a process."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import time
+from collections import deque
 from datetime import timedelta
 from typing import Any
 
@@ -119,9 +119,9 @@ return 1
 )
 
 _COUNT = """
-local count = redis.call('INCR', KEYS[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-return count
+redis.call('SADD', KEYS[1], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return redis.call('SCARD', KEYS[1])
 """
 
 
@@ -178,7 +178,7 @@ class RedisStore:
         self._pool.connection_kwargs.setdefault("socket_timeout", 5.0)
         self._pool.connection_kwargs.setdefault("socket_connect_timeout", 5.0)
         self._pool.connection_kwargs["decode_responses"] = False
-        self._local = threading.local()
+        self._pid, self._free = os.getpid(), deque[Any]()
 
     def claim(self, key: str, attempt: Attempt, fingerprint: str, *, lease: timedelta, ttl: timedelta) -> Answer:
         return self._answer(
@@ -214,8 +214,8 @@ class RedisStore:
         how = "" if ended is None else "f" if ended.failed else "h"
         return bool(self._run("release", self._name(key), attempt.owner, _run(attempt), fence, _ms(ttl), how))
 
-    def count_start(self, key: str, *, ttl: timedelta) -> int:
-        return int(self._run("count", f"{self._prefix}:starts:{key}", _ms(ttl)))
+    def count_start(self, key: str, owner: str, *, ttl: timedelta) -> int:
+        return int(self._run("count", f"{self._prefix}:starts:{key}", owner, _ms(ttl)))
 
     def forget_starts(self, key: str) -> None:
         self._command("DEL", f"{self._prefix}:starts:{key}")
@@ -251,38 +251,41 @@ class RedisStore:
         deadline = time.monotonic() + self._patience
         pause = 0.05
         while True:
+            connection = self._take()
             try:
-                connection = self._connection()
                 connection.send_command(*words)
-                return connection.read_response()
+                answer = connection.read_response()
             except NoScriptError:
+                self._free.append(connection)
                 raise
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-                self._forget()
+                connection.disconnect()
                 if time.monotonic() + pause > deadline:
                     raise StoreUnavailable(
-                        f"redis did not answer within its time-outs: {type(error).__name__}"
+                        f"redis did not answer within its time-outs: {type(error).__name__}",
                     ) from error
             except RedisError as error:
-                self._forget()
+                connection.disconnect()
                 raise StoreUnavailable(f"redis refused {words[0]}: {type(error).__name__}: {error}") from error
+            except BaseException:
+                # A time limit may strike between question and answer: the answer must not become the next question's.
+                connection.disconnect()
+                raise
+            else:
+                self._free.append(connection)
+                return answer
             time.sleep(pause)
             pause = min(pause * 2, 0.5)
 
-    def _connection(self) -> Any:
-        # redis-py's connection without its client and pool: a tenth more tasks a second. A forked child must not
-        # speak on its parent's socket, so the process id stands beside the connection.
-        held: tuple[int, Any] | None = getattr(self._local, "held", None)
-        if held is None or held[0] != os.getpid():
-            held = (os.getpid(), self._pool.make_connection())
-            self._local.held = held
-        return held[1]
-
-    def _forget(self) -> None:
-        held = getattr(self._local, "held", None)
-        self._local.held = None
-        if held is not None and held[0] == os.getpid():
-            held[1].disconnect()
+    def _take(self) -> Any:
+        # redis-py's connection without its client: a tenth more tasks a second. As many are kept as are used at once, so
+        # threads and greenlets share them. A forked child must not speak on its parent's sockets.
+        if self._pid != os.getpid():
+            self._pid, self._free = os.getpid(), deque()
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._pool.make_connection()
 
 
 def _run(attempt: Attempt) -> str:
