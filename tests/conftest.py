@@ -32,7 +32,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         server.close()
     if _servers:
         _servers.clear()
-        del os.environ[REDIS], os.environ[RABBIT]
+        os.environ.pop(REDIS, None)
+        os.environ.pop(RABBIT, None)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 import time
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 import celery_patterns as patterns
 from celery_patterns import dead_letter, dead_letters, idempotent
 from celery_patterns._call import HEADER
-from celery_patterns._keys import canonical, digest
+from celery_patterns._keys import Binder, canonical, digest
 from celery_patterns.exceptions import (
     AlreadyFailed,
     ConfigurationError,
@@ -600,3 +601,32 @@ def test_secrets_stay_out_of_store_keys(database: str) -> None:
     everything = json.dumps([[str(key), str(client.hgetall(key))] for key in client.scan_iter("celery-patterns:*")])
     assert everything != "[]"
     assert "hunter2" not in everything
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(), max_size=4), st.dictionaries(st.sampled_from("abcde"), st.integers(), max_size=4))
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda a, b: 0,
+        lambda a, b=2, *, c=3: 0,
+        lambda a=1, b=2: 0,
+        lambda *, a, b: 0,
+        lambda a, *rest, b=5: 0,
+        lambda a, **more: 0,
+        lambda: 0,
+        eval("lambda a, /, b=1: 0"),
+    ],
+)
+def test_arguments_are_bound_as_python_binds_them(body: Any, args: list[int], kwargs: dict[str, int]) -> None:
+    """Whatever the signature and the call: the same arguments, or the same refusal."""
+    signature = inspect.signature(body)
+    try:
+        exact = signature.bind(*args, **kwargs)
+    except TypeError as refused:
+        with pytest.raises(TypeError) as caught:
+            Binder(signature)(tuple(args), kwargs)
+        assert str(caught.value) == str(refused)
+        return
+    exact.apply_defaults()
+    assert Binder(signature)(tuple(args), kwargs) == dict(exact.arguments)

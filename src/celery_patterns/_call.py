@@ -15,6 +15,7 @@ from uuid import UUID
 
 from celery import current_task
 
+from ._keys import Binder
 from .exceptions import NotInTask
 
 if TYPE_CHECKING:
@@ -83,12 +84,14 @@ class Terms:
 
     Attributes:
         signature: The body's signature as callers see it.
+        bound: Gives a call's arguments by name.
         attempts: How many attempts there are in all; None when Celery's own limits hold.
         keyed: Whether the calls claim a key, which then counts their starts.
         crash_limit: How many starts may come to no end; None for no limit.
     """
 
     signature: Signature
+    bound: Binder
     attempts: int | None
     keyed: bool
     crash_limit: int | None

@@ -18,7 +18,7 @@ from . import _codec
 from ._call import Claim
 from ._equipment import equipment_of
 from ._events import emit
-from ._keys import argument_names, bound_arguments, canonical, digest
+from ._keys import argument_names, canonical, digest
 from ._plan import FAILED, HANDED_OVER, REQUEUED, Layer, Pattern
 from ._republish import send_waiting_copy
 from .exceptions import (
@@ -120,7 +120,7 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         return self.key if isinstance(self.key, tuple) else (self.key,)
 
     def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
-        arguments = bound_arguments(call.terms.signature, call.received_args, call.received_kwargs)
+        arguments = call.terms.bound(call.received_args, call.received_kwargs)
         key = self.key_of(call.task, arguments, call.received_args, call.received_kwargs, call.header.get("key"))
         if call.eager:
             # Nothing is claimed, but a body that hands its key on can be run.

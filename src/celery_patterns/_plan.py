@@ -19,6 +19,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.local import PromiseProxy, Proxy
 
 from ._call import MARK, Call, Terms
+from ._keys import Binder
 from .exceptions import BodyAborted, ConfigurationError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ class Plan:
         self.patterns = patterns
         self.body = body
         keyed = any(pattern.layer is Layer.CLAIM for pattern in patterns)
-        self.terms = Terms(signature, attempts, keyed, crash_limit)
+        self.terms = Terms(signature, Binder(signature), attempts, keyed, crash_limit)
         rooms: list[tuple[Layer, Callable[[Call, Proceed], Any]]] = [(p.layer, p.around) for p in patterns]
         rooms.append((Layer.PUBLISH, between))
         self._inside_out = [around for _, around in sorted(rooms, key=lambda room: -room[0])]

@@ -17,7 +17,6 @@ from kombu.exceptions import EncodeError
 from ._call import HEADER, MARK, Call
 from ._dead_letter import dead_letter
 from ._idempotent import idempotent
-from ._keys import bound_arguments
 from ._logged import logged
 from ._plan import INNER, WORN, Layer, Pattern, Plan, worn_by
 from ._republish import STRICT, publish_asked
@@ -210,7 +209,7 @@ class PatternTask(Task):  # type: ignore[misc]
             args, kwargs = dump(args, kwargs)
         positional, named = tuple(args or ()), dict(kwargs or {})
         try:
-            arguments = bound_arguments(plan.terms.signature, positional, named)
+            arguments = plan.terms.bound(positional, named)
         except TypeError:
             return  # Celery's own check, which can be switched off, speaks of missing arguments
         for pattern in plan.patterns:
