@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from .harness import Floor, floor
 from .servers import RabbitServer, RedisServer
 
 REDIS, RABBIT = "TESTS_REDIS_PORT", "TESTS_RABBIT_PORT"
+# Where a change is judged, the same examples each time; on a developer's machine new ones.
+settings.register_profile("ci", derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
 _servers: list[RedisServer | RabbitServer] = []
 _databases = itertools.count()
 

@@ -241,6 +241,15 @@ def test_every_step_may_be_repeated_by_its_owner(bench: Bench) -> None:
     assert bench.complete(me, claimed.fence) == bench.complete(me, claimed.fence) == Done(b"1")
 
 
+def test_done_is_final(bench: Bench) -> None:
+    """A second completion by the same owner changes nothing, and is told what stands."""
+    me = run()
+    claimed = bench.claim(me)
+    bench.complete(me, claimed.fence, b"1")
+    assert bench.complete(me, claimed.fence, None) == Done(b"1")
+    assert bench.claim(run("t2/0")) == Done(b"1")
+
+
 def test_a_record_is_forgotten_after_its_ttl_and_the_fence_still_grows(bench: Bench) -> None:
     """``ttl`` counts from the completion; afterwards the key is new, but its fence is greater than ever."""
     me = run()

@@ -80,6 +80,8 @@ class MemoryStore:
                 record = self._records[key] = _Record(owner=attempt.owner, fence=fence)
             elif record.owner != attempt.owner or record.fence != fence:
                 return self._refusal(record, attempt, fingerprint, now) or Running(timedelta(0))
+            if record.state == "done":
+                return Done(record.result)
             record.state, record.fingerprint, record.result, record.starts = "done", fingerprint, result, 0
             record.expires = now + ttl.total_seconds()
             return Done(result)

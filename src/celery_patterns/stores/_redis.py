@@ -94,6 +94,7 @@ local me, my_run, my_print, my_fence, ttl_ms, kept = ARGV[1], ARGV[2], ARGV[3], 
 if state and (owner ~= me or fence ~= my_fence) then
   return refusal(me, my_run, my_print) or {'running', 0}
 end
+if state == 'd' then return {'done', value} end
 redis.call('HSET', key, 's', 'd', 'o', me, 'f', my_fence, 'p', my_print)
 if kept == '1' then redis.call('HSET', key, 'v', ARGV[7]) end
 redis.call('HDEL', key, 'u', 'l', 'n')
