@@ -113,4 +113,5 @@ def _bars(axis: Any, title: str, groups: Mapping[str, Mapping[str, Sequence[floa
     if one:
         axis.axvline(1, color="black", linewidth=0.8)
     if len(groups) > 1:
-        axis.legend()
+        axis.set_xlim(0, 1.5)  # leaves room for the legend
+        axis.legend(loc="upper right")

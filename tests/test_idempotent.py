@@ -540,6 +540,22 @@ def test_replace_hands_the_key_over(app: Celery) -> None:
     assert pages == [0, 1]
 
 
+def test_a_replacement_that_is_faster_than_its_parents_release(app: Celery) -> None:
+    """It has other arguments and finds the key held: it looks again, and does not fail."""
+    inside = []
+
+    @app.task(shared=False, name="fast")
+    @idempotent(key="x", ttl=DAY)
+    def fast(x: int, page: int = 0) -> None:
+        if page == 0:
+            inside.append(run_here(fast, x, page=1, task_id="a", nesting=1).state)
+            inside.append(type(run_here(fast, x, page=1, task_id="b").value).__name__)
+
+    run_here(fast, 1, task_id="a")
+    assert inside == ["IGNORED", "KeyMismatch"]
+    assert len(published(app)) == 1
+
+
 def test_many_threads_one_key(database: str) -> None:
     """Twenty threads deliver one key at once on a real store: one runs, all others wait or return its result."""
     app = Celery("threads", broker=database, backend="cache+memory://", set_as_current=False)

@@ -42,6 +42,9 @@ __all__ = ["idempotent"]
 #: A waiting copy looks again at least this often.
 LONGEST_WAIT = timedelta(seconds=30)
 
+#: How often a replacement, which may have other arguments, looks again before the key counts as another's.
+HEIRS_LOOKS = 3
+
 Key = str | tuple[str, ...] | Callable[..., Any]
 
 
@@ -153,12 +156,12 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         return digest(task, "names", *parts)
 
     def fingerprint(self, arguments: dict[str, Any]) -> str:
-        agreed = arguments if self.same is None else {name: arguments[name] for name in self.same}
         """A digest of the arguments that duplicates must agree on.
 
         Raises:
             InvalidKey: When one of them is NaN, or no plain value.
         """
+        agreed = arguments if self.same is None else {name: arguments[name] for name in self.same}
         return digest(canonical(agreed, where="arguments", floats=True))
 
 
@@ -276,6 +279,9 @@ class _Run:
                 raise AlreadyFailed(f"{call.task}: attempt {call.attempt} has failed before; it was not run again")
             raise Ignore("this attempt has ended before: its work was handed over")
         if isinstance(answer, Mismatch):
+            if call.request.replaced_task_nesting and self.looks < HEIRS_LOOKS:
+                # replace() publishes us from inside the body that holds the key: it is about to let go.
+                return self._wait(self._next_look(LONGEST_WAIT), None)
             raise KeyMismatch(f"{call.task}: the key was used before with other arguments; it belongs to that call")
         assert isinstance(answer, Running)
         return self._wait(self._next_look(answer.expires_in), None)
