@@ -26,7 +26,7 @@ FLOORS: list[set[str]] = [
 FENCED = {
     "tenacity": {"_retry"},
     "redis": {"stores"},
-    "structlog": {"_logged"},
+    "structlog": {"_events", "_logged"},
     "orjson": {"_codec"},
     "amqp": {"_queues"},
     "pydantic": set(),

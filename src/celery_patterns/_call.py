@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from celery.app.task import Context, Task
     from celery.exceptions import Retry
 
-__all__ = ["HEADER", "MARK", "Call", "Claim", "Terms", "current_call", "current_claim", "received"]
+__all__ = ["HEADER", "MARK", "Call", "Claim", "Proceed", "Terms", "current_call", "current_claim", "received"]
 
 #: The one message header that carries what the patterns must remember from attempt to attempt.
 HEADER = "celery_patterns"
@@ -40,7 +40,7 @@ _ATOMS = frozenset(
 
 
 def received(value: Any) -> Any:
-    """A copy of arguments that the body cannot reach: containers are new, immutable leaves are shared."""
+    """A copy of arguments that the body cannot reach: what can change is new, what cannot is shared."""
     kind = type(value)
     if kind in _ATOMS:
         return value
@@ -49,6 +49,11 @@ def received(value: Any) -> Any:
     if kind is dict:
         return {name: item if type(item) in _ATOMS else received(item) for name, item in value.items()}
     if kind is tuple:
+        for item in value:
+            if type(item) not in _ATOMS:
+                break
+        else:
+            return value
         return tuple([item if type(item) in _ATOMS else received(item) for item in value])
     return copy.deepcopy(value)
 
@@ -182,7 +187,8 @@ class Call:
     @property
     def queue(self) -> str:
         """The routing key the message came by: on the default exchange, its queue."""
-        return str((self.request.delivery_info or {}).get("routing_key") or "")
+        known = self.request.delivery_info
+        return str(known.get("routing_key") or "") if known else ""
 
     @property
     def run_id(self) -> str:
@@ -204,8 +210,25 @@ class Call:
         """When the first attempt started, in seconds since the epoch on that worker's clock."""
         return float(self.header.get("started", self.started))
 
+    def facts(self) -> dict[str, Any]:
+        """What every event says of the call: nothing of its arguments."""
+        request, attempts = self.request, self.terms.attempts
+        known: dict[str, Any] = {
+            "task": self.instance.name,
+            "messaging.message.id": request.id,
+            "messaging.destination.name": self.queue,
+            "attempt": (request.retries or 0) + 1,
+        }
+        if attempts is not None:
+            known["attempts"] = attempts
+        return known
+
     def __repr__(self) -> str:
         return f"<Call {self.task}[{self.id}] attempt {self.attempt}>"
+
+
+#: The rest of a call, from a pattern's point of view: the patterns further inside, and the body.
+Proceed = Callable[[Call], Any]
 
 
 def current_call() -> Call:

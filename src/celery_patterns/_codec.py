@@ -349,7 +349,7 @@ def _listed(value: Any) -> Any:
 
 def dumps_line(value: Any, **_: Any) -> str:
     """Encode a log line, whatever is in it."""
-    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z).decode()
 
 
 def loads(text: bytes) -> Any:

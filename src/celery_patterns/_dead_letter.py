@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,7 +22,7 @@ from ._queues import ensure_queue
 from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
 
 if TYPE_CHECKING:
-    from ._call import Call
+    from ._call import Call, Proceed
 
 __all__ = ["dead_letter", "task_dead_lettered"]
 
@@ -77,13 +76,13 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
         object.__setattr__(self, "queue", queue)
         object.__setattr__(self, "max_crashes", max_crashes)
 
-    def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
+    def around(self, proceed: Proceed, call: Call) -> Any:
         if call.eager:
-            return proceed()
+            return proceed(call)
         try:
             if call.redelivered and call.terms.crash_limit is not None and not call.terms.keyed:
                 _count_start(call, call.terms.crash_limit)
-            return proceed()
+            return proceed(call)
         except (Retry, Ignore, Reject):
             raise
         except AlreadyFailed:  # its letter was written by the attempt that failed

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import logging.handlers
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
+
+from structlog.contextvars import get_contextvars
+
+from ._codec import dumps_line
 
 if TYPE_CHECKING:
     from ._call import Call
 
-__all__ = ["Event", "emit", "speaks"]
+__all__ = ["Event", "FileLines", "StreamLines", "emit", "speaks", "tell", "type_name"]
 
 logger = logging.getLogger("celery_patterns")
+_root = logging.getLogger()
 
 
 class Event:
@@ -35,15 +43,7 @@ class Event:
 speaks = logger.isEnabledFor
 
 
-def emit(
-    level: int,
-    name: str,
-    call: Call,
-    *,
-    error: BaseException | None = None,
-    shown: dict[str, Any] | None = None,
-    **fields: Any,
-) -> None:
+def emit(level: int, name: str, call: Call, *, error: BaseException | None = None, **fields: Any) -> None:
     """Log one event of a running call.
 
     Args:
@@ -51,26 +51,95 @@ def emit(
         name: What happened, in the past tense.
         call: The running call, which gives the task, its id and the attempt.
         error: What went wrong: its type is logged, and never its text, which may quote an argument.
-        shown: The arguments that the task's ``logged`` names.
         fields: More of it.
     """
     if not speaks(level):
         return
-    known: dict[str, Any] = {
-        "task": call.task,
-        "messaging.message.id": call.id,
-        "messaging.destination.name": call.queue,
-        "attempt": call.attempt,
-    }
-    if call.attempts is not None:
-        known["attempts"] = call.attempts
+    told = call.facts()
     if error is not None:
-        kind = type(error)
-        known["error.type"] = (
-            kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        )
-    known.update(fields)
-    known.update(shown or {})
+        told["error.type"] = type_name(error)
+    told.update(fields)
+    tell(level, name, told)
+
+
+def type_name(error: BaseException) -> str:
+    """The error's type, with its module unless it is one of Python's own."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def tell(level: int, name: str, fields: dict[str, Any]) -> None:
+    """Log one event whose fields are known, and of whose level it is known that it speaks."""
+    ours = _only_handler()
+    if ours is not None and level >= ours.level:
+        ours.write(_line(level, name, fields, datetime.now(timezone.utc)))
+        return
     # Made by hand: the line of code that decided says nothing to a reader, and to look for it costs as much as the rest.
-    record = logging.getLogRecordFactory()(logger.name, level, "", 0, Event(name, known), None, None)
+    record = logging.getLogRecordFactory()(logger.name, level, "", 0, Event(name, fields), None, None)
     logger.handle(record)
+
+
+class _Lines(logging.StreamHandler[Any]):
+    """A handler that writes an event as one JSON object, and all else by its formatter."""
+
+    def write(self, line: str) -> None:
+        """Write a finished line, as ``handle`` writes a record."""
+        with self.lock:  # type: ignore[union-attr] # logging gives every handler one
+            try:
+                self.ready()
+                self.stream.write(line + self.terminator)
+                self.stream.flush()
+            except RecursionError:
+                raise
+            except Exception:  # noqa: BLE001 - a full disk must not fail a task; logging tells of it in its own way
+                self.handleError(logging.makeLogRecord({"msg": "an event of celery_patterns"}))
+
+    def ready(self) -> None:
+        """See to it that there is a stream."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        event = record.msg
+        if type(event) is Event:
+            moment = datetime.fromtimestamp(record.created, timezone.utc)
+            return _line(record.levelno, event.name, event.fields, moment)
+        return super().format(record)
+
+
+class StreamLines(_Lines):
+    """Lines to a stream."""
+
+
+class FileLines(_Lines, logging.handlers.WatchedFileHandler):
+    """Lines to a file."""
+
+    def ready(self) -> None:
+        """Open the file anew when it was rotated."""
+        self.reopenIfNeeded()
+
+
+def _only_handler() -> _Lines | None:
+    """Our own handler, when nobody else would see the record: to make one and to hand it on costs twice the line."""
+    if len(_root.handlers) != 1 or logger.handlers or logger.filters or not logger.propagate or logger.disabled:
+        return None
+    handler = _root.handlers[0]
+    if not isinstance(handler, _Lines) or handler.filters or logging.getLogRecordFactory() is not logging.LogRecord:
+        return None
+    return handler
+
+
+def _line(level: int, name: str, fields: dict[str, Any], moment: datetime) -> str:
+    return dumps_line(
+        {
+            "event": name,
+            **get_contextvars(),
+            **fields,
+            "level": _level_name(level),
+            "logger": logger.name,
+            "timestamp": moment,
+        },
+    )
+
+
+@functools.cache
+def _level_name(level: int) -> str:
+    return logging.getLevelName(level).lower()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import UUID
 
 from celery.exceptions import Ignore
 
@@ -34,7 +35,7 @@ from .exceptions import (
 from .typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running
 
 if TYPE_CHECKING:
-    from ._call import Call
+    from ._call import Call, Proceed
     from .typing import Store
 
 __all__ = ["idempotent"]
@@ -46,6 +47,9 @@ LONGEST_WAIT = timedelta(seconds=30)
 HEIRS_LOOKS = 3
 
 Key = str | tuple[str, ...] | Callable[..., Any]
+
+#: Types that a key is made of without any doubt.
+_SURE = frozenset({str, int, bool, bytes, UUID})
 
 
 @dataclass(frozen=True, init=False)
@@ -122,15 +126,23 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
             return ()
         return self.key if isinstance(self.key, tuple) else (self.key,)
 
-    def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
+    def around(self, proceed: Proceed, call: Call) -> Any:
         arguments = call.terms.bound(call.received_args, call.received_kwargs)
         key = self.key_of(call.task, arguments, call.received_args, call.received_kwargs, call.header.get("key"))
         if call.eager:
             # Nothing is claimed, but a body that hands its key on can be run.
             call.claim = Claim(key, int(time.time() * 1_000_000), self.lease.total_seconds())
-            return proceed()
+            return proceed(call)
         run = _Run(self, call, equipment_of(call.app).store, key, self.fingerprint(arguments))
         return run.claim(proceed)
+
+    def check_call(
+        self, task: str, arguments: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        names = self._key_names()
+        # At each call: what is no doubt a key is let pass without making it.
+        if not names or any(type(arguments[name]) not in _SURE for name in names):
+            self.key_of(task, arguments, args, kwargs)
 
     def key_of(
         self,
@@ -189,7 +201,7 @@ class _Run:
         self.fence = 0
         self.looks = int(call.header.get("looks") or 0)
 
-    def claim(self, proceed: Callable[[], Any]) -> Any:
+    def claim(self, proceed: Proceed) -> Any:
         try:
             answer = self._ask()
             if isinstance(answer, Ended) and answer.failed and self._is_sent_anew():
@@ -211,7 +223,7 @@ class _Run:
         call = self.call
         return call.attempt == 1 and not call.redelivered and not call.header.get("waiting")
 
-    def _hold(self, claimed: Claimed, proceed: Callable[[], Any]) -> Any:
+    def _hold(self, claimed: Claimed, proceed: Proceed) -> Any:
         call = self.call
         self.fence = claimed.fence
         call.claim = Claim(self.key, claimed.fence, self.pattern.lease.total_seconds())
@@ -223,7 +235,7 @@ class _Run:
             )
         if claimed.starts > 1:
             emit(logging.WARNING, "claim_taken_over", call, starts=claimed.starts, fence=claimed.fence)
-        return self._complete(proceed())
+        return self._complete(proceed(call))
 
     def _complete(self, result: Any) -> Any:
         call = self.call

@@ -7,7 +7,6 @@ type (1, 1.0, True and "1") never meet, and a release that changes the form cann
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -47,36 +46,76 @@ def canonical(value: Any, *, where: str, floats: bool) -> str:
     Raises:
         InvalidKey: For NaN, for a float where none is allowed, and for any other type.
     """
+    try:
+        return _form(value, floats)
+    except (_Unfit, RecursionError, ValueError):  # ValueError: an int of more digits than Python writes
+        raise InvalidKey(_complaint(value, where, floats)) from None
+
+
+class _Unfit(Exception):  # noqa: N818 - a signal between two functions
+    """Somewhere inside; the place is found by a second, slower walk."""
+
+
+def _form(value: Any, floats: bool) -> str:
     kind = type(value)
+    if kind is str:
+        return f"s{len(value)}:{value}"
     leaf = _LEAVES.get(kind)
     if leaf is not None:
         if kind is Decimal and value.is_nan():
-            raise InvalidKey(f"{where} is NaN, which equals nothing, not even itself")
+            raise _Unfit
         return leaf(value)
-    if kind is float:
-        if not floats:
-            raise InvalidKey(f"{where} is a float; expected an exact value: use a str, an int or a Decimal in a key")
-        if math.isnan(value):
-            raise InvalidKey(f"{where} is NaN, which equals nothing, not even itself")
-        return f"d{value!r}"
-    if kind is list or kind is tuple:
-        items = [canonical(item, where=f"{where}[{index}]", floats=floats) for index, item in enumerate(value)]
-        return f"l{len(items)}[{','.join(items)}]"
     if kind is dict:
-        return _canonical_mapping(value, where, floats)
-    raise InvalidKey(
-        f"{where} is a {kind.__module__}.{kind.__qualname__}; expected a plain value (str, int, bool, None, Decimal, "
-        "UUID, bytes, a date or time, or a list or dict of them)",
-    )
+        return _form_of_mapping(value, floats)
+    if kind is list or kind is tuple:
+        return f"l{len(value)}[{','.join([_form(item, floats) for item in value])}]"
+    if kind is float and floats and value == value:  # noqa: PLR0124 - NaN is what differs from itself
+        return f"d{value!r}"
+    raise _Unfit
 
 
-def _canonical_mapping(value: dict[Any, Any], where: str, floats: bool) -> str:
-    parts = []
-    for name in sorted(value, key=str):
+def _form_of_mapping(value: dict[Any, Any], floats: bool) -> str:
+    for name in value:
         if type(name) is not str:
-            raise InvalidKey(f"{where} has a key of type {type(name).__name__}; expected keys of type str")
-        parts.append(f"s{len(name)}:{name}={canonical(value[name], where=f'{where}.{name}', floats=floats)}")
+            raise _Unfit
+    parts = [f"s{len(name)}:{name}={_form(value[name], floats)}" for name in sorted(value)]
     return f"m{len(parts)}{{{','.join(parts)}}}"
+
+
+def _complaint(value: Any, where: str, floats: bool) -> str:
+    """What is wrong with the first value that has no form, and where it stands."""
+    kind = type(value)
+    if kind is list or kind is tuple:
+        items = [(f"{where}[{index}]", item) for index, item in enumerate(value)]
+    elif kind is dict:
+        for name in value:
+            if type(name) is not str:
+                return f"{where} has a key of type {type(name).__name__}; expected keys of type str"
+        items = [(f"{where}.{name}", value[name]) for name in value]
+    else:
+        return _complaint_about_leaf(value, where, floats)
+    for place, item in items:
+        try:
+            _form(item, floats)
+        except (_Unfit, ValueError):  # noqa: PERF203
+            return _complaint(item, place, floats)
+        except RecursionError:
+            break
+    return f"{where} is nested too deeply, or contains itself; expected a plain value of few levels"
+
+
+def _complaint_about_leaf(value: Any, where: str, floats: bool) -> str:
+    kind = type(value)
+    if kind is float and not floats:
+        return f"{where} is a float; expected an exact value: use a str, an int or a Decimal in a key"
+    if kind is int:
+        return f"{where} is an int of thousands of digits; expected a shorter one, or a str"
+    if kind is float or kind is Decimal:
+        return f"{where} is NaN, which equals nothing, not even itself"
+    return (
+        f"{where} is a {kind.__module__}.{kind.__qualname__}; expected a plain value (str, int, bool, None, Decimal, "
+        "UUID, bytes, a date or time, or a list or dict of them)"
+    )
 
 
 def digest(*parts: str) -> str:
@@ -108,7 +147,17 @@ class Binder:
         parameters = signature.parameters.items()
         self._positional = [name for name, one in parameters if one.kind is Parameter.POSITIONAL_OR_KEYWORD]
         self._defaults = {name: one.default for name, one in parameters if one.default is not Parameter.empty}
+        by_position = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+        self._position = {name: index for index, (name, one) in enumerate(parameters) if one.kind in by_position}
+        self._unnamed = {name for name, one in parameters if one.kind is Parameter.POSITIONAL_ONLY}
         self._names = signature.parameters.keys()
+
+    def one(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """One argument by name, also of a call that the body does not take; None when it is missing."""
+        if name in kwargs and name not in self._unnamed:
+            return kwargs[name]
+        position = self._position.get(name, len(args))
+        return args[position] if position < len(args) else self._defaults.get(name)
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of one call.

@@ -1,34 +1,32 @@
-"""The pattern ``logged``, and the formatter that makes every line one JSON object."""
+"""The pattern ``logged``, and the logging that makes every line one JSON object."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-import logging.handlers
 import sys
 import time
-from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import structlog
 from celery.exceptions import Ignore, Reject, Retry
 
 from ._codec import dumps_line
-from ._events import Event, emit, speaks
+from ._events import FileLines, StreamLines, speaks, tell, type_name
 from ._keys import argument_names
 from ._plan import Layer, Pattern
 from .exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from ._call import Call
+    from ._call import Call, Proceed
 
 __all__ = ["configure_logging", "logged"]
 
-#: The call whose body runs, and its arguments that may be shown.
-_running: ContextVar[tuple[Call, dict[str, Any]] | None] = ContextVar("celery_patterns_running", default=None)
+#: The call whose body runs, and what says which of its arguments may be shown.
+_running: ContextVar[tuple[Call, logged] | None] = ContextVar("celery_patterns_running", default=None)
 
 #: The fields that an event has of itself, and those that structlog gives a line.
 RESERVED = frozenset(
@@ -87,54 +85,39 @@ class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
             if name not in known:
                 raise ConfigurationError(f"logged() names {name!r}, but {task}() takes ({', '.join(known)})")
 
-    def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
-        shown = self._shown(call)
-        running = _running.set((call, shown))
+    def around(self, proceed: Proceed, call: Call) -> Any:
+        running = _running.set((call, self))
         begun = time.perf_counter()
         try:
-            result = proceed()
+            result = proceed(call)
         except Retry as retry:
-            _close(call, shown, begun, logging.INFO, "task_retried", retry.__cause__ or retry.exc)
+            _close(call, self, begun, logging.INFO, "task_retried", retry.__cause__ or retry.exc)
             raise
         except Ignore:
-            _close(call, shown, begun, logging.INFO, "task_ignored")
+            _close(call, self, begun, logging.INFO, "task_ignored")
             raise
         except Reject:
-            _close(call, shown, begun, logging.WARNING, "task_rejected")
+            _close(call, self, begun, logging.WARNING, "task_rejected")
             raise
         except Exception as error:
-            _close(call, shown, begun, logging.ERROR, "task_failed", error)
+            _close(call, self, begun, logging.ERROR, "task_failed", error)
             raise
         else:
-            _close(call, shown, begun, logging.INFO, "task_succeeded")
+            _close(call, self, begun, logging.INFO, "task_succeeded")
             return result
         finally:
             # Restored, not cleared: in eager mode the context around us belongs to the caller.
             _running.reset(running)
 
-    def _shown(self, call: Call) -> dict[str, Any]:
-        if not self.names:
-            return {}
-        return {name: _argument(call, name) for name in self.names}
-
-
-def _argument(call: Call, name: str) -> Any:
-    """One argument by name. A call with wrong arguments must fail in the body, and not in its log line."""
-    parameters = call.terms.signature.parameters
-    kind = parameters[name].kind
-    if kind is not inspect.Parameter.POSITIONAL_ONLY and name in call.kwargs:
-        return call.kwargs[name]
-    if kind is not inspect.Parameter.KEYWORD_ONLY:
-        position = list(parameters).index(name)
-        if position < len(call.args):
-            return call.args[position]
-    default = parameters[name].default
-    return None if default is inspect.Parameter.empty else default
+    def shown(self, call: Call) -> dict[str, Any]:
+        """The named arguments. A call with wrong ones must fail in the body, and not in its log line."""
+        one = call.terms.bound.one
+        return {name: one(name, call.args, call.kwargs) for name in self.names}
 
 
 def _close(
     call: Call,
-    shown: dict[str, Any],
+    pattern: logged,
     begun: float,
     level: int,
     name: str,
@@ -142,45 +125,36 @@ def _close(
 ) -> None:
     if not speaks(level):
         return
-    fields: dict[str, Any] = {"duration": round(time.perf_counter() - begun, 6)}
-    waited = _queue_wait(call)
-    if waited is not None:
-        fields["queue_wait"] = waited
-    emit(level, name, call, error=error, shown=shown, **fields)
-
-
-def _queue_wait(call: Call) -> float | None:
-    """Seconds between the moment the task could have started and the moment it did, by the two machines' clocks."""
+    told = call.facts()
+    if error is not None:
+        told["error.type"] = type_name(error)
+    told["duration"] = _seconds(time.perf_counter() - begun)
     sent = call.header.get("sent")
-    if sent is None:
-        return None
+    if sent is not None:
+        told["queue_wait"] = _seconds(max(0.0, call.started - _due(call, sent)))
+    told.update(pattern.shown(call))
+    tell(level, name, told)
+
+
+def _due(call: Call, sent: float) -> float:
+    """When the task could have started, by its sender's clock: when it was sent, or later when it had to wait."""
     eta = call.request.eta
-    due = max(sent, datetime.fromisoformat(eta).timestamp()) if eta else sent
-    return float(round(max(0.0, call.started - due), 6))
+    return max(sent, datetime.fromisoformat(eta).timestamp()) if eta else sent
+
+
+def _seconds(span: float) -> float:
+    # round() writes the number down and reads it again, which takes as long as the rest of the line.
+    return int(span * 1_000_000) / 1_000_000
 
 
 def _fields_of_call(_logger: Any, _method: str, event_dict: dict[str, Any]) -> dict[str, Any]:
     """Say in every line of a running body which call it belongs to."""
     running = _running.get()
     if running is not None:
-        call, shown = running
-        known = {"task": call.task, "messaging.message.id": call.id, "attempt": call.attempt, **shown}
+        call, pattern = running
+        known = {"task": call.task, "messaging.message.id": call.id, "attempt": call.attempt, **pattern.shown(call)}
         return {**known, **event_dict}
     return event_dict
-
-
-class _JSONLines(structlog.stdlib.ProcessorFormatter):
-    """structlog's formatter, with a short way for our own events, which need none of its processors."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        event = record.msg
-        if type(event) is not Event:
-            return super().format(record)
-        moment = datetime.fromtimestamp(record.created, timezone.utc).isoformat().replace("+00:00", "Z")
-        known = {"level": record.levelname.lower(), "logger": record.name, "timestamp": moment}
-        return dumps_line(
-            {"event": event.name, **structlog.contextvars.get_contextvars(), **event.fields, **known},
-        )
 
 
 def configure_logging(level: int, target: str | IO[str] | None = None) -> None:
@@ -192,7 +166,7 @@ def configure_logging(level: int, target: str | IO[str] | None = None) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    formatter = _JSONLines(
+    formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -200,11 +174,7 @@ def configure_logging(level: int, target: str | IO[str] | None = None) -> None:
             structlog.processors.JSONRenderer(serializer=dumps_line),
         ],
     )
-    handler: logging.Handler
-    if isinstance(target, str):
-        handler = logging.handlers.WatchedFileHandler(target)  # a rotated file is opened anew
-    else:
-        handler = logging.StreamHandler(target or sys.stderr)
+    handler: logging.Handler = FileLines(target) if isinstance(target, str) else StreamLines(target or sys.stderr)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -18,7 +18,7 @@ from celery.app.task import Task
 from celery.exceptions import Ignore, Reject, Retry
 from celery.local import PromiseProxy, Proxy
 
-from ._call import MARK, Call, Terms
+from ._call import MARK, Call, Proceed, Terms
 from ._keys import Binder
 from .exceptions import BodyAborted, ConfigurationError, OutOfMemory
 
@@ -40,7 +40,6 @@ __all__ = [
 ]
 
 Target = TypeVar("Target", bound=Callable[..., Any])
-Proceed = Callable[[], Any]
 
 #: Where a decorated function keeps its patterns.
 WORN = "__celery_patterns__"
@@ -107,8 +106,13 @@ class Pattern:
     def check(self, task: str, signature: inspect.Signature) -> None:
         """Refuse a task that cannot wear this pattern; called when the task is created."""
 
-    def around(self, call: Call, proceed: Proceed) -> Any:
-        """Run the rest of the call and decide on its end."""
+    def check_call(
+        self, task: str, arguments: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Refuse a call whose arguments do not suit this pattern; called when the task is sent."""
+
+    def around(self, proceed: Proceed, call: Call) -> Any:
+        """Run the rest of the call, ``proceed(call)``, and decide on its end."""
         raise NotImplementedError
 
 
@@ -203,7 +207,8 @@ class Plan:
 
     Args:
         patterns: The patterns, sorted.
-        body: The function they go around; it takes the task first.
+        body: The function they go around.
+        takes_task: Whether it takes the task first.
         signature: The body's signature as callers see it, without the task.
         between: The publication of what was asked for, which stands between the claim and the retry.
         attempts: How many attempts there are in all; None when Celery's own limits hold.
@@ -214,29 +219,32 @@ class Plan:
         self,
         patterns: tuple[Pattern, ...],
         body: Callable[..., Any],
+        takes_task: bool,
         signature: inspect.Signature,
-        between: Callable[[Call, Proceed], Any],
+        between: Callable[[Proceed, Call], Any],
         *,
         attempts: int | None,
         crash_limit: int | None,
     ) -> None:
         self.patterns = patterns
-        self.body = body
+        self._body = body
+        self._takes_task = takes_task
         keyed = any(pattern.layer is Layer.CLAIM for pattern in patterns)
         self.terms = Terms(signature, Binder(signature), attempts, keyed, crash_limit)
-        rooms: list[tuple[Layer, Callable[[Call, Proceed], Any]]] = [(p.layer, p.around) for p in patterns]
+        rooms: list[tuple[Layer, Callable[[Proceed, Call], Any]]] = [(p.layer, p.around) for p in patterns]
         rooms.append((Layer.PUBLISH, between))
-        self._inside_out = [around for _, around in sorted(rooms, key=lambda room: -room[0])]
+        self._enter: Proceed = self._attempt
+        for _, around in sorted(rooms, key=lambda room: -room[0]):
+            self._enter = functools.partial(around, self._enter)
+        self.timed = any(pattern.layer is Layer.LOG for pattern in patterns)
+        self.checks = [one.check_call for one in patterns if type(one).check_call is not Pattern.check_call]
 
     def run(self, task: Task, request: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one attempt. The settlements come last, when it is known how the attempt ended."""
         call = Call(task, request, args, kwargs, self.terms)
         request.__dict__[MARK] = call
-        proceed: Proceed = functools.partial(self._attempt, call)
-        for around in self._inside_out:
-            proceed = functools.partial(around, call, proceed)
         try:
-            result = proceed()
+            result = self._enter(call)
         except (Retry, Ignore):
             _settle(call, HANDED_OVER)
             raise
@@ -250,12 +258,18 @@ class Plan:
         except Exception:
             _settle(call, FAILED)
             raise
-        _settle(call, SUCCEEDED)
-        return result
+        else:
+            _settle(call, SUCCEEDED)
+            return result
+        finally:
+            # The call holds its request: a cycle would keep the arguments until the garbage collector comes by.
+            request.__dict__[MARK] = None
 
     def _attempt(self, call: Call) -> Any:
         try:
-            return self.body(call.instance, *call.args, **call.kwargs)
+            if self._takes_task:
+                return self._body(call.instance, *call.args, **call.kwargs)
+            return self._body(*call.args, **call.kwargs)
         except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:

@@ -24,11 +24,11 @@ from ._publish import CONFIRM
 from .exceptions import PublishFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from celery.canvas import Signature
 
-    from ._call import Call
+    from ._call import Call, Proceed
 
 __all__ = [
     "STRICT",
@@ -99,11 +99,11 @@ def next_attempt(call: Call, wait: float, error: BaseException) -> Retry:
     return call.asked
 
 
-def publish_asked(call: Call, proceed: Callable[[], Any]) -> Any:
+def publish_asked(proceed: Proceed, call: Call) -> Any:
     """Publish the retry that the body or the policy asked for, once the body is over and before the key is freed."""
     while True:
         try:
-            result = proceed()
+            result = proceed(call)
         except Retry as retry:
             if retry.sig is None:  # raised by hand: there is nothing to publish
                 raise

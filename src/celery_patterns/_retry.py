@@ -23,7 +23,7 @@ from ._republish import next_attempt
 from .exceptions import AttemptTooLate, ConfigurationError, PatternsError
 
 if TYPE_CHECKING:
-    from ._call import Call
+    from ._call import Call, Proceed
 
 __all__ = ["retry"]
 
@@ -105,10 +105,11 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
         ):
             object.__setattr__(self, name, value)
 
-    def around(self, call: Call, proceed: Callable[[], Any]) -> Any:
-        self._refuse_late(call)
+    def around(self, proceed: Proceed, call: Call) -> Any:
+        if call.attempt > 1 and self._over(call, 0):
+            raise self._too_late(call)
         try:
-            return proceed()
+            return proceed(call)
         except Retry as asked:
             if self._over(call, asked.sig.options.get("countdown") or 0 if asked.sig is not None else 0):
                 emit(logging.WARNING, "retries_exhausted", call, error=asked.exc, limit="within")
@@ -123,13 +124,12 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
                 raise
             raise next_attempt(call, wait, error) from error
 
-    def _refuse_late(self, call: Call) -> None:
-        if call.attempt > 1 and self._over(call, 0):
-            last = (call.header.get("history") or [{}])[-1].get("error")
-            raise AttemptTooLate(
-                f"{call.task}: attempt {call.attempt} was delivered after within={self.within} had passed, so it was "
-                f"not run; the attempt before failed with {last}",
-            )
+    def _too_late(self, call: Call) -> AttemptTooLate:
+        last = (call.header.get("history") or [{}])[-1].get("error")
+        return AttemptTooLate(
+            f"{call.task}: attempt {call.attempt} was delivered after within={self.within} had passed, so it was "
+            f"not run; the attempt before failed with {last}",
+        )
 
     def _over(self, call: Call, wait: float) -> bool:
         return self.within is not None and time.time() + wait > call.first_started + self.within.total_seconds()

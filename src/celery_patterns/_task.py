@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from celery import current_task
+from celery._state import get_current_task
 from celery.app.annotations import resolve_all
 from celery.app.task import Task
 from celery.exceptions import MaxRetriesExceededError, Retry
@@ -99,7 +99,8 @@ class PatternTask(Task):  # type: ignore[misc]
         cls._promise(patterns)
         plan = Plan(
             patterns,
-            body if in_class else _without_self(body),
+            body,
+            in_class,
             signature,
             publish_asked,
             attempts=cls._attempts(patterns),
@@ -107,7 +108,7 @@ class PatternTask(Task):  # type: ignore[misc]
         )
         cls.plan = plan
         cls._app.steps["worker"].add(CHECK)
-        cls.run = _wrapper(cls, plan, body)
+        cls.run = _wrapper(cls, plan, body, in_class)
 
     @classmethod
     def _promise(cls, patterns: tuple[Pattern, ...]) -> None:
@@ -174,15 +175,14 @@ class PatternTask(Task):  # type: ignore[misc]
             ours["key"] = self._given_key(options.pop("idempotency_key"))
         plan = self.plan
         if plan is not None:
-            if plan.terms.keyed and not current_task:
-                self._check_key(plan, args, kwargs, ours.get("key"))
-            if plan.patterns[0].layer is Layer.LOG:
+            if plan.checks and "key" not in ours and get_current_task() is None:
+                self._check_call(plan, args, kwargs)
+            if plan.timed:
                 ours["sent"] = round(time.time(), 6)
         if ours:
-            headers = dict(options.get("headers") or {})
-            headers[HEADER] = {**(headers.get(HEADER) or {}), **ours}
-            options["headers"] = headers
-        if options.get("parent_id") and current_task and self.serializer == STRICT:
+            headers = options.get("headers") or {}
+            options["headers"] = {**headers, HEADER: {**(headers.get(HEADER) or {}), **ours}}
+        if options.get("parent_id") and self.serializer == STRICT and get_current_task() is not None:
             # Celery hands on the result of work that is done. To refuse it now would make that work a failure.
             options.setdefault("serializer", "json")
         try:
@@ -202,7 +202,7 @@ class PatternTask(Task):  # type: ignore[misc]
             raise ConfigurationError(f"{self.name}: expected idempotency_key to be a str, got a {type(key).__name__}")
         return key
 
-    def _check_key(self, plan: Plan, args: Any, kwargs: Any, given: str | None) -> None:
+    def _check_call(self, plan: Plan, args: Any, kwargs: Any) -> None:
         """Refuse at the call what the worker could only bury."""
         dump = getattr(self, "_dump_pydantic_arguments", None)
         if dump is not None:  # the worker sees what models are sent as
@@ -212,9 +212,8 @@ class PatternTask(Task):  # type: ignore[misc]
             arguments = plan.terms.bound(positional, named)
         except TypeError:
             return  # Celery's own check, which can be switched off, speaks of missing arguments
-        for pattern in plan.patterns:
-            if isinstance(pattern, idempotent):
-                pattern.key_of(self.name, arguments, positional, named, given)
+        for check in plan.checks:
+            check(self.name, arguments, positional, named)
 
     def retry(
         self,
@@ -322,13 +321,6 @@ def _body_of(cls: type) -> tuple[Callable[..., Any], bool]:
     return found, True
 
 
-def _without_self(body: Callable[..., Any]) -> Callable[..., Any]:
-    def run(_task: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return body(*args, **kwargs)
-
-    return run
-
-
 def _caller_signature(body: Callable[..., Any], in_class: bool) -> inspect.Signature:
     signature = inspect.signature(body)
     if not in_class:
@@ -336,18 +328,18 @@ def _caller_signature(body: Callable[..., Any], in_class: bool) -> inspect.Signa
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
-def _wrapper(cls: type[PatternTask], plan: Plan, body: Callable[..., Any]) -> Callable[..., Any]:
+def _wrapper(cls: type[PatternTask], plan: Plan, body: Callable[..., Any], in_class: bool) -> Callable[..., Any]:
     """The one wrapper: it acts as the running task's own body, and is transparent for every other call."""
 
     @functools.wraps(body)
     def run(self: PatternTask, /, *args: Any, **kwargs: Any) -> Any:
         request = self.request_stack.top
         if request is None or request.called_directly or MARK in request.__dict__ or type(self) is not cls:
-            return plan.body(self, *args, **kwargs)
+            return body(self, *args, **kwargs) if in_class else body(*args, **kwargs)
         return plan.run(self, request, args, kwargs)
 
     run.__dict__.pop(WORN, None)
-    setattr(run, INNER, (body, plan.body is body))
+    setattr(run, INNER, (body, in_class))
     # Celery reads it to check arguments, and to tell how an errback is called.
     run.__signature__ = plan.terms.signature.replace(  # type: ignore[attr-defined]
         parameters=[_SELF, *plan.terms.signature.parameters.values()],
