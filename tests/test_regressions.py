@@ -120,7 +120,7 @@ def test_an_interrupted_step_does_not_answer_the_next(database: str, monkeypatch
         send(*words)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(connection, "send_command", interrupted)
+    monkeypatch.setattr(connection, "send_packed_command", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.complete("k1", me, "fp", held.fence, b'"result of k1"', ttl=DAY)
     assert isinstance(store.claim("k2", me, "fp", lease=DAY, ttl=DAY), Claimed)

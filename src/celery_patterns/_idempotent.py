@@ -36,6 +36,7 @@ from .typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running
 
 if TYPE_CHECKING:
     from ._call import Call, Proceed
+    from ._keys import Binder
     from .typing import Store
 
 __all__ = ["idempotent"]
@@ -136,13 +137,19 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         run = _Run(self, call, equipment_of(call.app).store, key, self.fingerprint(arguments))
         return run.claim(proceed)
 
-    def check_call(
-        self, task: str, arguments: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def check_call(self, task: str, bound: Binder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         names = self._key_names()
-        # At each call: what is no doubt a key is let pass without making it.
-        if not names or any(type(arguments[name]) not in _SURE for name in names):
-            self.key_of(task, arguments, args, kwargs)
+        for name in names:  # what is no doubt a key is let pass without making it
+            if type(bound.one(name, args, kwargs)) not in _SURE:
+                break
+        else:
+            if names:
+                return
+        try:
+            arguments = bound(args, kwargs)
+        except TypeError:
+            return  # Celery's own check, which can be switched off, speaks of missing arguments
+        self.key_of(task, arguments, args, kwargs)
 
     def key_of(
         self,
@@ -252,7 +259,6 @@ class _Run:
 
     def _record(self, encoded: bytes | None) -> Answer | None:
         """Write that the work is done, as long as the key is ours; None when the store stayed away."""
-        deadline = time.monotonic() + (self.call.claim.expires_in.total_seconds() if self.call.claim else 0.0)
         while True:
             try:
                 return self.store.complete(
@@ -264,10 +270,11 @@ class _Run:
                     ttl=self.pattern.ttl,
                 )
             except StoreUnavailable as error:  # noqa: PERF203
-                if time.monotonic() >= deadline:
+                left = self.call.claim.expires_in.total_seconds() if self.call.claim else 0.0
+                if left <= 0:
                     emit(logging.CRITICAL, "claim_not_recorded", self.call, error=error, fence=self.fence)
                     return None
-                time.sleep(min(0.5, max(0.01, deadline - time.monotonic())))
+                time.sleep(min(0.5, max(0.01, left)))
 
     def _release(self, outcome: str) -> None:
         ended = None if outcome == REQUEUED else Ended(failed=outcome == FAILED)

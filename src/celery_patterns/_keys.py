@@ -120,7 +120,7 @@ def _complaint_about_leaf(value: Any, where: str, floats: bool) -> str:
 
 def digest(*parts: str) -> str:
     """32 hexadecimal digits for the parts: 128 bits of SHA-256, version included."""
-    text = "\x00".join((VERSION, *(f"{len(part)}:{part}" for part in parts)))
+    text = "\x00".join([VERSION, *[f"{len(part)}:{part}" for part in parts]])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

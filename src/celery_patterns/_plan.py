@@ -106,9 +106,7 @@ class Pattern:
     def check(self, task: str, signature: inspect.Signature) -> None:
         """Refuse a task that cannot wear this pattern; called when the task is created."""
 
-    def check_call(
-        self, task: str, arguments: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def check_call(self, task: str, bound: Binder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse a call whose arguments do not suit this pattern; called when the task is sent."""
 
     def around(self, proceed: Proceed, call: Call) -> Any:

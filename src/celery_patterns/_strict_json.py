@@ -34,7 +34,7 @@ def _encode(body: Any, *, loose: bool = False) -> bytes:
     if (
         isinstance(body, tuple | list)
         and len(body) == len(("args", "kwargs", "embed"))
-        and isinstance(body[2], Mapping)
+        and type(body[2]) is dict
         and body[2].keys() <= _EMBED
     ):
         args, kwargs, embed = body

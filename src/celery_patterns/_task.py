@@ -178,7 +178,7 @@ class PatternTask(Task):  # type: ignore[misc]
             if plan.checks and "key" not in ours and get_current_task() is None:
                 self._check_call(plan, args, kwargs)
             if plan.timed:
-                ours["sent"] = round(time.time(), 6)
+                ours["sent"] = time.time()
         if ours:
             headers = options.get("headers") or {}
             options["headers"] = {**headers, HEADER: {**(headers.get(HEADER) or {}), **ours}}
@@ -207,13 +207,8 @@ class PatternTask(Task):  # type: ignore[misc]
         dump = getattr(self, "_dump_pydantic_arguments", None)
         if dump is not None:  # the worker sees what models are sent as
             args, kwargs = dump(args, kwargs)
-        positional, named = tuple(args or ()), dict(kwargs or {})
-        try:
-            arguments = plan.terms.bound(positional, named)
-        except TypeError:
-            return  # Celery's own check, which can be switched off, speaks of missing arguments
         for check in plan.checks:
-            check(self.name, arguments, positional, named)
+            check(self.name, plan.terms.bound, tuple(args or ()), kwargs or {})
 
     def retry(
         self,
