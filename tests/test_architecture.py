@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"_call", "_codec", "_keys", "_events", "_publish", "_queues"},
     {"stores", "_equipment", "_plan", "_republish", "_letter"},
     {"_retry", "_idempotent", "_dead_letter", "_logged", "_strict_json"},
-    {"_task", "_replay", "worker", "_app"},
+    {"_fit", "_task", "_replay", "worker", "_app"},
     {"__init__"},
 ]
 #: What only these modules may import.

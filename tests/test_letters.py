@@ -506,3 +506,62 @@ def test_the_publisher_survives_a_fork(broker: str, queue: str) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     run_here(task, 3)
     assert len(list(dead_letters(app, f"{queue}.dead"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound_by", "came_by", "goes_to"),
+    [
+        ("direct", "orders", "orders", "q-first.dead"),
+        ("topic", "orders.#", "orders", "q-first.dead"),
+        ("topic", "orders.#", "orders.eu.paris", "q-first.dead"),
+        ("topic", "orders.*.paris", "orders.eu.paris", "q-first.dead"),
+        ("topic", "#.paris", "orders.eu.paris", "q-first.dead"),
+        ("topic", "orders.*", "invoices.eu", "q-second.dead"),
+        ("fanout", "", "whatever", "q-first.dead"),
+    ],
+)
+def test_letters_lie_beside_the_queue_they_came_from(
+    app: Celery, queue: str, kind: str, bound_by: str, came_by: str, goes_to: str
+) -> None:
+    """A delivery tells its exchange and routing key only; ``.dead`` goes behind the queue's name all the same."""
+    exchange = Exchange(f"{queue}-x", type=kind)
+    app.amqp.queues.select_add(Queue(f"{queue}-first", exchange, routing_key=bound_by))
+    app.amqp.queues.add(Queue(f"{queue}-second", exchange, routing_key="invoices.*" if kind == "topic" else "other"))
+
+    @app.task(shared=False, name="t")
+    @dead_letter()
+    def t() -> None:
+        raise ValueError("cannot do it")
+
+    delivery = {"exchange": exchange.name, "routing_key": came_by, "redelivered": False}
+    run_here(t, headers={"delivery_info": delivery})
+    (letter,) = dead_letters(app, goes_to.replace("q", queue))
+    assert f"{letter.queue}.dead".replace(queue, "q") == goes_to
+    assert (letter.exchange, letter.routing_key) == (exchange.name, came_by)
+
+
+def test_a_reader_needs_an_app_and_a_name(app: Celery) -> None:
+    """Anything else is told so at once."""
+    with pytest.raises(ConfigurationError, match="takes your Celery app"):
+        dead_letters("orders.dead", app)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="expected the queue's name"):
+        dead_letters(app, 5)  # type: ignore[arg-type]
+
+
+def test_a_failure_after_asking_for_another_attempt_is_not_the_end(app: Celery, queue: str) -> None:
+    """``self.retry(throw=False)`` and then an error: one next attempt, and no letter beside it."""
+
+    @app.task(shared=False, name="t", bind=True)
+    @dead_letter(f"{queue}.dead")
+    @retry(on=OSError, attempts=3)
+    def t(self: Any) -> None:
+        self.retry(throw=False, countdown=0)
+        raise ValueError("after asking")
+
+    assert run_here(t, task_id="id-1").state == "RETRY"
+    (message,) = messages(app, queue)
+    assert (message.headers["id"], message.headers["retries"]) == ("id-1", 1)
+    assert message.headers[HEADER]["history"][0]["error"] == "builtins.ValueError"
+    assert list(dead_letters(app, f"{queue}.dead")) == []
+    assert run_here(t, task_id="id-1", retries=2).state == "FAILURE"
+    assert [letter.task_id for letter in dead_letters(app, f"{queue}.dead")] == ["id-1"]

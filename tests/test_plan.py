@@ -559,3 +559,24 @@ def test_importing_the_library_configures_nothing() -> None:
         "assert 'celery-patterns-json' not in registry._encoders"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("pattern", [retry, idempotent, dead_letter, logged])
+def test_a_pattern_without_its_arguments_says_so(pattern: Any) -> None:
+    """``@retry`` above a function, where ``@retry(…)`` was meant."""
+
+    def charge() -> None: ...
+
+    with pytest.raises(ConfigurationError, match=rf"@{pattern.kind()} stands without its arguments above charge"):
+        pattern(charge)
+
+
+@pytest.mark.parametrize("adopt", [patterns.use_patterns, patterns.use_strict_json, patterns.use_structlog])
+def test_only_an_app_can_be_equipped(adopt: Any) -> None:
+    """A name, which Celery takes in other places, is no app."""
+    with pytest.raises(ConfigurationError, match=rf"{adopt.__name__}\(\) takes your Celery app.*got 'proj'"):
+        adopt("proj")
+    with pytest.raises(ConfigurationError, match="takes your Celery app"):
+        patterns.equip("proj", store="redis://localhost")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="takes your Celery app"):
+        patterns.use_store("proj", "redis://localhost")  # type: ignore[arg-type]

@@ -114,7 +114,7 @@ def test_an_interrupted_step_does_not_answer_the_next(database: str, monkeypatch
     held = store.claim("k1", me, "fp", lease=DAY, ttl=DAY)
     assert isinstance(held, Claimed)
     connection = store._free[-1]
-    send = connection.send_command
+    send = connection.send_packed_command
 
     def interrupted(*words: Any) -> None:
         send(*words)

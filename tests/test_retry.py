@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pydantic
@@ -386,3 +386,17 @@ def test_outcome_helper_tells_results(app: Celery) -> None:
 
 def _plain(x: int) -> int:
     return x
+
+
+@pytest.mark.parametrize(("ahead", "state"), [(timedelta(minutes=1), "RETRY"), (timedelta(hours=2), "FAILURE")])
+def test_an_eta_of_the_body_is_held_against_within(app: Celery, ahead: timedelta, state: str) -> None:
+    """``self.retry(eta=…)`` after ``within`` is no attempt that may start."""
+
+    @app.task(shared=False, name="t", bind=True)
+    @retry(on=OSError, attempts=3, within=timedelta(hours=1))
+    def t(self: Any) -> None:
+        raise self.retry(eta=datetime.now(timezone.utc) + ahead, exc=OSError("busy"))
+
+    outcome = run_here(t)
+    assert outcome.state == state
+    assert len(published(app)) == (state == "RETRY")

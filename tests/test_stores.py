@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -403,3 +404,26 @@ def test_a_store_is_named_by_its_url() -> None:
     assert "secret" not in str(caught.value)
     with pytest.raises(ConfigurationError, match="expected store to be a URL or a Store"):
         open_store(7)  # type: ignore[arg-type]
+
+
+def test_threads_share_a_store_and_get_their_own_answers(database: str) -> None:
+    """Each takes a connection of its own while it asks; no more are kept than were used at once."""
+    store = RedisStore(database)
+    wrong: list[str] = []
+
+    def work(number: int) -> None:
+        for turn in range(50):
+            key, me = f"k-{number}-{turn}", Attempt(f"run-{number}-{turn}", 0, f"me-{number}")
+            held = store.claim(key, me, "fp", lease=TTL, ttl=TTL)
+            done = store.complete(key, me, "fp", held.fence, key.encode(), ttl=TTL)  # type: ignore[union-attr]
+            again = store.claim(key, Attempt("other", 0, "you"), "fp", lease=TTL, ttl=TTL)
+            if not (done == again == Done(key.encode())):
+                wrong.append(f"{key}: {held} {done} {again}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+    assert 1 <= len(store._free) <= 12

@@ -6,7 +6,7 @@ Imports point down, and a test walks them:
 2. what a call, a payload and a key are: ``_call``, ``_codec``, ``_keys``, ``_events``, ``_publish``, ``_queues``
 3. walls and plumbing: ``stores``, ``_equipment``, ``_plan``, ``_republish``, ``_letter``
 4. five rooms with no doors between them: ``_retry``, ``_idempotent``, ``_dead_letter``, ``_logged``, ``_strict_json``
-5. Celery's doors: ``_task``, ``_replay``, ``worker``, ``_app``
+5. Celery's doors: ``_fit``, ``_task``, ``_replay``, ``worker``, ``_app``
 6. this shop window
 """
 

@@ -12,6 +12,7 @@ from celery.utils.imports import symbol_by_name
 
 from . import _strict_json
 from ._equipment import equipment_of
+from ._fit import expect_app
 from ._logged import configure_logging
 from ._plan import WORN, Pattern
 from ._republish import STRICT
@@ -40,6 +41,7 @@ def equip(app: Celery, *, store: str | Store) -> None:
     Raises:
         ConfigurationError: When the app's tasks were made already, or the store's URL is none of these.
     """
+    expect_app(app, "equip()")
     use_patterns(app)
     use_store(app, store)
     use_strict_json(app)
@@ -57,6 +59,7 @@ def use_patterns(app: Celery) -> None:
     Raises:
         ConfigurationError: When the app's Task class was used already, so that tasks without patterns may exist.
     """
+    expect_app(app, "use_patterns()")
     if "Task" in app.__dict__:
         if issubclass(app.Task, PatternTask):
             return
@@ -79,6 +82,7 @@ def use_store(app: Celery, store: str | Store) -> None:
     Raises:
         ConfigurationError: When it is neither.
     """
+    expect_app(app, "use_store()")
     equipment_of(app).store = open_store(store)
 
 
@@ -93,6 +97,7 @@ def use_strict_json(app: Celery) -> None:
     Raises:
         ConfigurationError: When the app was finalized already.
     """
+    expect_app(app, "use_strict_json()")
     if app.finalized:
         raise ConfigurationError(
             "use_strict_json(app) came too late: this app's tasks have read their serializer already; expected it, or "
@@ -122,6 +127,7 @@ def use_structlog(app: Celery) -> None:
     Args:
         app: Your Celery app.
     """
+    expect_app(app, "use_structlog()")
 
     def configure(loglevel: int | str | None = None, logfile: Any = None, **_: Any) -> None:
         level = logging.getLevelName(loglevel) if isinstance(loglevel, str) else loglevel

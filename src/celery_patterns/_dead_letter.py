@@ -24,10 +24,13 @@ from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreU
 if TYPE_CHECKING:
     from ._call import Call, Proceed
 
-__all__ = ["dead_letter", "task_dead_lettered"]
+__all__ = ["MAX_CRASHES", "dead_letter", "task_dead_lettered"]
 
 #: Sent in the worker's child after a letter was confirmed: ``sender`` is the task, ``letter`` the letter.
 task_dead_lettered = Signal(name="task_dead_lettered", providing_args={"letter"})
+
+#: How many starts of a message may come to no end, unless its task says otherwise.
+MAX_CRASHES = 3
 
 #: Seconds before a message goes back whose letter the broker refuses for good.
 REFUSED_PAUSE = 5.0
@@ -64,7 +67,7 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
     queue: str | None
     max_crashes: int | None
 
-    def __init__(self, queue: str | None = None, *, max_crashes: int | None = 3) -> None:
+    def __init__(self, queue: str | None = None, *, max_crashes: int | None = MAX_CRASHES) -> None:
         if queue is not None and (not isinstance(queue, str) or not queue):
             raise ConfigurationError(
                 f'expected queue to be a name, for example dead_letter("orders.dead"), got {queue!r}'

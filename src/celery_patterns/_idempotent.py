@@ -18,7 +18,7 @@ from celery.exceptions import Ignore
 from . import _codec
 from ._call import Claim
 from ._equipment import equipment_of
-from ._events import emit
+from ._events import emit, type_name
 from ._keys import argument_names, canonical, digest
 from ._plan import FAILED, HANDED_OVER, REQUEUED, Layer, Pattern
 from ._republish import send_waiting_copy
@@ -162,12 +162,15 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         """The key's digest for these arguments; the task's name is in it.
 
         Raises:
-            InvalidKey: When a value in the key is no plain value, or is a float.
+            InvalidKey: When a value in the key is no plain value, or is a float, and when the key function fails.
         """
         if given is not None:
             return digest(task, "given", canonical(given, where="idempotency_key", floats=False))
         if callable(self.key):
-            value = self.key(*args, **kwargs)
+            try:
+                value = self.key(*args, **kwargs)
+            except Exception as error:
+                raise InvalidKey(f"the key function of {task} raised {type_name(error)}") from error
             if value is None:
                 raise InvalidKey(f"the key function of {task} returned None; expected a value that names the work")
             return digest(task, "function", canonical(value, where=f"the key of {task}", floats=False))

@@ -101,12 +101,31 @@ class Letter:
 
 
 def _queue_of(call: Call) -> str:
-    """The queue's name: a delivery tells its exchange and routing key only."""
-    info = call.request.delivery_info or {}
-    for queue in call.app.amqp.queues.values():
-        if queue.exchange.name == info.get("exchange") and queue.routing_key == info.get("routing_key"):
-            return str(queue.name)
-    return call.queue
+    """The queue's name: a delivery tells its exchange and routing key only.
+
+    Among the queues that are bound to the exchange, those that this worker consumes first: the one with this very key,
+    else one whose topic takes it, else any, since a fanout looks at no key.
+    """
+    exchange = (call.request.delivery_info or {}).get("exchange") or ""
+    queues = call.app.amqp.queues
+    known = (*queues.consume_from.values(), *queues.values())
+    bound = [queue for queue in known if queue.exchange.name == exchange]
+    words = call.queue.split(".")
+    found = (
+        [queue for queue in bound if queue.routing_key == call.queue]
+        or [queue for queue in bound if _topic_takes(str(queue.routing_key or "").split("."), words)]
+        or bound
+    )
+    return str(found[0].name) if exchange and found else call.queue
+
+
+def _topic_takes(topic: list[str], words: list[str]) -> bool:
+    """AMQP's topics: ``*`` is one word, ``#`` any number of them."""
+    if not topic:
+        return not words
+    if topic[0] == "#":
+        return any(_topic_takes(topic[1:], words[skipped:]) for skipped in range(len(words) + 1))
+    return bool(words) and topic[0] in ("*", words[0]) and _topic_takes(topic[1:], words[1:])
 
 
 def written(call: Call, error: BaseException) -> Letter:

@@ -24,6 +24,7 @@ from .exceptions import BodyAborted, ConfigurationError, OutOfMemory
 
 if TYPE_CHECKING:
     from celery.app.task import Context
+    from typing_extensions import Self
 
 __all__ = [
     "FAILED",
@@ -69,6 +70,18 @@ class Pattern:
     """What every pattern is: a value that can be put on a function, a task or a base class."""
 
     layer: ClassVar[Layer]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - __init__ reads them
+        """Make the value.
+
+        Raises:
+            ConfigurationError: When the name stands above a function like a decorator, without its arguments.
+        """
+        if args and (inspect.isfunction(args[0]) or isinstance(args[0], Task)):
+            raise ConfigurationError(
+                f"@{cls.kind()} stands without its arguments above {args[0].__name__}; expected @{cls.kind()}(…)"
+            )
+        return super().__new__(cls)
 
     def __call__(self, target: Target) -> Target:
         """Put the pattern on a function or on a task, and return the same object, signature and types unchanged.

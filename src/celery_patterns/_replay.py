@@ -13,6 +13,7 @@ from kombu.exceptions import DecodeError
 from kombu.utils.encoding import bytes_to_str
 
 from ._equipment import equipment_of
+from ._fit import expect_app
 from ._letter import Letter, read_letter, replay_id, replayed_headers
 from ._publish import CONFIRM
 from ._queues import queue_length
@@ -38,8 +39,14 @@ def dead_letters(app: Celery, queue: str) -> DeadLetters:
         queue: The queue's name, for example ``orders.dead``.
 
     Raises:
-        ConfigurationError: When the app's broker is neither RabbitMQ nor Redis.
+        ConfigurationError: When the app's broker is neither RabbitMQ nor Redis, and when an argument is neither an app nor
+            a name.
     """
+    expect_app(app, "dead_letters()")
+    if not isinstance(queue, str) or not queue:
+        raise ConfigurationError(
+            f'expected the queue\'s name, for example dead_letters(app, "orders.dead"); got {queue!r}'
+        )
     return DeadLetters(app, queue)
 
 

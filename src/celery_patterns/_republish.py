@@ -112,10 +112,16 @@ def publish_asked(proceed: Proceed, call: Call) -> Any:
                 continue
             _send_next(call, retry)
             raise
-        except Exception:
-            _send_pending(call)
-            raise
-        _send_pending(call)
+        except Exception as error:
+            if call.asked is None or call.eager:
+                raise
+            # It asked with throw=False and failed then: there is a next attempt, so this failure is not the end.
+            asked = call.asked
+            asked.__cause__ = error
+            _send_next(call, asked)
+            raise asked from error
+        if call.asked is not None and not call.eager:  # asked with throw=False, or caught its own Retry
+            _send_next(call, call.asked)
         return result
 
 
@@ -124,12 +130,6 @@ def _again(call: Call, retry: Retry) -> None:
     call.args, call.kwargs = tuple(retry.sig.args), dict(retry.sig.kwargs)
     call.request.retries = (call.request.retries or 0) + 1
     call.asked = None
-
-
-def _send_pending(call: Call) -> None:
-    """The body asked with ``throw=False``, or caught its own ``Retry``, and went on."""
-    if call.asked is not None and not call.eager:
-        _send_next(call, call.asked)
 
 
 def _send_next(call: Call, retry: Retry) -> None:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -111,7 +111,7 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
         try:
             return proceed(call)
         except Retry as asked:
-            if self._over(call, asked.sig.options.get("countdown") or 0 if asked.sig is not None else 0):
+            if self._over(call, _asked_wait(asked)):
                 emit(logging.WARNING, "retries_exhausted", call, error=asked.exc, limit="within")
                 call.asked = None
                 raise asked.exc if isinstance(asked.exc, Exception) else _exhausted(call) from None
@@ -230,6 +230,15 @@ def _seconds(wait: float | timedelta) -> float:
     if not math.isfinite(seconds) or seconds < 0:
         raise ValueError(f"expected wait to give a number of seconds, got {seconds}")
     return seconds
+
+
+def _asked_wait(asked: Retry) -> float:
+    """How long the body's own ``self.retry()`` asked to wait, in seconds."""
+    options = asked.sig.options if asked.sig is not None else {}
+    eta = options.get("eta")
+    if isinstance(eta, datetime):
+        return eta.timestamp() - time.time()  # one without a zone is local, as for Celery
+    return float(options.get("countdown") or 0)
 
 
 def _tell_last(call: Call, error: Exception, limit: str) -> None:

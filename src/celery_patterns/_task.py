@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery._state import get_current_task
@@ -15,7 +15,8 @@ from celery.exceptions import MaxRetriesExceededError, Retry
 from kombu.exceptions import EncodeError
 
 from ._call import HEADER, MARK, Call
-from ._dead_letter import dead_letter
+from ._dead_letter import MAX_CRASHES, dead_letter
+from ._fit import refuse_limit, refuse_misfits, said
 from ._idempotent import idempotent
 from ._logged import logged
 from ._plan import INNER, WORN, Layer, Pattern, Plan, worn_by
@@ -31,9 +32,6 @@ __all__ = ["CHECK", "PatternTask", "ReliableTask"]
 
 #: The worker's step that refuses to start where a task's promise cannot be kept; its module is not loaded by senders.
 CHECK = "celery_patterns.worker.CheckPatterns"
-
-#: How many starts may come to no end where no dead_letter says so.
-DEFAULT_MAX_CRASHES = 3
 
 _SELF = inspect.Parameter("__task__", inspect.Parameter.POSITIONAL_ONLY)
 
@@ -91,7 +89,7 @@ class PatternTask(Task):  # type: ignore[misc]
                 cls.plan = None
                 return
             signature = _caller_signature(body, in_class)
-            _refuse_misfits(cls, body, signature, patterns)
+            refuse_misfits(cls, body, signature, patterns)
         except ConfigurationError:
             # Left in the registry, it would be a task whose patterns are silently absent.
             cls._app._tasks.pop(cls.name, None)  # noqa: SLF001 - `tasks` would finalize the app
@@ -118,7 +116,7 @@ class PatternTask(Task):  # type: ignore[misc]
             cls._set("max_retries", attempts - 1)  # the body's own self.retry() shares the budget
         if any(pattern.layer in (Layer.BURY, Layer.CLAIM) for pattern in patterns):
             for option in ("acks_late", "reject_on_worker_lost"):
-                if _said(cls, option) is None:
+                if said(cls, option) is None:
                     cls._set(option, True)
 
     @classmethod
@@ -141,7 +139,7 @@ class PatternTask(Task):  # type: ignore[misc]
         for pattern in patterns:
             if isinstance(pattern, dead_letter):
                 return pattern.max_crashes
-        return DEFAULT_MAX_CRASHES
+        return MAX_CRASHES  # a key counts its starts also where no dead_letter says how many there may be
 
     def apply_async(
         self,
@@ -169,14 +167,15 @@ class PatternTask(Task):  # type: ignore[misc]
         Raises:
             UnsafeValue: After ``use_strict_json(app)``, when an argument would not arrive as it is. Nothing was sent.
             InvalidKey: When no key can be made from the arguments. Nothing was sent.
+            ConfigurationError: When this call's ``time_limit`` is not shorter than the key's lease. Nothing was sent.
         """
         ours: dict[str, Any] = {}
         if "idempotency_key" in options:
             ours["key"] = self._given_key(options.pop("idempotency_key"))
         plan = self.plan
         if plan is not None:
-            if plan.checks and "key" not in ours and get_current_task() is None:
-                self._check_call(plan, args, kwargs)
+            if plan.checks and get_current_task() is None:
+                self._check_call(plan, args, kwargs, options, keyed="key" in ours)
             if plan.timed:
                 ours["sent"] = time.time()
         if ours:
@@ -202,8 +201,15 @@ class PatternTask(Task):  # type: ignore[misc]
             raise ConfigurationError(f"{self.name}: expected idempotency_key to be a str, got a {type(key).__name__}")
         return key
 
-    def _check_call(self, plan: Plan, args: Any, kwargs: Any) -> None:
+    def _check_call(self, plan: Plan, args: Any, kwargs: Any, options: dict[str, Any], *, keyed: bool) -> None:
         """Refuse at the call what the worker could only bury."""
+        limit = options.get("time_limit") or options.get("soft_time_limit")
+        if limit:
+            for pattern in plan.patterns:
+                if isinstance(pattern, idempotent):
+                    refuse_limit(self.name, pattern, limit)
+        if keyed:
+            return
         dump = getattr(self, "_dump_pydantic_arguments", None)
         if dump is not None:  # the worker sees what models are sent as
             args, kwargs = dump(args, kwargs)
@@ -340,69 +346,3 @@ def _wrapper(cls: type[PatternTask], plan: Plan, body: Callable[..., Any], in_cl
         parameters=[_SELF, *plan.terms.signature.parameters.values()],
     )
     return run
-
-
-def _said(cls: type[PatternTask], option: str) -> Any:
-    """What the task or one of its bases says itself; the app's settings, and what we set, are left out."""
-    for base in cls.__mro__:
-        value = base.__dict__.get(option)
-        if value is not None and base is not Task and option not in base.__dict__.get("_unsaid", ()):
-            return value
-    return None
-
-
-def _wrapped_chain(function: Any) -> Iterator[Any]:
-    while function is not None:
-        yield function
-        function = getattr(function, "__wrapped__", None)
-
-
-def _refuse_misfits(
-    cls: type[PatternTask],
-    body: Callable[..., Any],
-    signature: inspect.Signature,
-    patterns: tuple[Pattern, ...],
-) -> None:
-    """Everything that would quietly not work, named with its cure when the task is created."""
-    name = cls.name
-    for layer in _wrapped_chain(body):
-        if inspect.iscoroutinefunction(layer) or inspect.isasyncgenfunction(layer):
-            raise ConfigurationError(
-                f"{name} is an async def, which Celery never awaits; expected a def: call asyncio.run() in its body",
-            )
-        if hasattr(layer, "retry_with") and hasattr(layer, "retry"):
-            raise ConfigurationError(
-                f"{name} is wrapped by tenacity.retry, which sleeps in the worker's slot; expected "
-                "celery_patterns.retry with the same wait and stop",
-            )
-    if getattr(cls, "autoretry_for", None):
-        raise ConfigurationError(
-            f"{name} has autoretry_for, which runs outside of its patterns and retries behind their back; expected "
-            "retry(on=…) instead",
-        )
-    for pattern in patterns:
-        pattern.check(name, signature)
-    _refuse_numbers(cls, patterns)
-
-
-def _refuse_numbers(cls: type[PatternTask], patterns: tuple[Pattern, ...]) -> None:
-    """Numbers that contradict each other."""
-    name, kinds = cls.name, {type(pattern): pattern for pattern in patterns}
-    keyed, again = kinds.get(idempotent), kinds.get(retry)
-    limit = cls.time_limit or cls.soft_time_limit
-    if isinstance(keyed, idempotent) and limit and keyed.lease.total_seconds() <= limit:
-        raise ConfigurationError(
-            f"{name} may run for {limit} s, its time limit, but its lease is {keyed.lease}: a second worker could start "
-            f"while it runs; expected a lease over {limit} s",
-        )
-    if isinstance(keyed, idempotent) and isinstance(again, retry) and again.within and again.within > keyed.ttl:
-        raise ConfigurationError(
-            f"{name} may be retried within {again.within}, but its key is remembered for ttl={keyed.ttl}; expected a "
-            "ttl that is at least as long",
-        )
-    stated = _said(cls, "max_retries")
-    if isinstance(again, retry) and stated is not None and stated != again.attempts - 1:
-        raise ConfigurationError(
-            f"{name} says max_retries={stated} and retry(attempts={again.attempts}), which counts the first; expected "
-            "attempts alone",
-        )

@@ -1,0 +1,103 @@
+"""What fits: whatever would quietly not work is refused, when the app is equipped or the task is created."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from celery import Celery
+from celery.app.task import Task
+
+from ._idempotent import idempotent
+from ._plan import Pattern
+from ._retry import retry
+from .exceptions import ConfigurationError
+
+__all__ = ["expect_app", "refuse_limit", "refuse_misfits", "said"]
+
+
+def said(cls: type[Task], option: str) -> Any:
+    """What the task or one of its bases says itself; the app's settings, and what we set, are left out."""
+    for base in cls.__mro__:
+        value = base.__dict__.get(option)
+        if value is not None and base is not Task and option not in base.__dict__.get("_unsaid", ()):
+            return value
+    return None
+
+
+def _wrapped_chain(function: Any) -> Iterator[Any]:
+    while function is not None:
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def refuse_misfits(
+    cls: type[Task],
+    body: Callable[..., Any],
+    signature: inspect.Signature,
+    patterns: tuple[Pattern, ...],
+) -> None:
+    """Everything that would quietly not work, named with its cure when the task is created."""
+    name = cls.name
+    for layer in _wrapped_chain(body):
+        if inspect.iscoroutinefunction(layer) or inspect.isasyncgenfunction(layer):
+            raise ConfigurationError(
+                f"{name} is an async def, which Celery never awaits; expected a def: call asyncio.run() in its body",
+            )
+        if hasattr(layer, "retry_with") and hasattr(layer, "retry"):
+            raise ConfigurationError(
+                f"{name} is wrapped by tenacity.retry, which sleeps in the worker's slot; expected "
+                "celery_patterns.retry with the same wait and stop",
+            )
+    if getattr(cls, "autoretry_for", None):
+        raise ConfigurationError(
+            f"{name} has autoretry_for, which runs outside of its patterns and retries behind their back; expected "
+            "retry(on=…) instead",
+        )
+    for pattern in patterns:
+        pattern.check(name, signature)
+    _refuse_numbers(cls, patterns)
+
+
+def _refuse_numbers(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
+    """Numbers that contradict each other."""
+    name, kinds = cls.name, {type(pattern): pattern for pattern in patterns}
+    keyed, again = kinds.get(idempotent), kinds.get(retry)
+    limit = cls.time_limit or cls.soft_time_limit
+    if isinstance(keyed, idempotent) and limit:
+        refuse_limit(name, keyed, limit)
+    if isinstance(keyed, idempotent) and isinstance(again, retry) and again.within and again.within > keyed.ttl:
+        raise ConfigurationError(
+            f"{name} may be retried within {again.within}, but its key is remembered for ttl={keyed.ttl}; expected a "
+            "ttl that is at least as long",
+        )
+    stated = said(cls, "max_retries")
+    if isinstance(again, retry) and stated is not None and stated != again.attempts - 1:
+        raise ConfigurationError(
+            f"{name} says max_retries={stated} and retry(attempts={again.attempts}), which counts the first; expected "
+            "attempts alone",
+        )
+
+
+def refuse_limit(task: str, keyed: idempotent, limit: float) -> None:
+    """Refuse a time limit, the task's or one call's, that the lease does not outlast.
+
+    Raises:
+        ConfigurationError: When a second worker could start while the first one still runs.
+    """
+    if keyed.lease.total_seconds() <= limit:
+        raise ConfigurationError(
+            f"{task} may run for {limit} s, its time limit, but its lease is {keyed.lease}: a second worker could start "
+            f"while it runs; expected a lease over {limit} s",
+        )
+
+
+def expect_app(app: object, where: str) -> None:
+    """Refuse what is no Celery app.
+
+    Raises:
+        ConfigurationError: Naming the function that was called.
+    """
+    if not isinstance(app, Celery):  # a proxy of an app passes for one
+        raise ConfigurationError(f"{where} takes your Celery app, for example app = Celery(…); got {app!r}")
