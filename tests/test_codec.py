@@ -26,6 +26,8 @@ import celery_patterns as patterns
 from celery_patterns import _codec
 from celery_patterns.exceptions import ConfigurationError, UnsafeValue
 
+from .test_retry import body_of, published
+
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 UTC = timezone.utc
 
@@ -238,6 +240,16 @@ def test_celerys_own_structure_passes(app: Celery) -> None:
     app.tasks["charge"].starmap([(1, 2), (3, 4)]).delay()
     app.tasks["charge"].chunks([(1, 2), (3, 4)], 1).delay()
     app.tasks["charge"].apply_async((1,), expires=datetime(2100, 1, 1, tzinfo=UTC), link=s(3))
+    sent = [(message["headers"]["task"], message["content-type"]) for message in published(app)]
+    assert sent == [
+        ("charge", "application/json"),  # the group's chain, its first link
+        ("charge", "application/json"),  # the group's chord, its header
+        ("celery.starmap", "application/json"),
+        ("celery.starmap", "application/json"),  # chunks of one
+        ("celery.starmap", "application/json"),
+        ("charge", "application/json"),
+    ]
+    assert body_of(published(app)[-1])[2]["callbacks"][0]["args"] == [3]
 
 
 def test_settings_read_later_do_not_win(database: str) -> None:
@@ -257,6 +269,9 @@ def test_a_task_may_keep_its_own_serializer(app: Celery) -> None:
     """A task that says ``serializer="json"`` is sent by kombu's, as before."""
     loose = app.task(shared=False, name="loose", serializer="json")(charge_like)
     loose.delay((1, 2))
+    assert body_of(published(app)[-1])[0] == [[1, 2]]
+    with pytest.raises(UnsafeValue, match="tuple"):
+        app.tasks["charge"].delay((1, 2))
 
 
 def test_an_error_survives_pickle() -> None:

@@ -113,3 +113,36 @@ def test_twenty_flaky_tasks_sent_twice(shop: Floor) -> None:
     results = [(n, shop.task("flaky_keyed").delay(f"o-{n}")) for n in range(20) for _ in range(2)]
     assert [result.get(timeout=120) for _, result in results] == [f"done o-{n}" for n, _ in results]
     assert sorted(shop.traces.all("effects")) == sorted(f"o-{n}" for n in range(20))
+
+
+def test_a_frozen_holder_can_neither_complete_nor_overwrite(shop: Floor) -> None:
+    """SIGSTOP past its lease, then SIGCONT: another run has done the work, and its result is the one both callers get."""
+    first, second = shop.worker(concurrency=1), shop.worker(concurrency=1)
+    frozen = shop.task("slow_keyed").delay("o-1", flag="go", result="of the frozen")
+    shop.wait(lambda: shop.traces.count("starts") == 1, what="the start")
+    (_, pid, fence) = shop.traces.all("starts")[0]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        shop.traces.set("go")
+        other = shop.task("slow_keyed").delay("o-1", result="of the other")
+        assert other.get(timeout=60) == "of the other"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert frozen.get(timeout=60) == "of the other"
+    assert fence < shop.traces.all("starts")[1][2]
+    assert "claim_lost" in first.text() + second.text()
+    assert shop.task("slow_keyed").delay("o-1").get(timeout=30) == "of the other"
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_the_patterns_hold_in_other_pools(shop: Floor, pool: str) -> None:
+    """Keys, retries and letters where tasks run in threads of one process, or in the worker itself."""
+    shop.worker(pool=pool, concurrency=4)
+    results = [(n, shop.task("flaky_keyed").delay(f"o-{n}")) for n in range(8) for _ in range(2)]
+    doomed = [shop.task("doomed").delay(f"o-{n}") for n in range(4)]
+    assert [result.get(timeout=120) for _, result in results] == [f"done o-{n}" for n, _ in results]
+    assert sorted(shop.traces.all("effects")) == sorted(f"o-{n}" for n in range(8))
+    for result in doomed:
+        with pytest.raises(ValueError, match="cannot do"):
+            result.get(timeout=60)
+    assert {letter.task_id for letter in shop.letters()} == {result.id for result in doomed}

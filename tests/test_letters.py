@@ -402,9 +402,10 @@ def test_our_own_queue_is_durable_and_classic(rabbit: str, queue: str) -> None:
     app.conf.task_default_queue = queue
     run_here(failing(app), 1)
     with app.connection_for_write() as connection:
-        Queue(f"{queue}.dead", durable=True, queue_arguments={"x-queue-type": "classic"})(
-            connection.default_channel
-        ).declare()
+        declare = Queue(f"{queue}.dead", durable=True, queue_arguments={"x-queue-type": "classic"})
+        assert declare(connection.default_channel).declare() == f"{queue}.dead"
+        with pytest.raises(connection.channel_errors, match="inequivalent arg 'durable'"):
+            Queue(f"{queue}.dead", durable=False)(connection.default_channel).declare()
 
 
 @pytest.mark.parametrize("kind", ["redis", "rabbitmq"])

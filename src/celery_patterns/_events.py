@@ -15,6 +15,10 @@ from ._codec import dumps_line
 if TYPE_CHECKING:
     from ._call import Call
 
+    _StreamHandler = logging.StreamHandler[Any]
+else:
+    _StreamHandler = logging.StreamHandler  # Python 3.10 takes no [Any] here
+
 __all__ = ["Event", "FileLines", "StreamLines", "emit", "speaks", "tell", "type_name"]
 
 logger = logging.getLogger("celery_patterns")
@@ -79,7 +83,7 @@ def tell(level: int, name: str, fields: dict[str, Any]) -> None:
     logger.handle(record)
 
 
-class _Lines(logging.StreamHandler[Any]):
+class _Lines(_StreamHandler):
     """A handler that writes an event as one JSON object, and all else by its formatter."""
 
     def write(self, line: str) -> None:

@@ -213,6 +213,27 @@ def make_app(environment: Any = os.environ) -> Celery:
             return f"mended {order}"
         raise ValueError(f"cannot do {order}")
 
+    @task(shared=False, name="flaky_held")
+    @patterns.retry(on=ConnectionError, attempts=3, wait=now)
+    @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=60))
+    @patterns.dead_letter(dead)
+    def flaky_held(order: str) -> str:
+        call = patterns.current_call()
+        traces.add("runs", [order, call.attempt])
+        if call.attempt == 1:
+            traces.wait_for("go")
+            raise ConnectionError("the first attempt fails")
+        traces.add("effects", order)
+        return f"done {order}"
+
+    @task(shared=False, name="doomed_held")
+    @keyed
+    @patterns.dead_letter(dead)
+    def doomed_held(order: str) -> None:
+        traces.add("runs", order)
+        traces.wait_for("go")
+        raise ValueError(f"cannot do {order}")
+
     @task(shared=False, name="killer")
     @patterns.dead_letter(dead)
     def killer(order: str) -> None:

@@ -1,0 +1,64 @@
+"""The broker goes away under a running task, and comes back: nothing is lost, and the worker is the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .harness import Floor, floor
+from .servers import RabbitServer, RedisServer
+
+
+@pytest.fixture(params=[RedisServer, RabbitServer])
+def server(request: Any) -> Iterator[Any]:
+    """A broker of the test's own, which it may stop."""
+    made = request.param()
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own(server: Any, database: str, tmp_path: Path) -> Iterator[Floor]:
+    """A worker's corner on that broker; store, results and traces are elsewhere, and stay."""
+    broker = server.url if isinstance(server, RabbitServer) else server.url()
+    settings = {"FLOOR_BROKER": broker, "FLOOR_BACKEND": database, "FLOOR_STORE": database, "FLOOR_TRACES": database}
+    with floor(settings, tmp_path) as made:
+        yield made
+
+
+def test_the_next_attempt_waits_for_the_broker(server: Any, own: Floor) -> None:
+    """Down when an attempt fails: the next one is published when the broker is back, by the same child."""
+    worker = own.worker(concurrency=1, FLOOR_VISIBILITY="5")
+    pid = worker.pid
+    result = own.task("flaky_held").delay("o-1")
+    own.wait(lambda: own.traces.count("runs") == 1, what="the first attempt")
+    server.stop()
+    own.traces.set("go")
+    own.wait(
+        lambda: "Cannot connect to" in worker.text() or "Connection to broker lost" in worker.text(), 30, "the loss"
+    )
+    server.start()
+    assert result.get(timeout=150) == "done o-1"
+    assert sorted({attempt for _, attempt in own.traces.all("runs")}) == [1, 2]
+    assert own.traces.all("effects") == ["o-1"]
+    assert (worker.alive(), worker.pid) == (True, pid)
+
+
+def test_the_letter_waits_for_the_broker(server: Any, own: Floor) -> None:
+    """Down when a task fails for good: its letter is written when the broker is back, and there is one."""
+    worker = own.worker(concurrency=1, FLOOR_VISIBILITY="5")
+    result = own.task("doomed_held").delay("o-1")
+    own.wait(lambda: own.traces.count("runs") == 1, what="the start")
+    server.stop()
+    own.traces.set("go")
+    own.wait(
+        lambda: "Cannot connect to" in worker.text() or "Connection to broker lost" in worker.text(), 30, "the loss"
+    )
+    server.start()
+    own.wait(lambda: len(own.letters()) == 1, 100, "the letter")
+    assert own.letters()[0].task_id == result.id
+    assert worker.alive()
