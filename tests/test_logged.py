@@ -18,7 +18,7 @@ from tenacity import wait_none
 import celery_patterns as patterns
 from celery_patterns import dead_letter, idempotent, logged, retry
 from celery_patterns._call import HEADER
-from celery_patterns._events import Event
+from celery_patterns._events import Event, StreamLines
 from celery_patterns._logged import RESERVED, configure_logging
 from celery_patterns.exceptions import ConfigurationError
 from celery_patterns.stores import MemoryStore
@@ -234,3 +234,119 @@ def test_a_real_worker_writes_json_only(shop: Floor) -> None:
     assert after == []
     assert {"retry_scheduled"} <= {line["event"] for line in told}
     assert all("timestamp" in line and "level" in line for line in told)
+
+
+def leave_ours_alone() -> None:
+    """Take pytest's own handlers off the root logger, so that ours writes by the short way; pytest takes no harm."""
+    root = logging.getLogger()
+    root.handlers[:] = [handler for handler in root.handlers if isinstance(handler, StreamLines)]
+    assert len(root.handlers) == 1
+
+
+class Broken:
+    """Neither str() nor repr() can show it."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no")
+
+
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [2**70, "\ud800", Broken(), ENDLESS, {(1, 2): 3}, b"\xff", float("nan"), 10**5000],
+    ids=["2**70", "surrogate", "broken", "endless", "tuple key", "bytes", "nan", "10**5000"],
+)
+def test_no_value_of_a_shown_argument_costs_the_task(app: Celery, lines: Any, value: Any) -> None:
+    """What JSON has no word for is told as text, and the task is what it would have been."""
+
+    @app.task(shared=False, name="t")
+    @logged("value")
+    def t(value: Any, fails: bool = False) -> str:
+        structlog.get_logger("mine").info("inside", value=value)
+        if fails:
+            raise ValueError
+        return "done"
+
+    leave_ours_alone()
+    assert t.apply((value,), throw=True).get() == "done"
+    assert t.apply((value, True)).state == "FAILURE"
+    told = [line["event"] for line in lines()]
+    assert [event for event in told if event in ("inside", "task_succeeded", "task_failed")] == [
+        "inside",
+        "task_succeeded",
+        "inside",
+        "task_failed",
+    ]
+
+
+def test_a_stream_that_is_closed_costs_no_task(app: Celery) -> None:
+    """Logging says so in its own way, on stderr, and the task goes on."""
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    stream = io.StringIO()
+    configure_logging(logging.INFO, stream)
+    try:
+        leave_ours_alone()
+        stream.close()
+
+        @app.task(shared=False, name="t")
+        @logged()
+        def t() -> str:
+            return "done"
+
+        assert run_here(t).value == "done"
+    finally:
+        root.handlers[:], level = before
+        root.setLevel(level)
+        structlog.reset_defaults()
+
+
+def test_other_listeners_get_the_record(app: Celery, lines: Any) -> None:
+    """A second handler, a filter and a record factory of the user's see every event; alone, ours writes the same line."""
+
+    @app.task(shared=False, name="t")
+    @logged()
+    def t() -> None: ...
+
+    heard: list[Any] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record)
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = logging.LogRecord(*args, **kwargs)
+        heard.append(record)
+        return record
+
+    root, listener, ours = logging.getLogger(), Listener(), logging.getLogger("celery_patterns")
+    leave_ours_alone()
+    run_here(t)
+    assert [line["event"] for line in lines() if line["logger"] == "celery_patterns"] == ["task_succeeded"]
+    for holder in (root, ours):
+        holder.addHandler(listener)
+        run_here(t)
+        holder.removeHandler(listener)
+        assert [record.msg.name for record in heard if record.name == "celery_patterns"] == ["task_succeeded"]
+        heard.clear()
+    for filtered in (ours, root.handlers[0]):
+        filtered.addFilter(lambda record: heard.append(record) or True)  # type: ignore[arg-type, func-returns-value]
+        run_here(t)
+        filtered.filters.clear()
+        assert [record.msg.name for record in heard if record.name == "celery_patterns"] == ["task_succeeded"]
+        heard.clear()
+    logging.setLogRecordFactory(factory)
+    try:
+        run_here(t)
+    finally:
+        logging.setLogRecordFactory(logging.LogRecord)
+    assert [record.msg.name for record in heard if record.name == "celery_patterns"] == ["task_succeeded"]
+    written = [line for line in lines() if line["logger"] == "celery_patterns"]
+    assert len(written) == 6
+    assert {tuple(line) for line in written} == {tuple(written[0])}, (
+        "the short way and the long one write the same fields"
+    )
+    assert {line["level"] for line in written} == {"info"}

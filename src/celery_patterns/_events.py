@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from structlog.contextvars import get_contextvars
 
-from ._codec import dumps_line
+from ._codec import dumps_line, text_of
 
 if TYPE_CHECKING:
     from ._call import Call
@@ -40,7 +40,7 @@ class Event:
         self.fields = fields
 
     def __str__(self) -> str:
-        return " ".join([self.name, *(f"{name}={value}" for name, value in self.fields.items())])
+        return " ".join([self.name, *(f"{name}={text_of(value)}" for name, value in self.fields.items())])
 
 
 #: Whether an event of this level would be written.
@@ -75,7 +75,7 @@ def type_name(error: BaseException) -> str:
 def tell(level: int, name: str, fields: dict[str, Any]) -> None:
     """Log one event whose fields are known, and of whose level it is known that it speaks."""
     ours = _only_handler()
-    if ours is not None and level >= ours.level:
+    if ours is not None and ours.level <= level < logging.WARNING:  # what is worse takes the way that all tools watch
         ours.write(_line(level, name, fields, datetime.now(timezone.utc)))
         return
     # Made by hand: the line of code that decided says nothing to a reader, and to look for it costs as much as the rest.
@@ -93,9 +93,7 @@ class _Lines(_StreamHandler):
                 self.ready()
                 self.stream.write(line + self.terminator)
                 self.stream.flush()
-            except RecursionError:
-                raise
-            except Exception:  # noqa: BLE001 - a full disk must not fail a task; logging tells of it in its own way
+            except (OSError, ValueError):  # a full disk or a closed stream must not fail a task
                 self.handleError(logging.makeLogRecord({"msg": "an event of celery_patterns"}))
 
     def ready(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kombu import serialization
 
 from ._call import HEADER
+from ._codec import text_of
 from ._keys import digest
 from ._republish import carried_headers, message_serializer
 from .exceptions import TooManyCrashes
@@ -140,7 +141,7 @@ def written(call: Call, error: BaseException) -> Letter:
         root_id=call.request.root_id,
         reason="crashed" if isinstance(error, TooManyCrashes) else "failed",
         error=f"{kind.__module__}.{kind.__qualname__}",
-        message=_clipped(_text_of(error), MESSAGE_LIMIT),
+        message=_clipped(text_of(error), MESSAGE_LIMIT),
         traceback=_clipped("".join(traceback.format_exception(kind, error, error.__traceback__)), TRACEBACK_LIMIT),
         attempt=call.attempt,
         history=list(call.header.get("history", ())),
@@ -194,13 +195,6 @@ def read_letter(headers: Mapping[str, Any]) -> Letter | None:
         return Letter(**{name: value for name, value in known.items() if name in names})
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as broken:  # noqa: BLE001 - whatever a user's __str__ raises, the letter is written
-        return f"<its text cannot be shown: {type(broken).__name__}>"
 
 
 def _clipped(text: str, limit: int) -> str:
