@@ -580,3 +580,24 @@ def test_only_an_app_can_be_equipped(adopt: Any) -> None:
         patterns.equip("proj", store="redis://localhost")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="takes your Celery app"):
         patterns.use_store("proj", "redis://localhost")  # type: ignore[arg-type]
+
+
+def test_a_hook_after_the_body_is_no_attempt(app: Celery) -> None:
+    """In ``on_success`` the attempt is over: a call of the task is a plain call, and there is no current call."""
+    told: list[Any] = []
+
+    class Hooked(patterns.PatternTask):
+        def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+            told.append(("after", retval, self.run("o-2"), self("o-3")))
+            with pytest.raises(NotInTask):
+                patterns.current_call()
+
+    @app.task(shared=False, name="t", base=Hooked)
+    @logged("order")
+    @retry(on=OSError, attempts=2)
+    def t(order: str) -> str:
+        told.append(order)
+        return f"done {order}"
+
+    assert run_here(t, "o-1").value == "done o-1"
+    assert told == ["o-1", "o-2", "o-3", ("after", "done o-1", "done o-2", "done o-3")]
