@@ -20,6 +20,7 @@ import pytest
 import structlog
 from celery import Celery, _state, signals
 from celery.contrib.testing.worker import start_worker
+from kombu.asynchronous import set_event_loop
 from sybil import Document
 from sybil.document import PythonDocStringDocument
 from sybil.parsers import myst, rest
@@ -80,6 +81,7 @@ class Stage:
     def serve(self, app: Celery) -> None:
         """Start a real worker for the app; it knows the tasks that are defined by now, and takes the place of another."""
         self.workers.close()
+        set_event_loop(None)  # kombu 5.5 would give this worker the timer of the one before, which has stopped
         self.workers.enter_context(
             start_worker(app, pool="solo", perform_ping_check=False, loglevel="INFO", shutdown_timeout=60.0)
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from datetime import time as time_of_day
 from decimal import Decimal
 from inspect import Signature
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from celery import current_task
+from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
 
 from ._keys import Binder
 from .exceptions import NotInTask
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from celery.app.task import Context, Task
     from celery.exceptions import Retry
 
-__all__ = ["HEADER", "MARK", "Call", "Claim", "Proceed", "Terms", "current_call", "current_claim", "received"]
+__all__ = ["HEADER", "MARK", "Call", "Claim", "Proceed", "Terms", "current_call", "current_claim", "moment", "received"]
 
 #: The one message header that carries what the patterns must remember from attempt to attempt.
 HEADER = "celery_patterns"
@@ -32,11 +34,19 @@ HEADER = "celery_patterns"
 #: nested direct call, which is what keeps such a call from being taken for an attempt of its own.
 MARK = "_celery_patterns_call"
 
+# A delayed delivery puts its 28 bits before the routing key.
+_DELAY = re.compile(r"^(?:[01]\.){28}")
+
 _NO_HEADER: dict[str, Any] = {}
 
 _ATOMS = frozenset(
     {str, int, float, bool, type(None), bytes, datetime, date, time_of_day, timedelta, Decimal, UUID},
 )
+
+
+def moment(eta: datetime) -> float:
+    """An eta in seconds since the epoch. Celery takes one without a zone for UTC, whatever the app's time zone."""
+    return (eta if eta.tzinfo is not None else eta.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def received(value: Any) -> Any:
@@ -187,8 +197,16 @@ class Call:
     @property
     def queue(self) -> str:
         """The routing key the message came by: on the default exchange, its queue."""
-        known = self.request.delivery_info
-        return str(known.get("routing_key") or "") if known else ""
+        return self.came_by[1]
+
+    @property
+    def came_by(self) -> tuple[str | None, str]:
+        """Exchange and routing key; no exchange after one of RabbitMQ's delayed deliveries, which puts its own there."""
+        info = self.request.delivery_info or {}
+        exchange, key = info.get("exchange") or "", info.get("routing_key") or ""
+        if exchange.endswith(CELERY_DELAYED_DELIVERY_EXCHANGE):
+            return None, _DELAY.sub("", key)
+        return exchange, key
 
     @property
     def run_id(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.dispatch import Signal
 
@@ -91,7 +92,12 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
         except AlreadyFailed:  # its letter was written by the attempt that failed
             raise
         except Exception as error:
-            self._bury(call, error)
+            try:
+                self._bury(call, error)
+            except SoftTimeLimitExceeded as over:
+                emit(logging.CRITICAL, "dead_letter_not_published", call, error=over, requeued=call.late)
+                if call.late:
+                    raise _back_to_its_queue() from None
             raise
 
     def _bury(self, call: Call, error: Exception) -> None:
@@ -111,12 +117,14 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
                 return  # acknowledged long ago: the failure and this line are all that can be left of it
             if not trouble.transient:
                 time.sleep(REFUSED_PAUSE)  # a queue that refuses for good must not make the body run in a hot loop
-            # A string, never the user's exception: a Reject whose reason does not unpickle ends the worker.
-            raise Reject(
-                "the dead letter could not be published; the message goes back to its queue", requeue=True
-            ) from None
+            raise _back_to_its_queue() from None
         emit(logging.ERROR, "dead_lettered", call, error=error, queue=queue, reason=letter.reason, letter=letter.id)
         task_dead_lettered.send(sender=call.instance, letter=letter)
+
+
+def _back_to_its_queue() -> Reject:
+    # A string, never the user's exception: a Reject whose reason does not unpickle ends the worker.
+    return Reject("the dead letter could not be published; the message goes back to its queue", requeue=True)
 
 
 def _count_start(call: Call, limit: int) -> None:
@@ -126,7 +134,7 @@ def _count_start(call: Call, limit: int) -> None:
     try:
         starts = store.count_start(key, secrets.token_hex(8), ttl=STARTS_TTL)
     except StoreUnavailable as error:
-        emit(logging.WARNING, "start_not_counted", call, error=error)
+        emit(logging.WARNING, "start_not_counted", call, error=error, reason=str(error))
         return
     call.settlements.append(lambda outcome: None if outcome == REQUEUED else _forget_starts(call, key))
     # The first delivery was not counted, so this would be start number starts + 1. It may not have been started at all,
@@ -139,4 +147,4 @@ def _forget_starts(call: Call, key: str) -> None:
     try:
         equipment_of(call.app).store.forget_starts(key)
     except StoreUnavailable as error:
-        emit(logging.WARNING, "starts_not_forgotten", call, error=error)
+        emit(logging.WARNING, "starts_not_forgotten", call, error=error, reason=str(error))

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore
 
 from . import _codec
@@ -20,7 +21,7 @@ from ._call import Claim
 from ._equipment import equipment_of
 from ._events import emit, type_name
 from ._keys import argument_names, canonical, digest
-from ._plan import FAILED, HANDED_OVER, REQUEUED, Layer, Pattern
+from ._plan import FAILED, REQUEUED, Layer, Pattern
 from ._republish import send_waiting_copy
 from .exceptions import (
     AlreadyFailed,
@@ -218,7 +219,7 @@ class _Run:
                 self.attempt = replace(self.attempt, run_id=f"{self.attempt.run_id}/{self.attempt.owner}")
                 answer = self._ask()
         except StoreUnavailable as error:
-            emit(logging.WARNING, "claim_postponed", self.call, error=error)
+            emit(logging.WARNING, "claim_postponed", self.call, error=error, reason=str(error))
             return self._wait(LONGEST_WAIT, error)
         if isinstance(answer, Claimed):
             return self._hold(answer, proceed)
@@ -245,7 +246,10 @@ class _Run:
             )
         if claimed.starts > 1:
             emit(logging.WARNING, "claim_taken_over", call, starts=claimed.starts, fence=claimed.fence)
-        return self._complete(proceed(call))
+        result = proceed(call)
+        if call.asked is not None:
+            return result  # it asked with throw=False: the work is not done, and the next attempt needs the key
+        return self._complete(result)
 
     def _complete(self, result: Any) -> Any:
         call = self.call
@@ -254,38 +258,41 @@ class _Run:
         if encoded is None:
             emit(logging.WARNING, "result_not_kept", call, result_type=type(result).__qualname__)
         answer = self._record(encoded)
-        if answer is None or (isinstance(answer, Done) and answer.result == encoded):
+        if answer is None or (isinstance(answer, Done) and answer.ours):
             return result
         # Somebody else holds the key by now, so this result is not the key's.
         emit(logging.ERROR, "claim_lost", call, fence=self.fence)
         return self._follow(answer)
 
     def _record(self, encoded: bytes | None) -> Answer | None:
-        """Write that the work is done, as long as the key is ours; None when the store stayed away."""
+        """Write that the work is done, as long as the key is ours; None when the store stayed away.
+
+        A soft time limit that strikes here comes too late to undo the work: the store is asked once more.
+        """
+        ttl, patient = self.pattern.ttl, True
         while True:
             try:
-                return self.store.complete(
-                    self.key,
-                    self.attempt,
-                    self.fingerprint,
-                    self.fence,
-                    encoded,
-                    ttl=self.pattern.ttl,
-                )
-            except StoreUnavailable as error:  # noqa: PERF203
-                left = self.call.claim.expires_in.total_seconds() if self.call.claim else 0.0
+                return self.store.complete(self.key, self.attempt, self.fingerprint, self.fence, encoded, ttl=ttl)
+            except SoftTimeLimitExceeded:
+                patient = False
+                continue
+            except StoreUnavailable as error:
+                left = self.call.claim.expires_in.total_seconds() if self.call.claim and patient else 0.0
                 if left <= 0:
-                    emit(logging.CRITICAL, "claim_not_recorded", self.call, error=error, fence=self.fence)
+                    told = {"reason": str(error), "fence": self.fence}
+                    emit(logging.CRITICAL, "claim_not_recorded", self.call, error=error, **told)
                     return None
+            try:
                 time.sleep(min(0.5, max(0.01, left)))
+            except SoftTimeLimitExceeded:
+                patient = False
 
     def _release(self, outcome: str) -> None:
         ended = None if outcome == REQUEUED else Ended(failed=outcome == FAILED)
-        assert outcome in (REQUEUED, FAILED, HANDED_OVER), outcome
         try:
             self.store.release(self.key, self.attempt, self.fence, ended=ended, ttl=self.pattern.ttl)
         except StoreUnavailable as error:
-            emit(logging.ERROR, "claim_not_released", self.call, error=error, fence=self.fence)
+            emit(logging.ERROR, "claim_not_released", self.call, error=error, reason=str(error), fence=self.fence)
 
     def _follow(self, answer: Answer) -> Any:
         """The key is another's, or its work is over: what this delivery does instead."""

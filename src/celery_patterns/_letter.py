@@ -19,6 +19,8 @@ from .exceptions import TooManyCrashes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kombu import Queue
+
     from ._call import Call
 
 __all__ = ["LETTER", "Letter", "letter_message", "read_letter", "replay_id", "replayed_headers", "written"]
@@ -101,23 +103,25 @@ class Letter:
     replay: int = 0
 
 
-def _queue_of(call: Call) -> str:
-    """The queue's name: a delivery tells its exchange and routing key only.
+def _queue_of(call: Call) -> Queue | None:
+    """The queue, if it is known: a delivery tells its exchange and routing key only.
 
     Among the queues that are bound to the exchange, those that this worker consumes first: the one with this very key,
     else one whose topic takes it, else any, since a fanout looks at no key.
     """
-    exchange = (call.request.delivery_info or {}).get("exchange") or ""
+    exchange, key = call.came_by
+    if exchange == "":
+        return None  # the default exchange's keys are names of queues
     queues = call.app.amqp.queues
     known = (*queues.consume_from.values(), *queues.values())
-    bound = [queue for queue in known if queue.exchange.name == exchange]
-    words = call.queue.split(".")
+    bound = [queue for queue in known if exchange in (queue.exchange.name, None)]
+    words = key.split(".")
     found = (
-        [queue for queue in bound if queue.routing_key == call.queue]
+        [queue for queue in bound if queue.routing_key == key]
         or [queue for queue in bound if _topic_takes(str(queue.routing_key or "").split("."), words)]
         or bound
     )
-    return str(found[0].name) if exchange and found else call.queue
+    return found[0] if found else None
 
 
 def _topic_takes(topic: list[str], words: list[str]) -> bool:
@@ -133,6 +137,8 @@ def written(call: Call, error: BaseException) -> Letter:
     """The letter of a call that died of ``error``."""
     kind = type(error)
     info = call.request.delivery_info or {}
+    exchange, key = call.came_by
+    queue = _queue_of(call)
     replay = int(call.header.get("replay", 0))
     return Letter(
         id=digest(call.run_id, str(call.attempt), str(replay)),
@@ -145,9 +151,9 @@ def written(call: Call, error: BaseException) -> Letter:
         traceback=_clipped("".join(traceback.format_exception(kind, error, error.__traceback__)), TRACEBACK_LIMIT),
         attempt=call.attempt,
         history=list(call.header.get("history", ())),
-        queue=_queue_of(call),
-        exchange=str(info.get("exchange") or ""),
-        routing_key=str(info.get("routing_key") or ""),
+        queue=key if queue is None else str(queue.name),
+        exchange=exchange if exchange is not None else "" if queue is None else str(queue.exchange.name),
+        routing_key=key,
         priority=info.get("priority"),
         first_started=call.first_started,
         died_at=time.time(),

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 import structlog
 from celery.exceptions import Ignore, Reject, Retry
 
+from ._call import moment
 from ._codec import dumps_line
 from ._events import FileLines, StreamLines, speaks, tell, type_name
 from ._keys import argument_names
@@ -139,7 +140,7 @@ def _close(
 def _due(call: Call, sent: float) -> float:
     """When the task could have started, by its sender's clock: when it was sent, or later when it had to wait."""
     eta = call.request.eta
-    return max(sent, datetime.fromisoformat(eta).timestamp()) if eta else sent
+    return max(sent, moment(datetime.fromisoformat(eta))) if eta else sent
 
 
 def _seconds(span: float) -> float:

@@ -64,30 +64,36 @@ class Publisher:
         Raises:
             PublishFailed: ``transient`` when patience ran out, final when the message can never be published.
         """
+        try:
+            with self._lock:
+                self._insist(send, patience)
+        except SoftTimeLimitExceeded as error:  # while it was sent, in a pause, or while another thread was publishing
+            raise PublishFailed("the soft time limit came before the broker's confirmation", True) from error
+
+    def _insist(self, send: Callable[[Producer], object], patience: timedelta) -> None:
         deadline = time.monotonic() + patience.total_seconds()
         pause = 0.1
-        with self._lock:
-            while True:
-                try:
-                    send(self._ready())
-                    return
-                except UnsafeValue:
-                    raise
-                except SoftTimeLimitExceeded as error:
-                    self._drop()
-                    raise PublishFailed("the soft time limit came before the broker's confirmation", True) from error
-                except Exception as error:
-                    passing = self._passing(error)
-                    self._drop()
-                    if not passing:
-                        raise PublishFailed(f"the message cannot be published: {_said(error)}") from error
-                    if time.monotonic() + pause > deadline:
-                        raise PublishFailed(
-                            f"the broker did not confirm the message within {patience}: {_said(error)}",
-                            True,
-                        ) from error
-                time.sleep(pause)
-                pause = min(pause * 2, 2.0)
+        while True:
+            try:
+                send(self._ready())
+                return
+            except UnsafeValue:
+                raise
+            except SoftTimeLimitExceeded:
+                self._drop()
+                raise
+            except Exception as error:
+                passing = self._passing(error)
+                self._drop()
+                if not passing:
+                    raise PublishFailed(f"the message cannot be published: {_said(error)}") from error
+                if time.monotonic() + pause > deadline:
+                    raise PublishFailed(
+                        f"the broker did not confirm the message within {patience}: {_said(error)}",
+                        True,
+                    ) from error
+            time.sleep(pause)
+            pause = min(pause * 2, 2.0)
 
     def close(self) -> None:
         """Close the connection, if one was opened."""

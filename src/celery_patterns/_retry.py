@@ -17,6 +17,7 @@ from tenacity import RetryCallState
 from tenacity.retry import retry_base, retry_if_exception_type, retry_if_not_result, retry_if_result
 from tenacity.wait import wait_random_exponential
 
+from ._call import moment
 from ._events import emit
 from ._plan import Layer, Pattern
 from ._republish import next_attempt
@@ -109,7 +110,7 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
         if call.attempt > 1 and self._over(call, 0):
             raise self._too_late(call)
         try:
-            return proceed(call)
+            result = proceed(call)
         except Retry as asked:
             if self._over(call, _asked_wait(asked)):
                 emit(logging.WARNING, "retries_exhausted", call, error=asked.exc, limit="within")
@@ -121,8 +122,17 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
         except Exception as error:
             wait = self._wait_for(call, error)
             if wait is None:
+                self._forget_late(call)
                 raise
             raise next_attempt(call, wait, error) from error
+        self._forget_late(call)
+        return result
+
+    def _forget_late(self, call: Call) -> None:
+        """Drop what the body asked for with ``throw=False``, when it may not start any more."""
+        if call.asked is not None and self._over(call, _asked_wait(call.asked)):
+            emit(logging.WARNING, "retries_exhausted", call, error=call.asked.exc, limit="within")
+            call.asked = None
 
     def _too_late(self, call: Call) -> AttemptTooLate:
         last = (call.header.get("history") or [{}])[-1].get("error")
@@ -237,7 +247,7 @@ def _asked_wait(asked: Retry) -> float:
     options = asked.sig.options if asked.sig is not None else {}
     eta = options.get("eta")
     if isinstance(eta, datetime):
-        return eta.timestamp() - time.time()  # one without a zone is local, as for Celery
+        return moment(eta) - time.time()
     return float(options.get("countdown") or 0)
 
 

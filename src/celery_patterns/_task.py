@@ -192,6 +192,20 @@ class PatternTask(Task):  # type: ignore[misc]
                 raise
             raise unsafe from None
 
+    @classmethod
+    def refuse_limit(cls, limit: float) -> None:
+        """Refuse a time limit, of one call or of a whole worker, that the key's lease does not outlast.
+
+        Args:
+            limit: Seconds.
+
+        Raises:
+            ConfigurationError: When a second worker could start while the first one still runs.
+        """
+        for pattern in cls.plan.patterns if cls.plan is not None else ():
+            if isinstance(pattern, idempotent):
+                refuse_limit(cls.name, pattern, limit)
+
     def _given_key(self, key: Any) -> str:
         if self.plan is None or not self.plan.terms.keyed:
             raise ConfigurationError(
@@ -205,9 +219,7 @@ class PatternTask(Task):  # type: ignore[misc]
         """Refuse at the call what the worker could only bury."""
         limit = options.get("time_limit") or options.get("soft_time_limit")
         if limit:
-            for pattern in plan.patterns:
-                if isinstance(pattern, idempotent):
-                    refuse_limit(self.name, pattern, limit)
+            self.refuse_limit(limit)
         if keyed:
             return
         dump = getattr(self, "_dump_pydantic_arguments", None)

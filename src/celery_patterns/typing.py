@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol, runtime_checkable
 
@@ -54,9 +54,11 @@ class Done:
 
     Attributes:
         result: The first run's result as it was stored; None when it was not kept.
+        ours: Answered to a completion: True when it was this owner that recorded the work.
     """
 
     result: bytes | None
+    ours: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ class Store(Protocol):
             ttl: How long the record is kept from now on.
 
         Returns:
-            Done when the record is ours; otherwise what a claim would have answered: the key was lost to a later owner.
+            Done, and ``ours``, when the record is this owner's; otherwise what a claim would have answered: the key was
+            lost to a later owner.
         """
         ...
 

@@ -17,6 +17,8 @@ def open_store(store: str | Store) -> Store:
         ConfigurationError: For any other URL.
     """
     if not isinstance(store, str):
+        if isinstance(store, type):
+            raise ConfigurationError(f"expected store to be a URL or a Store, got the class {store.__name__} itself")
         if isinstance(store, Store):
             return store
         raise ConfigurationError(f"expected store to be a URL or a Store, got a {type(store).__name__}")

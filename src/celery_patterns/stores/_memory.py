@@ -81,10 +81,10 @@ class MemoryStore:
             elif record.owner != attempt.owner or record.fence != fence:
                 return self._refusal(record, attempt, fingerprint, now) or Running(timedelta(0))
             if record.state == "done":
-                return Done(record.result)
+                return Done(record.result, ours=True)
             record.state, record.fingerprint, record.result, record.starts = "done", fingerprint, result, 0
             record.expires = now + ttl.total_seconds()
-            return Done(result)
+            return Done(result, ours=True)
 
     def release(self, key: str, attempt: Attempt, fence: int, *, ended: Ended | None, ttl: timedelta) -> bool:
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import time
@@ -118,7 +119,8 @@ if held[1] == 'r' and held[2] == me and held[3] == my_fence then return record()
 if state and (owner ~= me or fence ~= my_fence) then
   return refusal(me, my_run, my_print) or 'running 0'
 end
-if state == 'd' then return done(value) end
+-- The same owner once more, whose first answer was lost: what was recorded first stays.
+if state == 'd' then return value and 'again ' .. value or 'again' end
 return record()
 """
 )
@@ -190,17 +192,23 @@ class RedisStore:
     def __init__(
         self, url: str, *, prefix: str = "celery-patterns", patience: timedelta = timedelta(seconds=2)
     ) -> None:
+        if not isinstance(prefix, str):
+            raise ConfigurationError(f"expected prefix to be a str, got {prefix!r}")
+        if not isinstance(patience, timedelta) or patience < timedelta(0):
+            raise ConfigurationError(f"expected patience to be a timedelta of 0 or more, got {patience!r}")
         self._prefix = prefix
         self._patience = patience.total_seconds()
         try:
-            self._pool = ConnectionPool.from_url(url)
-        except ValueError as error:
+            pool = ConnectionPool.from_url(url)
+            options = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0, **pool.connection_kwargs}
+            # Only redis-py's connections are used: its pool would count those that we let go.
+            self._connection = functools.partial(pool.connection_class, **{**options, "decode_responses": False})
+            self._connection()  # connects nothing, and refuses an option that it does not know
+        except (ValueError, TypeError) as error:
             raise ConfigurationError(
-                "expected the store's URL to be redis://host:port/db; redis-py cannot read it"
+                "expected the store's URL to be redis://host:port/db, with options that redis-py knows; it cannot read "
+                f"this one: {type(error).__name__}"
             ) from error
-        self._pool.connection_kwargs.setdefault("socket_timeout", 5.0)
-        self._pool.connection_kwargs.setdefault("socket_connect_timeout", 5.0)
-        self._pool.connection_kwargs["decode_responses"] = False
         self._pid, self._free = os.getpid(), deque[Any]()
 
     def claim(self, key: str, attempt: Attempt, fingerprint: str, *, lease: timedelta, ttl: timedelta) -> Answer:
@@ -230,7 +238,9 @@ class RedisStore:
             len(kept),
             *kept,
         )
-        return Done(result) if reply == b"recorded" else self._answer(reply)
+        if reply == b"recorded":
+            return Done(result, ours=True)
+        return self._answer(reply)
 
     def release(self, key: str, attempt: Attempt, fence: int, *, ended: Ended | None, ttl: timedelta) -> bool:
         how = "" if ended is None else "f" if ended.failed else "h"
@@ -256,8 +266,8 @@ class RedisStore:
             return Claimed(int(fence), int(starts))
         if word == b"running":
             return Running(timedelta(milliseconds=int(rest)))
-        if word == b"done":
-            return Done(rest if space else None)
+        if word in (b"done", b"again"):
+            return Done(rest if space else None, ours=word == b"again")
         if word == b"ended":
             return Ended(failed=rest == b"f")
         return Mismatch()
@@ -272,7 +282,7 @@ class RedisStore:
     def _command(self, *words: Any) -> Any:
         """Send one command; ask again for a lost answer, which every script allows the same owner."""
         deadline = time.monotonic() + self._patience
-        pause = 0.05
+        pause = 0.0
         while True:
             connection = self._take()
             try:
@@ -283,6 +293,7 @@ class RedisStore:
                 raise
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:
                 connection.disconnect()
+                self._free.clear()  # the others were opened to the same server, which hung up
                 if time.monotonic() + pause > deadline:
                     raise StoreUnavailable(
                         f"redis did not answer within its time-outs: {type(error).__name__}",
@@ -298,7 +309,7 @@ class RedisStore:
                 self._free.append(connection)
                 return answer
             time.sleep(pause)
-            pause = min(pause * 2, 0.5)
+            pause = min(max(pause * 2, 0.05), 0.5)
 
     def _take(self) -> Any:
         # redis-py's connection without its client: a tenth more tasks a second. As many are kept as are used at once, so
@@ -308,7 +319,7 @@ class RedisStore:
         try:
             return self._free.pop()
         except IndexError:
-            return self._pool.make_connection()
+            return self._connection()
 
 
 def _packed(words: tuple[Any, ...]) -> bytes:

@@ -28,6 +28,9 @@ class CheckPatterns(bootsteps.StartStopStep):  # type: ignore[misc]
                 raise ConfigurationError(refused)
             if isinstance(task, PatternTask) and task.plan is not None:
                 _check(worker.app, task)
+                limit = worker.time_limit or worker.soft_time_limit
+                if limit and not (task.time_limit or task.soft_time_limit):
+                    task.refuse_limit(limit)
 
 
 def _check(app: Any, task: PatternTask) -> None:
