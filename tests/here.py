@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery.app.trace import build_tracer
 
 
@@ -54,3 +58,19 @@ def run_here(
 class _Returned:
     def __init__(self, retval: Any, info: Any, runtime: Any, retstr: Any) -> None:
         self.retval, self.info = retval, info
+
+
+@contextmanager
+def soft_limit(seconds: float) -> Iterator[None]:
+    """What a pool does to a task at its soft time limit: an exception between any two of its instructions."""
+
+    def strike(_number: int, _frame: Any) -> None:
+        raise SoftTimeLimitExceeded(seconds)
+
+    before = signal.signal(signal.SIGALRM, strike)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import threading
@@ -34,7 +35,7 @@ from celery_patterns.exceptions import (
 )
 from celery_patterns.stores import MemoryStore, RedisStore
 
-from .here import run_here
+from .here import run_here, soft_limit
 from .servers import RedisServer
 from .test_retry import published
 
@@ -684,3 +685,67 @@ def test_a_key_that_contains_itself_is_refused() -> None:
         canonical(endless, where="x", floats=False)
     with pytest.raises(InvalidKey, match=r"x\[0\].a is an int of thousands of digits"):
         canonical([{"a": 10**5000}], where="x", floats=False)
+
+
+def test_a_soft_limit_after_the_work_does_not_undo_it(app: Celery, store: Switch, caplog: Any) -> None:
+    """The store is away at the completion, and the limit ends the wait for it: the task succeeds, loudly unrecorded."""
+    caplog.set_level("INFO", "celery_patterns")
+
+    def t(x: str) -> str:
+        store.down = {"complete"}
+        return f"done {x}"
+
+    with soft_limit(0.7):
+        outcome = run_here(keyed(app, t), "o-1")
+    assert (outcome.state, outcome.value) == ("SUCCESS", "done o-1")
+    (told,) = [record.msg for record in caplog.records if getattr(record.msg, "name", "") == "claim_not_recorded"]
+    assert told.fields["reason"] == "unplugged: complete"
+
+
+def test_what_asked_for_another_attempt_is_not_done(app: Celery) -> None:
+    """``self.retry(throw=False)`` and a return: the next attempt gets the key and runs, as it does without one."""
+    runs = []
+
+    @app.task(shared=False, name="t", bind=True)
+    @idempotent(key="order", ttl=DAY)
+    def t(self: Any, order: str) -> str:
+        runs.append(self.request.retries)
+        if not self.request.retries:
+            self.retry(countdown=0, throw=False)
+        return f"run {self.request.retries}"
+
+    assert run_here(t, "o-1", task_id="id-1").value == "run 0"
+    assert [message["headers"]["retries"] for message in published(app)] == [1]
+    assert run_here(t, "o-1", task_id="id-1", retries=1).value == "run 1"
+    assert runs == [0, 1]
+    assert run_here(t, "o-1").value == "run 1"
+
+
+def test_why_the_store_cannot_be_had_is_told(database: str, caplog: Any) -> None:
+    """A store that answers with a refusal: the log says what the server said, and nothing of the arguments."""
+    caplog.set_level("INFO", "celery_patterns")
+    made = Celery("refused", broker=database, backend="cache+memory://", set_as_current=False)
+    patterns.use_patterns(made)
+    patterns.use_store(made, RedisStore(database.rpartition("/")[0] + "/99999", patience=timedelta(0)))
+    with contextlib.closing(made):
+        assert run_here(keyed(made, lambda_like), "hunter2").state == "IGNORED"
+    (told,) = [record.msg for record in caplog.records if getattr(record.msg, "name", "") == "claim_postponed"]
+    assert "DB index is out of range" in told.fields["reason"]
+    assert "hunter2" not in str(told)
+
+
+def lambda_like(x: str) -> None: ...
+
+
+def test_a_sender_that_does_not_know_the_task_writes_the_header(app: Celery) -> None:
+    """As the docs say: ``send_task`` with the header is the same call as ``idempotency_key`` on the task."""
+
+    def t(x: str) -> str:
+        return patterns.current_claim().key
+
+    task = keyed(app, t)
+    app.send_task("t", ("a",), headers={"celery_patterns": {"key": "import-17"}})
+    task.apply_async(("a",), idempotency_key="import-17")
+    keys = {run_here(task, "a", headers=message["headers"]).value for message in published(app)}
+    assert len(keys) == 1
+    assert keys != {run_here(task, "a").value}

@@ -115,10 +115,14 @@ def test_twenty_flaky_tasks_sent_twice(shop: Floor) -> None:
     assert sorted(shop.traces.all("effects")) == sorted(f"o-{n}" for n in range(20))
 
 
-def test_a_frozen_holder_can_neither_complete_nor_overwrite(shop: Floor) -> None:
-    """SIGSTOP past its lease, then SIGCONT: another run has done the work, and its result is the one both callers get."""
+@pytest.mark.parametrize("same", [False, True])
+def test_a_frozen_holder_can_neither_complete_nor_overwrite(shop: Floor, same: bool) -> None:
+    """SIGSTOP past its lease, then SIGCONT: another run has done the work, and its result is the one both callers get.
+
+    The one that lost its key is told of in the log, also when both results are the same.
+    """
     first, second = shop.worker(concurrency=1), shop.worker(concurrency=1)
-    frozen = shop.task("slow_keyed").delay("o-1", flag="go", result="of the frozen")
+    frozen = shop.task("slow_keyed").delay("o-1", flag="go", result="of the other" if same else "of the frozen")
     shop.wait(lambda: shop.traces.count("starts") == 1, what="the start")
     (_, pid, fence) = shop.traces.all("starts")[0]
     os.kill(pid, signal.SIGSTOP)

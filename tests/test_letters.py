@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ from celery_patterns._letter import LETTER, read_letter
 from celery_patterns.exceptions import ConfigurationError, LetterNotFound, OutOfMemory
 from celery_patterns.stores import MemoryStore
 
-from .here import run_here
+from .here import run_here, soft_limit
 from .servers import RabbitServer, RedisServer, wait_until
 
 
@@ -519,6 +520,8 @@ def test_the_publisher_survives_a_fork(broker: str, queue: str) -> None:
         ("topic", "#.paris", "orders.eu.paris", "q-first.dead"),
         ("topic", "orders.*", "invoices.eu", "q-second.dead"),
         ("fanout", "", "whatever", "q-first.dead"),
+        ("topic", "orders.*", f"{'0.' * 27}1.orders.eu", "q-first.dead"),  # after a delayed delivery of RabbitMQ's
+        ("topic", "orders.*", f"{'0.' * 26}1.0.invoices.eu", "q-second.dead"),
     ],
 )
 def test_letters_lie_beside_the_queue_they_came_from(
@@ -534,11 +537,13 @@ def test_letters_lie_beside_the_queue_they_came_from(
     def t() -> None:
         raise ValueError("cannot do it")
 
-    delivery = {"exchange": exchange.name, "routing_key": came_by, "redelivered": False}
+    delayed = came_by.startswith("0.")
+    by = "celery_delayed_delivery" if delayed else exchange.name
+    delivery = {"exchange": by, "routing_key": came_by, "redelivered": False}
     run_here(t, headers={"delivery_info": delivery})
     (letter,) = dead_letters(app, goes_to.replace("q", queue))
     assert f"{letter.queue}.dead".replace(queue, "q") == goes_to
-    assert (letter.exchange, letter.routing_key) == (exchange.name, came_by)
+    assert (letter.exchange, letter.routing_key) == (exchange.name, came_by[2 * 28 :] if delayed else came_by)
 
 
 def test_a_reader_needs_an_app_and_a_name(app: Celery) -> None:
@@ -566,3 +571,19 @@ def test_a_failure_after_asking_for_another_attempt_is_not_the_end(app: Celery, 
     assert list(dead_letters(app, f"{queue}.dead")) == []
     assert run_here(t, task_id="id-1", retries=2).state == "FAILURE"
     assert [letter.task_id for letter in dead_letters(app, f"{queue}.dead")] == ["id-1"]
+
+
+def test_a_soft_limit_while_the_letter_waits_loses_nothing(rabbit: str, queue: str) -> None:
+    """The user's own dead-letter queue is full: the message goes back to its queue, whatever strikes meanwhile."""
+    app = Celery("full", broker=rabbit, backend="cache+memory://", set_as_current=False)
+    patterns.use_patterns(app)
+    patterns.use_store(app, MemoryStore())
+    app.conf.task_default_queue = queue
+    full = Queue(f"{queue}.dead", queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    with contextlib.closing(app), app.connection_for_write() as connection:
+        full(connection.default_channel).declare()
+        app.amqp.Producer(connection).publish("there first", routing_key=full.name, confirm_timeout=5)
+        for seconds in (1.0, 3.0):
+            with soft_limit(seconds):
+                outcome = run_here(failing(app), 1)
+            assert (outcome.state, outcome.value.requeue) == ("REJECTED", True)

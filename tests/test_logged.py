@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import logging
@@ -252,12 +253,13 @@ class Broken:
 
 ENDLESS: list[Any] = []
 ENDLESS.append(ENDLESS)
+DEEP: list[Any] = functools.reduce(lambda inner, _: [inner], range(300), [])
 
 
 @pytest.mark.parametrize(
     "value",
-    [2**70, "\ud800", Broken(), ENDLESS, {(1, 2): 3}, b"\xff", float("nan"), 10**5000],
-    ids=["2**70", "surrogate", "broken", "endless", "tuple key", "bytes", "nan", "10**5000"],
+    [2**70, "\ud800", Broken(), ENDLESS, DEEP, {(1, 2): 3}, b"\xff", float("nan"), 10**5000],
+    ids=["2**70", "surrogate", "broken", "endless", "deep", "tuple key", "bytes", "nan", "10**5000"],
 )
 def test_no_value_of_a_shown_argument_costs_the_task(app: Celery, lines: Any, value: Any) -> None:
     """What JSON has no word for is told as text, and the task is what it would have been."""

@@ -400,3 +400,40 @@ def test_an_eta_of_the_body_is_held_against_within(app: Celery, ahead: timedelta
     outcome = run_here(t)
     assert outcome.state == state
     assert len(published(app)) == (state == "RETRY")
+
+
+def test_a_naive_eta_is_utc(app: Celery, monkeypatch: Any) -> None:
+    """As for Celery, wherever the worker stands: one hour ahead is within two."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+
+        @app.task(shared=False, name="t", bind=True)
+        @retry(on=OSError, attempts=3, within=timedelta(hours=2))
+        def t(self: Any) -> None:
+            raise self.retry(
+                eta=datetime.now(timezone.utc).replace(tzinfo=None) + timedelta(hours=1), exc=OSError("busy")
+            )
+
+        assert run_here(t).state == "RETRY"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_asked_for_too_late_is_dropped(app: Celery, caplog: Any, fails: bool) -> None:
+    """With ``throw=False`` too: no attempt is published that may not start."""
+    caplog.set_level("INFO", "celery_patterns")
+
+    @app.task(shared=False, name="t", bind=True)
+    @retry(on=OSError, attempts=3, within=timedelta(seconds=5))
+    def t(self: Any) -> str:
+        self.retry(countdown=9, throw=False)
+        if fails:
+            raise ValueError("no")
+        return "done"
+
+    assert run_here(t).state == ("FAILURE" if fails else "SUCCESS")
+    assert published(app) == []
+    assert [record.msg.fields["limit"] for record in caplog.records if record.name == "celery_patterns"] == ["within"]

@@ -427,3 +427,99 @@ def test_threads_share_a_store_and_get_their_own_answers(database: str) -> None:
         thread.join(60)
     assert wrong == []
     assert 1 <= len(store._free) <= 12
+
+
+def _hang_up(url: str) -> None:
+    """End every connection of the server's but the one that says so, as its time-out or a proxy would."""
+    with redis.Redis.from_url(url, single_connection_client=True) as admin:
+        admin.client_kill_filter(_type="normal", skipme=True)
+
+
+@pytest.fixture
+def lonely() -> Any:
+    """A server of the test's own: it hangs up on everybody."""
+    server = RedisServer()
+    server.start()
+    yield server
+    server.close()
+
+
+def test_a_server_that_hangs_up_is_asked_again(lonely: RedisServer) -> None:
+    """150 times: connections that were let go are not counted by anybody."""
+    store = RedisStore(lonely.url())
+    for turn in range(150):
+        who = Attempt(f"run-{turn}", 0, f"me-{turn}")
+        assert isinstance(store.claim(f"k-{turn}", who, "fp", lease=TTL, ttl=TTL), Claimed)
+        _hang_up(lonely.url())
+    assert len(store._free) == 1
+
+
+def test_many_stale_connections_are_no_outage(lonely: RedisServer) -> None:
+    """One look at a dead connection lets the others go: the next question is asked on a new one, at once."""
+    store = RedisStore(lonely.url(), patience=timedelta(seconds=0.5))
+    ready = threading.Barrier(30)
+
+    def work(number: int) -> None:
+        connection = store._take()
+        connection.connect()
+        ready.wait(20)
+        store._free.append(connection)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(store._free) == 30
+    _hang_up(lonely.url())
+    assert isinstance(store.claim("k", Attempt("run", 0, "me"), "fp", lease=TTL, ttl=TTL), Claimed)
+    assert len(store._free) == 1
+
+
+def test_a_hundred_threads_at_once(database: str) -> None:
+    """There is no limit of ours to how many may ask at the same time."""
+    store = RedisStore(database + "?max_connections=5")
+    together, told = threading.Barrier(120), []
+
+    def work(number: int) -> None:
+        together.wait(30)
+        told.append(store.claim(f"k-{number}", Attempt(f"r-{number}", 0, f"me-{number}"), "fp", lease=TTL, ttl=TTL))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(120)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [type(answer) for answer in told] == [Claimed] * 120
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda: RedisStore("redis://localhost", patience=5), "expected patience to be a timedelta"),  # type: ignore[arg-type]
+        (lambda: RedisStore("redis://localhost", prefix=5), "expected prefix to be a str"),  # type: ignore[arg-type]
+        (lambda: RedisStore("redis://localhost?lease=4"), "with options that redis-py knows"),
+        (lambda: RedisStore("redis://:hunter2@localhost?socket_timeout=x"), "with options that redis-py knows"),
+        (lambda: open_store(RedisStore), "got the class RedisStore itself"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_store_is_refused_when_it_is_made(wrong: Any, says: str) -> None:
+    """And not at the first claim."""
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        wrong()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_who_recorded_the_work_is_told(bench: Bench) -> None:
+    """The owner, also when it asks again; nobody else, also when its result is the same."""
+    me, you = run(), run()
+    old = bench.claim(me)
+    bench.let_pass(LEASE)
+    new = bench.claim(you)
+    assert bench.complete(you, new.fence, b"1").ours
+    assert bench.complete(you, new.fence, b"1").ours
+    assert bench.complete(you, new.fence, None).ours
+    other = bench.complete(me, old.fence, b"1")
+    assert (other, other.ours) == (Done(b"1"), False)
+    later = bench.claim(run())
+    assert (later, later.ours) == (Done(b"1"), False)
