@@ -19,7 +19,7 @@ from .exceptions import TooManyCrashes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kombu import Queue
+    from kombu.entity import Queue
 
     from ._call import Call
 
@@ -138,7 +138,7 @@ def written(call: Call, error: BaseException) -> Letter:
     kind = type(error)
     info = call.request.delivery_info or {}
     exchange, key = call.came_by
-    queue = _queue_of(call)
+    queue: Any = _queue_of(call)
     replay = int(call.header.get("replay", 0))
     return Letter(
         id=digest(call.run_id, str(call.attempt), str(replay)),
