@@ -123,6 +123,7 @@ class Call:
         "args",
         "asked",
         "claim",
+        "eager",
         "header",
         "instance",
         "kwargs",
@@ -148,8 +149,9 @@ class Call:
         self.started = time.time()
         header = request.headers.get(HEADER) if request.headers else None
         self.header: Mapping[str, Any] = header if isinstance(header, dict) else _NO_HEADER
+        self.eager = bool(request.is_eager)
         # Taken before the body runs: whatever is published later is made from these.
-        self._received = None if request.is_eager else (received(args), received(kwargs))
+        self._received = None if self.eager else (received(args), received(kwargs) if kwargs else {})
 
     @property
     def task(self) -> str:
@@ -181,10 +183,6 @@ class Call:
         return self.instance.app
 
     @property
-    def eager(self) -> bool:
-        return bool(self.request.is_eager)
-
-    @property
     def redelivered(self) -> bool:
         # delivery_info only: the Redis transport's *header* of this name is copied into the next message by a retry.
         return bool((self.request.delivery_info or {}).get("redelivered"))
@@ -197,16 +195,14 @@ class Call:
     @property
     def queue(self) -> str:
         """The routing key the message came by: on the default exchange, its queue."""
-        return self.came_by[1]
+        key = str((self.request.delivery_info or _NO_HEADER).get("routing_key") or "")
+        return _DELAY.sub("", key) if key[1:2] == "." else key
 
     @property
     def came_by(self) -> tuple[str | None, str]:
         """Exchange and routing key; no exchange after one of RabbitMQ's delayed deliveries, which puts its own there."""
-        info = self.request.delivery_info or {}
-        exchange, key = info.get("exchange") or "", info.get("routing_key") or ""
-        if exchange.endswith(CELERY_DELAYED_DELIVERY_EXCHANGE):
-            return None, _DELAY.sub("", key)
-        return exchange, key
+        exchange = str((self.request.delivery_info or _NO_HEADER).get("exchange") or "")
+        return None if exchange.endswith(CELERY_DELAYED_DELIVERY_EXCHANGE) else exchange, self.queue
 
     @property
     def run_id(self) -> str:

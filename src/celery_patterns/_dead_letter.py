@@ -84,8 +84,9 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
         if call.eager:
             return proceed(call)
         try:
-            if call.redelivered and call.terms.crash_limit is not None and not call.terms.keyed:
-                _count_start(call, call.terms.crash_limit)
+            limit = call.terms.crash_limit
+            if limit is not None and not call.terms.keyed and call.redelivered:
+                _count_start(call, limit)
             return proceed(call)
         except (Retry, Ignore, Reject):
             raise

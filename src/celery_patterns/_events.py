@@ -74,8 +74,8 @@ def type_name(error: BaseException) -> str:
 
 def tell(level: int, name: str, fields: dict[str, Any]) -> None:
     """Log one event whose fields are known, and of whose level it is known that it speaks."""
-    ours = _only_handler()
-    if ours is not None and ours.level <= level < logging.WARNING:  # what is worse takes the way that all tools watch
+    ours = _only_handler() if level < logging.WARNING else None  # what is worse takes the way that all tools watch
+    if ours is not None and level >= ours.level:
         ours.write(_line(level, name, fields, datetime.now(timezone.utc)))
         return
     # Made by hand: the line of code that decided says nothing to a reader, and to look for it costs as much as the rest.
@@ -121,12 +121,12 @@ class FileLines(_Lines, logging.handlers.WatchedFileHandler):
 
 def _only_handler() -> _Lines | None:
     """Our own handler, when nobody else would see the record: to make one and to hand it on costs twice the line."""
-    if len(_root.handlers) != 1 or logger.handlers or logger.filters or not logger.propagate or logger.disabled:
+    handlers = _root.handlers
+    if len(handlers) != 1 or not isinstance(handlers[0], _Lines) or handlers[0].filters:
         return None
-    handler = _root.handlers[0]
-    if not isinstance(handler, _Lines) or handler.filters or logging.getLogRecordFactory() is not logging.LogRecord:
+    if logger.handlers or logger.filters or not logger.propagate or logger.disabled:
         return None
-    return handler
+    return handlers[0] if logging.getLogRecordFactory() is logging.LogRecord else None
 
 
 def _line(level: int, name: str, fields: dict[str, Any], moment: datetime) -> str:

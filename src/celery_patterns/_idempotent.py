@@ -15,6 +15,7 @@ from uuid import UUID
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore
+from celery.result import ResultBase
 
 from . import _codec
 from ._call import Claim
@@ -254,7 +255,9 @@ class _Run:
     def _complete(self, result: Any) -> Any:
         call = self.call
         call.settlements.remove(self._release)
-        encoded = _codec.dumps_result(call.instance.backend.prepare_value(result))
+        # A result that stands for other tasks is kept as their ids, as a result backend would.
+        kept = call.instance.backend.prepare_value(result) if isinstance(result, ResultBase) else result
+        encoded = _codec.dumps_result(kept)
         if encoded is None:
             emit(logging.WARNING, "result_not_kept", call, result_type=type(result).__qualname__)
         answer = self._record(encoded)

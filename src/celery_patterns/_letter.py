@@ -119,7 +119,7 @@ def _queue_of(call: Call) -> Queue | None:
     found = (
         [queue for queue in bound if queue.routing_key == key]
         or [queue for queue in bound if _topic_takes(str(queue.routing_key or "").split("."), words)]
-        or bound
+        or (bound if exchange is not None else [])
     )
     return found[0] if found else None
 

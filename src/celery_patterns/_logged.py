@@ -133,7 +133,8 @@ def _close(
     sent = call.header.get("sent")
     if sent is not None:
         told["queue_wait"] = _seconds(max(0.0, call.started - _due(call, sent)))
-    told.update(pattern.shown(call))
+    if pattern.names:
+        told.update(pattern.shown(call))
     tell(level, name, told)
 
 

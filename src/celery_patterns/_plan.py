@@ -270,7 +270,8 @@ class Plan:
             _settle(call, FAILED)
             raise
         else:
-            _settle(call, SUCCEEDED)
+            if call.settlements:
+                _settle(call, SUCCEEDED)
             return result
         finally:
             # The call holds its request: a cycle would keep the arguments until the garbage collector comes by.

@@ -107,7 +107,7 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
             object.__setattr__(self, name, value)
 
     def around(self, proceed: Proceed, call: Call) -> Any:
-        if call.attempt > 1 and self._over(call, 0):
+        if self.within is not None and call.attempt > 1 and self._over(call, 0):
             raise self._too_late(call)
         try:
             result = proceed(call)
@@ -122,16 +122,18 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
         except Exception as error:
             wait = self._wait_for(call, error)
             if wait is None:
-                self._forget_late(call)
+                if call.asked is not None:
+                    self._forget_late(call, call.asked)
                 raise
             raise next_attempt(call, wait, error) from error
-        self._forget_late(call)
+        if call.asked is not None:
+            self._forget_late(call, call.asked)
         return result
 
-    def _forget_late(self, call: Call) -> None:
+    def _forget_late(self, call: Call, asked: Retry) -> None:
         """Drop what the body asked for with ``throw=False``, when it may not start any more."""
-        if call.asked is not None and self._over(call, _asked_wait(call.asked)):
-            emit(logging.WARNING, "retries_exhausted", call, error=call.asked.exc, limit="within")
+        if self._over(call, _asked_wait(asked)):
+            emit(logging.WARNING, "retries_exhausted", call, error=asked.exc, limit="within")
             call.asked = None
 
     def _too_late(self, call: Call) -> AttemptTooLate:

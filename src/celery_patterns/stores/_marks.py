@@ -5,6 +5,7 @@ One string, so that every store keeps it in one field and a script can search it
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 __all__ = ["KEEP", "run_digest"]
@@ -13,6 +14,7 @@ __all__ = ["KEEP", "run_digest"]
 KEEP = 8
 
 
+@functools.lru_cache(maxsize=8)  # a run claims and then completes
 def run_digest(run_id: str) -> str:
     """Twelve hexadecimal digits that stand for a run in the record."""
     return hashlib.sha256(run_id.encode("utf-8", "surrogatepass")).hexdigest()[:12]

@@ -167,8 +167,11 @@ _SCRIPTS = {
 }
 
 
+_MILLISECOND = timedelta(milliseconds=1)
+
+
 def _ms(span: timedelta) -> int:
-    return max(1, int(span.total_seconds() * 1000))
+    return max(1, span // _MILLISECOND)
 
 
 class RedisStore:
