@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import celery
@@ -10,7 +12,7 @@ from celery import chain, chord, group
 
 from celery_patterns import dead_letters
 
-from .harness import Floor
+from .harness import Floor, floor
 
 
 @pytest.fixture
@@ -168,10 +170,9 @@ def test_reliable_task_on_a_worker(running: Floor) -> None:
     running.wait(lambda: [letter.attempt for letter in running.letters()] == [5], what="the letter")
 
 
-def test_two_quorum_features_together(rabbit: str, database: str, tmp_path: Any) -> None:
-    """On a quorum queue behind a topic exchange a retry with a fraction of a second arrives."""
-    from .harness import floor
-
+@pytest.fixture
+def quorum(rabbit: str, database: str, tmp_path: Path) -> Iterator[Floor]:
+    """A corner with a quorum queue behind a topic exchange, where RabbitMQ itself keeps what has to wait."""
     environment = {
         "FLOOR_BROKER": rabbit,
         "FLOOR_BACKEND": database,
@@ -179,8 +180,23 @@ def test_two_quorum_features_together(rabbit: str, database: str, tmp_path: Any)
         "FLOOR_TRACES": database,
         "FLOOR_QUEUE_TYPE": "quorum",
     }
-    with floor(environment, tmp_path) as shop:
-        shop.worker(concurrency=2)
-        results = [shop.task("by_hand").delay([str(n)]) for n in range(5)]
-        assert [result.get(timeout=60) for result in results] == [[str(n)] for n in range(5)]
-        assert shop.task("flaky_keyed").delay("o-1").get(timeout=60) == "done o-1"
+    with floor(environment, tmp_path) as made:
+        yield made
+
+
+def test_two_quorum_features_together(quorum: Floor) -> None:
+    """On a quorum queue behind a topic exchange a retry with a fraction of a second arrives."""
+    quorum.worker(concurrency=2)
+    results = [quorum.task("by_hand").delay([str(n)]) for n in range(5)]
+    assert [result.get(timeout=60) for result in results] == [[str(n)] for n in range(5)]
+    assert quorum.task("flaky_keyed").delay("o-1").get(timeout=60) == "done o-1"
+
+
+def test_a_letter_on_quorum_queues_knows_its_queue(quorum: Floor) -> None:
+    """After a wait, which RabbitMQ itself keeps there, the delivery names an exchange and a key of the broker's own."""
+    quorum.worker(concurrency=1)
+    with pytest.raises(ConnectionError, match="attempt 2 of o-1"):
+        quorum.task("doomed_slowly").delay("o-1").get(timeout=60)
+    (letter,) = quorum.letters()
+    assert (letter.queue, letter.routing_key, letter.attempt) == (quorum.queue, quorum.queue, 2)
+    assert [one.get(timeout=60, propagate=False) for one in dead_letters(quorum.app, quorum.dead).replay_all()] != []

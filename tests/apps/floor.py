@@ -305,6 +305,12 @@ def make_app(environment: Any = os.environ) -> Celery:
             raise ValueError("for good")
         return x * 10
 
+    @task(shared=False, name="doomed_slowly")
+    @patterns.retry(on=ConnectionError, attempts=2, wait=wait_fixed(1))
+    @patterns.dead_letter()
+    def doomed_slowly(order: str) -> None:
+        raise ConnectionError(f"attempt {patterns.current_call().attempt} of {order}")
+
     @task(shared=False, name="reliable", base=patterns.ReliableTask)
     def reliable(order: str) -> str:
         traces.add("reliable", order)
