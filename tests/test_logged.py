@@ -352,3 +352,24 @@ def test_other_listeners_get_the_record(app: Celery, lines: Any) -> None:
         "the short way and the long one write the same fields"
     )
     assert {line["level"] for line in written} == {"info"}
+
+
+def test_every_event_of_a_call_shows_what_is_named(app: Celery, caplog: Any) -> None:
+    """Its decisions too, so that all lines of one order are found by the order; an event's own field stands first."""
+    caplog.set_level("INFO", "celery_patterns")
+
+    @app.task(shared=False, name="t")
+    @retry(on=OSError, attempts=2, wait=wait_none())
+    @dead_letter("logged.dead")
+    @logged("order", "countdown")
+    def t(order: str, countdown: str, password: str) -> None:
+        raise OSError(password)
+
+    for retries in range(2):
+        run_here(t, "o-1", "mine", SECRET, retries=retries)
+    told = {event.name: event.fields for event in events(caplog)}
+    assert set(told) == {"retry_scheduled", "task_retried", "retries_exhausted", "dead_lettered", "task_failed"}
+    assert {fields["order"] for fields in told.values()} == {"o-1"}
+    assert told["retry_scheduled"]["countdown"] == 0
+    assert told["task_failed"]["countdown"] == "mine"
+    assert SECRET not in str(told)

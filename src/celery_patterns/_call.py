@@ -129,6 +129,7 @@ class Call:
         "kwargs",
         "request",
         "settlements",
+        "shown",
         "started",
         "terms",
     )
@@ -146,6 +147,8 @@ class Call:
         self.asked: Retry | None = None
         #: Run last, with how the attempt ended, after every durable copy exists.
         self.settlements: list[Callable[[str], None]] = []
+        #: The arguments that may be shown, by name.
+        self.shown: tuple[str, ...] = ()
         self.started = time.time()
         header = request.headers.get(HEADER) if request.headers else None
         self.header: Mapping[str, Any] = header if isinstance(header, dict) else _NO_HEADER
@@ -225,7 +228,7 @@ class Call:
         return float(self.header.get("started", self.started))
 
     def facts(self) -> dict[str, Any]:
-        """What every event says of the call: nothing of its arguments."""
+        """What every event says of the call: of its arguments nothing but those that ``logged`` named."""
         request, attempts = self.request, self.terms.attempts
         known: dict[str, Any] = {
             "task": self.instance.name,
@@ -235,6 +238,8 @@ class Call:
         }
         if attempts is not None:
             known["attempts"] = attempts
+        for name in self.shown:
+            known[name] = self.terms.bound.one(name, self.args, self.kwargs)
         return known
 
     def __repr__(self) -> str:

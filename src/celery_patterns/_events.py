@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     _StreamHandler = logging.StreamHandler  # Python 3.10 takes no [Any] here
 
-__all__ = ["Event", "FileLines", "StreamLines", "emit", "speaks", "tell", "type_name"]
+__all__ = ["Event", "FileLines", "StreamLines", "emit", "speaks", "type_name"]
 
 logger = logging.getLogger("celery_patterns")
 _root = logging.getLogger()
@@ -63,24 +63,19 @@ def emit(level: int, name: str, call: Call, *, error: BaseException | None = Non
     if error is not None:
         told["error.type"] = type_name(error)
     told.update(fields)
-    tell(level, name, told)
+    ours = _only_handler() if level < logging.WARNING else None  # what is worse takes the way that all tools watch
+    if ours is not None and level >= ours.level:
+        ours.write(_line(level, name, told, datetime.now(timezone.utc)))
+        return
+    # Made by hand: the line of code that decided says nothing to a reader, and to look for it costs as much as the rest.
+    record = logging.getLogRecordFactory()(logger.name, level, "", 0, Event(name, told), None, None)
+    logger.handle(record)
 
 
 def type_name(error: BaseException) -> str:
     """The error's type, with its module unless it is one of Python's own."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def tell(level: int, name: str, fields: dict[str, Any]) -> None:
-    """Log one event whose fields are known, and of whose level it is known that it speaks."""
-    ours = _only_handler() if level < logging.WARNING else None  # what is worse takes the way that all tools watch
-    if ours is not None and level >= ours.level:
-        ours.write(_line(level, name, fields, datetime.now(timezone.utc)))
-        return
-    # Made by hand: the line of code that decided says nothing to a reader, and to look for it costs as much as the rest.
-    record = logging.getLogRecordFactory()(logger.name, level, "", 0, Event(name, fields), None, None)
-    logger.handle(record)
 
 
 class _Lines(_StreamHandler):

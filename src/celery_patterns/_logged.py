@@ -16,7 +16,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from ._call import moment
 from ._codec import dumps_line
-from ._events import FileLines, StreamLines, speaks, tell, type_name
+from ._events import FileLines, StreamLines, emit, speaks
 from ._keys import argument_names
 from ._plan import Layer, Pattern
 from .exceptions import ConfigurationError
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["configure_logging", "logged"]
 
-#: The call whose body runs, and what says which of its arguments may be shown.
-_running: ContextVar[tuple[Call, logged] | None] = ContextVar("celery_patterns_running", default=None)
+#: The call whose body runs.
+_running: ContextVar[Call | None] = ContextVar("celery_patterns_running", default=None)
 
 #: The fields that an event has of itself, and those that structlog gives a line.
 RESERVED = frozenset(
@@ -53,8 +53,8 @@ class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
 
     It promises one event when an attempt is over, ``task_succeeded``, ``task_retried``, ``task_ignored``,
     ``task_rejected`` or ``task_failed``, with the task, its id and queue, the attempt, how long it ran and how long it
-    waited in the queue, and that no argument is in it unless it is named here. While the body runs, the same fields are
-    known to structlog, so that the body's own lines carry them after ``use_structlog(app)``.
+    waited in the queue, and that no argument is in an event of the call unless it is named here. While the body runs, the
+    same fields are known to structlog, so that the body's own lines carry them after ``use_structlog(app)``.
 
     It does not promise a line for an attempt whose worker was killed.
 
@@ -87,38 +87,33 @@ class logged(Pattern):  # noqa: N801 - used as a call, like every pattern
                 raise ConfigurationError(f"logged() names {name!r}, but {task}() takes ({', '.join(known)})")
 
     def around(self, proceed: Proceed, call: Call) -> Any:
-        running = _running.set((call, self))
+        call.shown = self.names
+        running = _running.set(call)
         begun = time.perf_counter()
         try:
             result = proceed(call)
         except Retry as retry:
-            _close(call, self, begun, logging.INFO, "task_retried", retry.__cause__ or retry.exc)
+            _close(call, begun, logging.INFO, "task_retried", retry.__cause__ or retry.exc)
             raise
         except Ignore:
-            _close(call, self, begun, logging.INFO, "task_ignored")
+            _close(call, begun, logging.INFO, "task_ignored")
             raise
         except Reject:
-            _close(call, self, begun, logging.WARNING, "task_rejected")
+            _close(call, begun, logging.WARNING, "task_rejected")
             raise
         except Exception as error:
-            _close(call, self, begun, logging.ERROR, "task_failed", error)
+            _close(call, begun, logging.ERROR, "task_failed", error)
             raise
         else:
-            _close(call, self, begun, logging.INFO, "task_succeeded")
+            _close(call, begun, logging.INFO, "task_succeeded")
             return result
         finally:
             # Restored, not cleared: in eager mode the context around us belongs to the caller.
             _running.reset(running)
 
-    def shown(self, call: Call) -> dict[str, Any]:
-        """The named arguments. A call with wrong ones must fail in the body, and not in its log line."""
-        one = call.terms.bound.one
-        return {name: one(name, call.args, call.kwargs) for name in self.names}
-
 
 def _close(
     call: Call,
-    pattern: logged,
     begun: float,
     level: int,
     name: str,
@@ -126,16 +121,11 @@ def _close(
 ) -> None:
     if not speaks(level):
         return
-    told = call.facts()
-    if error is not None:
-        told["error.type"] = type_name(error)
-    told["duration"] = _seconds(time.perf_counter() - begun)
+    fields = {"duration": _seconds(time.perf_counter() - begun)}
     sent = call.header.get("sent")
     if sent is not None:
-        told["queue_wait"] = _seconds(max(0.0, call.started - _due(call, sent)))
-    if pattern.names:
-        told.update(pattern.shown(call))
-    tell(level, name, told)
+        fields["queue_wait"] = _seconds(max(0.0, call.started - _due(call, sent)))
+    emit(level, name, call, error=error, **fields)
 
 
 def _due(call: Call, sent: float) -> float:
@@ -151,12 +141,8 @@ def _seconds(span: float) -> float:
 
 def _fields_of_call(_logger: Any, _method: str, event_dict: dict[str, Any]) -> dict[str, Any]:
     """Say in every line of a running body which call it belongs to."""
-    running = _running.get()
-    if running is not None:
-        call, pattern = running
-        known = {"task": call.task, "messaging.message.id": call.id, "attempt": call.attempt, **pattern.shown(call)}
-        return {**known, **event_dict}
-    return event_dict
+    call = _running.get()
+    return event_dict if call is None else {**call.facts(), **event_dict}
 
 
 def configure_logging(level: int, target: str | IO[str] | None = None) -> None:
