@@ -12,7 +12,7 @@ from celery import chain, chord, group
 
 from celery_patterns import dead_letters
 
-from .harness import Floor, floor
+from .harness import Floor, Worker, floor
 
 
 @pytest.fixture
@@ -200,3 +200,17 @@ def test_a_letter_on_quorum_queues_knows_its_queue(quorum: Floor) -> None:
     (letter,) = quorum.letters()
     assert (letter.queue, letter.routing_key, letter.attempt) == (quorum.queue, quorum.queue, 2)
     assert [one.get(timeout=60, propagate=False) for one in dead_letters(quorum.app, quorum.dead).replay_all()] != []
+
+
+def test_a_retry_stays_in_its_own_quorum_queue(quorum: Floor) -> None:
+    """After a wait too: not in the app's default queue, where nobody listens."""
+    second = f"{quorum.queue}-second"
+    at_default = quorum.worker(concurrency=1)
+    quorum.workers.append(
+        Worker(quorum.environment, second, quorum.folder / "second.log", pool="prefork", concurrency=1).wait_ready()
+    )
+    assert at_default.stop() == 0
+    with pytest.raises(ConnectionError, match="attempt 2 of o-1"):
+        quorum.task("doomed_slowly").apply_async(("o-1",), queue=second).get(timeout=60)
+    (letter,) = dead_letters(quorum.app, f"{second}.dead")
+    assert (letter.queue, letter.attempt) == (second, 2)

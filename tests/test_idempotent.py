@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery.exceptions import Ignore
 from hypothesis import given, settings
@@ -749,3 +750,52 @@ def test_a_sender_that_does_not_know_the_task_writes_the_header(app: Celery) -> 
     keys = {run_here(task, "a", headers=message["headers"]).value for message in published(app)}
     assert len(keys) == 1
     assert keys != {run_here(task, "a").value}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", ["claim", "complete", "release"])
+def test_a_soft_limit_in_a_step_leaves_no_key_held(app: Celery, step: str, when: str) -> None:
+    """It strikes while the store is asked, before or after the store has heard: the next call need not wait."""
+
+    class Struck(MemoryStore):
+        strikes = 1
+
+        def _strike(self, name: str, method: Any, *args: Any, **kwargs: Any) -> Any:
+            now = name == step and self.strikes
+            if now and when == "before":
+                self.strikes = 0
+                raise SoftTimeLimitExceeded
+            answer = method(*args, **kwargs)
+            if now:
+                self.strikes = 0
+                raise SoftTimeLimitExceeded
+            return answer
+
+        def claim(self, *args: Any, **kwargs: Any) -> Any:
+            return self._strike("claim", super().claim, *args, **kwargs)
+
+        def complete(self, *args: Any, **kwargs: Any) -> Any:
+            return self._strike("complete", super().complete, *args, **kwargs)
+
+        def release(self, *args: Any, **kwargs: Any) -> Any:
+            return self._strike("release", super().release, *args, **kwargs)
+
+    patterns.use_store(app, Struck())
+    fails = [step == "release"]
+    runs = []
+
+    def t(x: str) -> str:
+        runs.append(x)
+        if fails and fails.pop():
+            raise ValueError("the first time")
+        return f"done {x}"
+
+    task = keyed(app, t)
+    first = run_here(task, "o-1")
+    if step == "complete":
+        assert (first.state, first.value) == ("SUCCESS", "done o-1")
+    else:
+        assert first.state == "FAILURE"
+        assert isinstance(first.value, SoftTimeLimitExceeded if step == "claim" else ValueError)
+    assert run_here(task, "o-1").value == "done o-1"
+    assert len(runs) == (2 if step == "release" else 1)

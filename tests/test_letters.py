@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.exceptions import Ignore, Reject
-from kombu import Exchange, Queue
+from kombu import Exchange, Queue, binding
 from tenacity import wait_none
 
 import celery_patterns as patterns
 from celery_patterns import _publish as publish_module
 from celery_patterns import dead_letter, dead_letters, idempotent, retry, task_dead_lettered
 from celery_patterns._call import HEADER
+from celery_patterns._equipment import equipment_of
 from celery_patterns._letter import LETTER, read_letter
 from celery_patterns.exceptions import ConfigurationError, LetterNotFound, OutOfMemory
 from celery_patterns.stores import MemoryStore
@@ -591,3 +592,49 @@ def test_a_soft_limit_while_the_letter_waits_loses_nothing(rabbit: str, queue: s
             with soft_limit(seconds):
                 outcome = run_here(failing(app), 1)
             assert (outcome.state, outcome.value.requeue) == ("REJECTED", True)
+
+
+def test_a_queue_with_several_bindings_is_found(app: Celery, queue: str) -> None:
+    """And a neighbour on the same direct exchange is not taken for it."""
+    exchange = Exchange(f"{queue}-x", type="direct")
+    both = [binding(exchange, routing_key="orders.v1"), binding(exchange, routing_key="orders.v2")]
+    app.amqp.queues.select_add(Queue(f"{queue}-emails", exchange, routing_key="emails"))
+    app.amqp.queues.add(Queue(f"{queue}-orders", bindings=both))
+
+    @app.task(shared=False, name="t")
+    @dead_letter()
+    def t() -> None:
+        raise ValueError("cannot do it")
+
+    for key, lies in (("orders.v2", "orders"), ("emails", "emails")):
+        run_here(t, headers={"delivery_info": {"exchange": exchange.name, "routing_key": key, "redelivered": False}})
+        assert [letter.queue for letter in dead_letters(app, f"{queue}-{lies}.dead")] == [f"{queue}-{lies}"]
+
+
+def test_a_letter_that_cannot_be_made_sends_the_message_back(app: Celery, caplog: Any, monkeypatch: Any) -> None:
+    """Loudly, and after a pause: it is not lost, whatever is wrong with it."""
+    monkeypatch.setattr("celery_patterns._dead_letter.REFUSED_PAUSE", 0.01)
+    monkeypatch.setattr("celery_patterns._dead_letter.letter_message", lambda *_: 1 / 0)
+    caplog.set_level("INFO", "celery_patterns")
+    outcome = run_here(failing(app), 1)
+    assert (outcome.state, outcome.value.requeue) == ("REJECTED", True)
+    found = [record.msg for record in caplog.records if record.name == "celery_patterns"]
+    (told,) = [event.fields for event in found if event.name == "dead_letter_not_published"]
+    assert (told["error.type"], told["requeued"]) == ("ZeroDivisionError", True)
+
+
+def test_a_connection_that_was_interrupted_confirms_nothing(app: Celery) -> None:
+    """A pool's own time limit, which is no Exception, between message and confirmation: the next one has its own."""
+    publisher = equipment_of(app).publisher
+
+    class PoolsLimit(BaseException):
+        pass
+
+    def interrupted(producer: Any) -> None:
+        raise PoolsLimit
+
+    publisher.publish(lambda _: None)
+    assert publisher._connection is not None
+    with pytest.raises(PoolsLimit):
+        publisher.publish(interrupted)
+    assert publisher._connection is None

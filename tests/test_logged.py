@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from tenacity import wait_none
 import celery_patterns as patterns
 from celery_patterns import dead_letter, idempotent, logged, retry
 from celery_patterns._call import HEADER
-from celery_patterns._events import Event, StreamLines
+from celery_patterns._events import Event, FileLines, StreamLines
 from celery_patterns._logged import RESERVED, configure_logging
 from celery_patterns.exceptions import ConfigurationError
 from celery_patterns.stores import MemoryStore
@@ -373,3 +374,50 @@ def test_every_event_of_a_call_shows_what_is_named(app: Celery, caplog: Any) -> 
     assert told["retry_scheduled"]["countdown"] == 0
     assert told["task_failed"]["countdown"] == "mine"
     assert SECRET not in str(told)
+
+
+@pytest.mark.parametrize("eta", ["2026-01-31T12:00:00Z", "2026-01-31T12:00:00.5+01:00", "no time at all"])
+def test_an_eta_of_any_spelling_costs_no_task(app: Celery, caplog: Any, eta: str) -> None:
+    """Another sender's text: read as Celery reads it, and left out when it is none."""
+    caplog.set_level("INFO", "celery_patterns")
+
+    @app.task(shared=False, name="t")
+    @logged()
+    def t() -> str:
+        return "done"
+
+    assert run_here(t, headers={"eta": eta, HEADER: {"sent": time.time() - 5}}).value == "done"
+    (event,) = events(caplog)
+    assert 5 <= event.fields["queue_wait"] < 9
+
+
+def test_a_log_file_that_cannot_be_opened_for_a_while(app: Celery, tmp_path: Path) -> None:
+    """Its folder goes away under the worker: tasks go on, and the lines too, once it is back."""
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    folder, away = tmp_path / "logs", tmp_path / "away"
+    folder.mkdir()
+    configure_logging(logging.INFO, str(folder / "worker.log"))
+    try:
+        root.handlers[:] = [handler for handler in root.handlers if isinstance(handler, FileLines)]
+
+        @app.task(shared=False, name="t")
+        @logged()
+        def t(fails: bool = False) -> str:
+            if fails:
+                raise ValueError
+            return "done"
+
+        assert run_here(t).value == "done"
+        folder.rename(away)
+        for _ in range(2):
+            assert run_here(t).value == "done"
+            assert isinstance(run_here(t, True).value, ValueError)
+        folder.mkdir()
+        assert run_here(t).value == "done"
+        told = [json.loads(line)["event"] for line in (folder / "worker.log").read_text().splitlines()]
+        assert told.count("task_succeeded") == 1
+    finally:
+        root.handlers[:], level = before
+        root.setLevel(level)
+        structlog.reset_defaults()

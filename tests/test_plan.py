@@ -574,7 +574,7 @@ def test_a_pattern_without_its_arguments_says_so(pattern: Any) -> None:
 @pytest.mark.parametrize("adopt", [patterns.use_patterns, patterns.use_strict_json, patterns.use_structlog])
 def test_only_an_app_can_be_equipped(adopt: Any) -> None:
     """A name, which Celery takes in other places, is no app."""
-    with pytest.raises(ConfigurationError, match=rf"{adopt.__name__}\(\) takes your Celery app.*got 'proj'"):
+    with pytest.raises(ConfigurationError, match=rf"{adopt.__name__}\(\) takes your Celery app.*got a str"):
         adopt("proj")
     with pytest.raises(ConfigurationError, match="takes your Celery app"):
         patterns.equip("proj", store="redis://localhost")  # type: ignore[arg-type]

@@ -437,3 +437,17 @@ def test_what_was_asked_for_too_late_is_dropped(app: Celery, caplog: Any, fails:
     assert run_here(t).state == ("FAILURE" if fails else "SUCCESS")
     assert published(app) == []
     assert [record.msg.fields["limit"] for record in caplog.records if record.name == "celery_patterns"] == ["within"]
+
+
+@pytest.mark.parametrize("leaves", [Ignore(), Reject("no", requeue=False), Reject("again", requeue=True)])
+def test_asking_and_then_leaving_passes_untouched(app: Celery, leaves: Exception) -> None:
+    """``self.retry(throw=False)`` and then ``Ignore`` or ``Reject``: the attempt is published, and the way out is the body's."""
+
+    @app.task(shared=False, name="t", bind=True)
+    @retry(on=OSError, attempts=3)
+    def t(self: Any) -> None:
+        self.retry(throw=False, countdown=0)
+        raise leaves
+
+    assert run_here(t).state == ("IGNORED" if isinstance(leaves, Ignore) else "REJECTED")
+    assert [message["headers"]["retries"] for message in published(app)] == [1]

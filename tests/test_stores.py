@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -523,3 +524,20 @@ def test_who_recorded_the_work_is_told(bench: Bench) -> None:
     assert (other, other.ours) == (Done(b"1"), False)
     later = bench.claim(run())
     assert (later, later.ours) == (Done(b"1"), False)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis:/:hunter2@localhost/1",
+        "hunter2@localhost",
+        "redis://:hunter2/x@h:6379/0",
+        "redis://:hunter2@localhost?protocol=5",
+        "rediss://:hunter2@localhost?ssl_cert_reqs=zzz",
+    ],
+)
+def test_no_wrong_url_is_shown(url: str) -> None:
+    """Not in the message, and not in an error behind it."""
+    with pytest.raises(ConfigurationError) as caught:
+        open_store(url)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))

@@ -254,7 +254,8 @@ def current_call() -> Call:
     """The running attempt: its ``task``, ``id``, ``attempt``, ``attempts`` and ``is_last``.
 
     Raises:
-        NotInTask: Outside of a task that wears a pattern, and in a direct call of one.
+        NotInTask: Outside of a task that wears a pattern, in a direct call of one, and when the attempt is over, as in a
+            task's ``on_success``.
     """
     request = current_task.request if current_task else None
     call = request.__dict__.get(MARK) if request is not None else None

@@ -102,25 +102,30 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
             raise
 
     def _bury(self, call: Call, error: Exception) -> None:
-        letter = written(call, error)
-        queue = self.queue or f"{letter.queue}.dead"
-        message = letter_message(call, letter)
+        queue = self.queue
+        try:
+            letter = written(call, error)
+            queue = queue or f"{letter.queue}.dead"
+            self._publish(call, queue, letter_message(call, letter))
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as trouble:  # noqa: BLE001 - whatever stopped it, the message must not be lost
+            emit(logging.CRITICAL, "dead_letter_not_published", call, error=trouble, queue=queue, requeued=call.late)
+            if not call.late:
+                return  # acknowledged long ago: the failure and this line are all that can be left of it
+            if not (isinstance(trouble, PublishFailed) and trouble.transient):
+                time.sleep(REFUSED_PAUSE)  # what is refused for good must not make the body run in a hot loop
+            raise _back_to_its_queue() from None
+        emit(logging.ERROR, "dead_lettered", call, error=error, queue=queue, reason=letter.reason, letter=letter.id)
+        task_dead_lettered.send(sender=call.instance, letter=letter)
 
+    @staticmethod
+    def _publish(call: Call, queue: str, message: dict[str, Any]) -> None:
         def send(producer: Any) -> None:
             ensure_queue(call.app, producer.connection, queue)
             producer.publish(exchange="", routing_key=queue, **message, **CONFIRM)
 
-        try:
-            equipment_of(call.app).publisher.publish(send)
-        except PublishFailed as trouble:
-            emit(logging.CRITICAL, "dead_letter_not_published", call, error=trouble, queue=queue, requeued=call.late)
-            if not call.late:
-                return  # acknowledged long ago: the failure and this line are all that can be left of it
-            if not trouble.transient:
-                time.sleep(REFUSED_PAUSE)  # a queue that refuses for good must not make the body run in a hot loop
-            raise _back_to_its_queue() from None
-        emit(logging.ERROR, "dead_lettered", call, error=error, queue=queue, reason=letter.reason, letter=letter.id)
-        task_dead_lettered.send(sender=call.instance, letter=letter)
+        equipment_of(call.app).publisher.publish(send)
 
 
 def _back_to_its_queue() -> Reject:

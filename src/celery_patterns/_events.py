@@ -110,8 +110,17 @@ class FileLines(_Lines, logging.handlers.WatchedFileHandler):
     """Lines to a file."""
 
     def ready(self) -> None:
-        """Open the file anew when it was rotated."""
+        """Open the file anew when it was rotated, and when that did not succeed the last time."""
         self.reopenIfNeeded()
+        if self.stream is None:
+            self.stream = self._open()
+            self._statstream()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # logging opens the file outside of its own guard
+            self.handleError(record)
 
 
 def _only_handler() -> _Lines | None:

@@ -100,4 +100,6 @@ def expect_app(app: object, where: str) -> None:
         ConfigurationError: Naming the function that was called.
     """
     if not isinstance(app, Celery):  # a proxy of an app passes for one
-        raise ConfigurationError(f"{where} takes your Celery app, for example app = Celery(…); got {app!r}")
+        raise ConfigurationError(
+            f"{where} takes your Celery app, for example app = Celery(…); got a {type(app).__name__}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import random
@@ -219,6 +220,9 @@ class _Run:
             if isinstance(answer, Ended) and answer.failed and self._is_sent_anew():
                 self.attempt = replace(self.attempt, run_id=f"{self.attempt.run_id}/{self.attempt.owner}")
                 answer = self._ask()
+        except SoftTimeLimitExceeded:
+            self._let_go()
+            raise
         except StoreUnavailable as error:
             emit(logging.WARNING, "claim_postponed", self.call, error=error, reason=str(error))
             return self._wait(LONGEST_WAIT, error)
@@ -228,7 +232,17 @@ class _Run:
 
     def _ask(self) -> Answer:
         pattern = self.pattern
-        return self.store.claim(self.key, self.attempt, self.fingerprint, lease=pattern.lease, ttl=pattern.ttl)
+        answer = self.store.claim(self.key, self.attempt, self.fingerprint, lease=pattern.lease, ttl=pattern.ttl)
+        if isinstance(answer, Claimed):
+            self.fence = answer.fence
+            self.call.settlements.append(self._release)
+        return answer
+
+    def _let_go(self) -> None:
+        """The soft time limit struck while the key was asked for: it may be ours, and is asked for again to know."""
+        if not self.call.settlements:
+            with contextlib.suppress(StoreUnavailable):  # then the lease ends it
+                self._ask()
 
     def _is_sent_anew(self) -> bool:
         """A first attempt that is no redelivery, of a task id that has failed: somebody chose the id, and sent it again."""
@@ -237,9 +251,7 @@ class _Run:
 
     def _hold(self, claimed: Claimed, proceed: Proceed) -> Any:
         call = self.call
-        self.fence = claimed.fence
         call.claim = Claim(self.key, claimed.fence, self.pattern.lease.total_seconds())
-        call.settlements.append(self._release)
         limit = call.terms.crash_limit
         if limit is not None and claimed.starts > limit:
             raise TooManyCrashes(
@@ -254,18 +266,26 @@ class _Run:
 
     def _complete(self, result: Any) -> Any:
         call = self.call
-        call.settlements.remove(self._release)
-        # A result that stands for other tasks is kept as their ids, as a result backend would.
-        kept = call.instance.backend.prepare_value(result) if isinstance(result, ResultBase) else result
-        encoded = _codec.dumps_result(kept)
-        if encoded is None:
-            emit(logging.WARNING, "result_not_kept", call, result_type=type(result).__qualname__)
+        try:
+            encoded = self._encoded(result)
+        except SoftTimeLimitExceeded:  # it strikes once, and the work is done
+            encoded = self._encoded(result)
         answer = self._record(encoded)
+        call.settlements.remove(self._release)
         if answer is None or (isinstance(answer, Done) and answer.ours):
             return result
         # Somebody else holds the key by now, so this result is not the key's.
         emit(logging.ERROR, "claim_lost", call, fence=self.fence)
         return self._follow(answer)
+
+    def _encoded(self, result: Any) -> bytes | None:
+        call = self.call
+        # A result that stands for other tasks is kept as their ids, as a result backend would.
+        kept = call.instance.backend.prepare_value(result) if isinstance(result, ResultBase) else result
+        encoded = _codec.dumps_result(kept)
+        if encoded is None:
+            emit(logging.WARNING, "result_not_kept", call, result_type=type(result).__qualname__)
+        return encoded
 
     def _record(self, encoded: bytes | None) -> Answer | None:
         """Write that the work is done, as long as the key is ours; None when the store stayed away.

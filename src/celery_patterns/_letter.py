@@ -13,13 +13,11 @@ from kombu import serialization
 from ._call import HEADER
 from ._codec import text_of
 from ._keys import digest
-from ._republish import carried_headers, message_serializer
+from ._republish import carried_headers, message_serializer, queue_of
 from .exceptions import TooManyCrashes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from kombu.entity import Queue
 
     from ._call import Call
 
@@ -103,42 +101,12 @@ class Letter:
     replay: int = 0
 
 
-def _queue_of(call: Call) -> Queue | None:
-    """The queue, if it is known: a delivery tells its exchange and routing key only.
-
-    Among the queues that are bound to the exchange, those that this worker consumes first: the one with this very key,
-    else one whose topic takes it, else any, since a fanout looks at no key.
-    """
-    exchange, key = call.came_by
-    if exchange == "":
-        return None  # the default exchange's keys are names of queues
-    queues = call.app.amqp.queues
-    known = (*queues.consume_from.values(), *queues.values())
-    bound = [queue for queue in known if exchange in (queue.exchange.name, None)]
-    words = key.split(".")
-    found = (
-        [queue for queue in bound if queue.routing_key == key]
-        or [queue for queue in bound if _topic_takes(str(queue.routing_key or "").split("."), words)]
-        or (bound if exchange is not None else [])
-    )
-    return found[0] if found else None
-
-
-def _topic_takes(topic: list[str], words: list[str]) -> bool:
-    """AMQP's topics: ``*`` is one word, ``#`` any number of them."""
-    if not topic:
-        return not words
-    if topic[0] == "#":
-        return any(_topic_takes(topic[1:], words[skipped:]) for skipped in range(len(words) + 1))
-    return bool(words) and topic[0] in ("*", words[0]) and _topic_takes(topic[1:], words[1:])
-
-
 def written(call: Call, error: BaseException) -> Letter:
     """The letter of a call that died of ``error``."""
     kind = type(error)
     info = call.request.delivery_info or {}
     exchange, key = call.came_by
-    queue: Any = _queue_of(call)
+    queue: Any = queue_of(call)
     replay = int(call.header.get("replay", 0))
     return Letter(
         id=digest(call.run_id, str(call.attempt), str(replay)),

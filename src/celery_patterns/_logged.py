@@ -8,11 +8,11 @@ import sys
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import structlog
 from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.time import maybe_iso8601
 
 from ._call import moment
 from ._codec import dumps_line
@@ -131,7 +131,10 @@ def _close(
 def _due(call: Call, sent: float) -> float:
     """When the task could have started, by its sender's clock: when it was sent, or later when it had to wait."""
     eta = call.request.eta
-    return max(sent, moment(datetime.fromisoformat(eta))) if eta else sent
+    try:
+        return max(sent, moment(maybe_iso8601(eta))) if eta else sent
+    except (TypeError, ValueError):  # somebody else's text, which the worker could not read either
+        return sent
 
 
 def _seconds(span: float) -> float:

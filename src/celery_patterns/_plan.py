@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery.app.task import Task
 from celery.exceptions import Ignore, Reject, Retry
 from celery.local import PromiseProxy, Proxy
@@ -292,4 +293,7 @@ class Plan:
 
 def _settle(call: Call, outcome: str) -> None:
     for settle in call.settlements:
-        settle(outcome)
+        try:
+            settle(outcome)
+        except SoftTimeLimitExceeded:  # noqa: PERF203 - strikes once, and must not change how the attempt ended
+            settle(outcome)  # which can be repeated without harm

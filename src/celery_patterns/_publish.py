@@ -79,12 +79,11 @@ class Publisher:
                 return
             except UnsafeValue:
                 raise
-            except SoftTimeLimitExceeded:
-                self._drop()
-                raise
             except Exception as error:
                 passing = self._passing(error)
                 self._drop()
+                if isinstance(error, SoftTimeLimitExceeded):
+                    raise
                 if not passing:
                     raise PublishFailed(f"the message cannot be published: {_said(error)}") from error
                 if time.monotonic() + pause > deadline:
@@ -92,6 +91,10 @@ class Publisher:
                         f"the broker did not confirm the message within {patience}: {_said(error)}",
                         True,
                     ) from error
+            except BaseException:
+                # A pool's time limit between message and confirmation, which must not confirm the next message.
+                self._drop()
+                raise
             time.sleep(pause)
             pause = min(pause * 2, 2.0)
 

@@ -6,13 +6,14 @@ and both are made from the arguments as they were received.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 from kombu import serialization
 from kombu.exceptions import EncodeError, SerializerNotInstalled
 from kombu.serialization import registry
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from celery.canvas import Signature
+    from kombu.entity import Queue
 
     from ._call import Call, Proceed
 
@@ -36,6 +38,7 @@ __all__ = [
     "message_serializer",
     "next_attempt",
     "publish_asked",
+    "queue_of",
     "send_waiting_copy",
     "whole_seconds",
 ]
@@ -65,6 +68,46 @@ def carried_headers(call: Call, extra: Mapping[str, Any] | None = None, **ours: 
     }
     headers[HEADER] = {**call.header, **ours}
     return headers
+
+
+def queue_of(call: Call) -> Queue | None:
+    """The queue that the call came from, if it is known: a delivery tells its exchange and routing key only.
+
+    Those that this worker consumes are looked at first. None after the default exchange, whose keys are names of queues.
+    """
+    exchange, key = call.came_by
+    if exchange == "":
+        return None
+    queues = call.app.amqp.queues
+    known = (*queues.consume_from.values(), *queues.values())
+    for takes in (_by_its_key, _by_a_pattern):
+        for queue in known:
+            bindings = (
+                (queue.exchange, queue.routing_key),
+                *((b.exchange, b.routing_key) for b in queue.bindings or ()),
+            )
+            if any(one and exchange in (one.name, None) and takes(one.type, bound, key) for one, bound in bindings):
+                return queue
+    return None
+
+
+def _by_its_key(_kind: str, bound: str | None, key: str) -> bool:
+    return (bound or "") == key
+
+
+def _by_a_pattern(kind: str, bound: str | None, key: str) -> bool:
+    if kind == "topic":
+        return _topic_takes((bound or "").split("."), key.split("."))
+    return kind in ("fanout", "headers")
+
+
+def _topic_takes(topic: list[str], words: list[str]) -> bool:
+    """AMQP's topics: ``*`` is one word, ``#`` any number of them."""
+    if not topic:
+        return not words
+    if topic[0] == "#":
+        return any(_topic_takes(topic[1:], words[skipped:]) for skipped in range(len(words) + 1))
+    return bool(words) and topic[0] in ("*", words[0]) and _topic_takes(topic[1:], words[1:])
 
 
 def message_serializer(call: Call) -> str:
@@ -112,6 +155,10 @@ def publish_asked(proceed: Proceed, call: Call) -> Any:
                 continue
             _send_next(call, retry)
             raise
+        except (Ignore, Reject):
+            if call.asked is not None and not call.eager:
+                _send_next(call, call.asked)
+            raise
         except Exception as error:
             if call.asked is None or call.eager:
                 raise
@@ -158,7 +205,7 @@ def _not_sent(call: Call, cause: BaseException | None, error: Exception) -> None
     emit(logging.CRITICAL, "retry_not_published", call, error=error, requeued=back)
     if back:
         raise Reject("the next attempt could not be published; the message goes back to its queue", requeue=True)
-    raise cause if isinstance(cause, Exception) and not isinstance(cause, Retry) else error
+    raise cause if isinstance(cause, Exception) and not isinstance(cause, TaskPredicate) else error
 
 
 def _remembered(call: Call, cause: BaseException | None) -> dict[str, Any]:
@@ -204,6 +251,13 @@ def _send(call: Call, signature: Signature, ours: Mapping[str, Any]) -> None:
     options = signature.options
     options["headers"] = carried_headers(call, options.get("headers"), **ours)
     options.pop("redelivered", None)
+    queue = queue_of(call)
+    if queue is not None and "queue" not in options:
+        # By exchange and key alone, Celery would take a delayed delivery of RabbitMQ's to the app's default queue.
+        options["queue"] = same = copy.copy(queue)
+        same.routing_key = call.queue
+        for name in ("exchange", "routing_key", "exchange_type"):
+            options.pop(name, None)
     if options.get("countdown") is not None:
         options["countdown"] = whole_seconds(options["countdown"])
     if tuple(signature.args) == call.received_args and signature.kwargs == call.received_kwargs:

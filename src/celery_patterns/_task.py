@@ -218,7 +218,7 @@ class PatternTask(Task):  # type: ignore[misc]
     def _check_call(self, plan: Plan, args: Any, kwargs: Any, options: dict[str, Any], *, keyed: bool) -> None:
         """Refuse at the call what the worker could only bury."""
         limit = options.get("time_limit") or options.get("soft_time_limit")
-        if limit:
+        if isinstance(limit, int | float):
             self.refuse_limit(limit)
         if keyed:
             return

@@ -12,6 +12,7 @@ from typing import Any
 import redis
 from celery import Celery
 from celery.exceptions import Ignore, Reject
+from kombu import Exchange, Queue
 from tenacity import wait_fixed, wait_none
 
 import celery_patterns as patterns
@@ -119,6 +120,10 @@ def make_app(environment: Any = os.environ) -> Celery:
         app.conf.task_default_queue_type = environment["FLOOR_QUEUE_TYPE"]
         app.conf.task_default_exchange_type = "topic"
         app.conf.worker_detect_quorum_queues = True
+        app.conf.task_queues = [
+            Queue(name, Exchange(name, type="topic"), routing_key=name, queue_arguments={"x-queue-type": "quorum"})
+            for name in (f"q-{namespace}", f"q-{namespace}-second")
+        ]
     if broker.startswith("redis"):
         app.conf.broker_transport_options = {
             "visibility_timeout": float(environment.get("FLOOR_VISIBILITY", "3600")),

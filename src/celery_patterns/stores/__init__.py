@@ -22,8 +22,9 @@ def open_store(store: str | Store) -> Store:
         if isinstance(store, Store):
             return store
         raise ConfigurationError(f"expected store to be a URL or a Store, got a {type(store).__name__}")
-    scheme = store.partition("://")[0]
-    if scheme in ("redis", "rediss", "unix"):
+    scheme, is_url, _ = store.partition("://")
+    if is_url and scheme in ("redis", "rediss", "unix"):
         return RedisStore(store)
     # Only the scheme is shown: the rest may hold a password.
-    raise ConfigurationError(f"expected store to be a redis://, rediss:// or unix:// URL, got one of scheme {scheme!r}")
+    got = f"one of scheme {scheme!r}" if is_url else "one without ://"
+    raise ConfigurationError(f"expected store to be a redis://, rediss:// or unix:// URL, got {got}")

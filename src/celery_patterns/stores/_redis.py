@@ -207,11 +207,11 @@ class RedisStore:
             # Only redis-py's connections are used: its pool would count those that we let go.
             self._connection = functools.partial(pool.connection_class, **{**options, "decode_responses": False})
             self._connection()  # connects nothing, and refuses an option that it does not know
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RedisError) as error:
             raise ConfigurationError(
                 "expected the store's URL to be redis://host:port/db, with options that redis-py knows; it cannot read "
                 f"this one: {type(error).__name__}"
-            ) from error
+            ) from None  # its text may quote a part of the password
         self._pid, self._free = os.getpid(), deque[Any]()
 
     def claim(self, key: str, attempt: Attempt, fingerprint: str, *, lease: timedelta, ttl: timedelta) -> Answer:
@@ -318,7 +318,7 @@ class RedisStore:
         # redis-py's connection without its client: a tenth more tasks a second. As many are kept as are used at once, so
         # threads and greenlets share them. A forked child must not speak on its parent's sockets.
         if self._pid != os.getpid():
-            self._pid, self._free = os.getpid(), deque()
+            self._free, self._pid = deque(), os.getpid()  # in this order: another thread looks at the id first
         try:
             return self._free.pop()
         except IndexError:
