@@ -638,3 +638,26 @@ def test_a_connection_that_was_interrupted_confirms_nothing(app: Celery) -> None
     with pytest.raises(PoolsLimit):
         publisher.publish(interrupted)
     assert publisher._connection is None
+
+
+@pytest.mark.parametrize("kind", ["direct", "topic"])
+def test_a_replay_goes_back_behind_its_exchange(app: Celery, queue: str, kind: str) -> None:
+    """To the queue that the message came from, on both brokers."""
+    exchange = Exchange(f"{queue}-x", type=kind)
+    orders = Queue(f"{queue}-orders", exchange, routing_key="orders.eu" if kind == "direct" else "orders.#")
+    app.amqp.queues.add(orders)
+    with app.connection_for_write() as connection:
+        orders(connection.default_channel).declare()
+
+    @app.task(shared=False, name="t")
+    @dead_letter()
+    def t() -> None:
+        raise ValueError("cannot do it")
+
+    run_here(
+        t, headers={"delivery_info": {"exchange": exchange.name, "routing_key": "orders.eu", "redelivered": False}}
+    )
+    letters = dead_letters(app, f"{orders.name}.dead")
+    assert len(letters.replay_all()) == 1
+    assert [message.headers["task"] for message in messages(app, orders.name)] == ["t"]
+    assert len(letters) == 0

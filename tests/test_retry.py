@@ -14,6 +14,7 @@ import tenacity
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject
+from kombu import Exchange, Queue
 from kombu.utils.encoding import bytes_to_str
 
 import celery_patterns as patterns
@@ -451,3 +452,39 @@ def test_asking_and_then_leaving_passes_untouched(app: Celery, leaves: Exception
 
     assert run_here(t).state == ("IGNORED" if isinstance(leaves, Ignore) else "REJECTED")
     assert [message["headers"]["retries"] for message in published(app)] == [1]
+
+
+def test_a_retry_goes_back_to_its_queue_and_leaves_that_as_it_was(app: Celery) -> None:
+    """By the key it came by, without a declaration: a user's queue gets no binding from us."""
+    exchange = Exchange("shop", type="topic")
+    orders = Queue("orders", exchange, routing_key="orders.#")
+    app.amqp.queues.add(orders)
+    with app.connection_for_write() as connection:
+        orders(connection.default_channel).declare()
+        client = connection.default_channel.client
+        bound = client.smembers("_kombu.binding.shop")
+
+        @app.task(shared=False, name="t")
+        @retry(on=OSError, attempts=2, wait=NONE)
+        def t() -> None:
+            raise OSError("busy")
+
+        run_here(t, headers={"delivery_info": {"exchange": "shop", "routing_key": "orders.eu", "redelivered": False}})
+        assert client.smembers("_kombu.binding.shop") == bound
+    (message,) = published(app, "orders")
+    came_by = message["properties"]["delivery_info"]
+    assert (came_by["exchange"], came_by["routing_key"]) == ("shop", "orders.eu")
+    assert published(app) == []
+
+
+def test_a_body_may_send_its_retry_to_another_queue(app: Celery) -> None:
+    """``self.retry(queue=…)``: there, made when it is missing, as in Celery."""
+    app.amqp.queues.add(Queue("orders", Exchange("shop", type="topic"), routing_key="orders.#"))
+
+    @app.task(shared=False, name="t", bind=True)
+    @retry(on=OSError, attempts=2)
+    def t(self: Any) -> None:
+        raise self.retry(queue="elsewhere", countdown=0)
+
+    run_here(t, headers={"delivery_info": {"exchange": "shop", "routing_key": "orders.eu", "redelivered": False}})
+    assert [message["headers"]["retries"] for message in published(app, "elsewhere")] == [1]

@@ -160,11 +160,16 @@ class DeadLetters:
         if letter.priority is not None:
             properties["priority"] = letter.priority
 
+        exchange, key = letter.exchange, letter.routing_key
+        if self._on_redis and exchange and letter.queue in self._app.amqp.queues:
+            # On this connection kombu does not know the exchange's type, and would find no queue behind a topic.
+            exchange, key = "", letter.queue
+
         def send(producer: Producer) -> None:
             producer.publish(
                 body,
-                exchange=letter.exchange,
-                routing_key=letter.routing_key,
+                exchange=exchange,
+                routing_key=key,
                 headers=headers,
                 content_type=message.content_type,
                 content_encoding=message.content_encoding,

@@ -251,8 +251,8 @@ def _send(call: Call, signature: Signature, ours: Mapping[str, Any]) -> None:
     options = signature.options
     options["headers"] = carried_headers(call, options.get("headers"), **ours)
     options.pop("redelivered", None)
-    queue = queue_of(call)
-    if queue is not None and "queue" not in options:
+    queue = queue_of(call) if "queue" not in options else None  # self.retry(queue=…) goes where it says
+    if queue is not None:
         # By exchange and key alone, Celery would take a delayed delivery of RabbitMQ's to the app's default queue.
         options["queue"] = same = copy.copy(queue)
         same.routing_key = call.queue
@@ -262,6 +262,14 @@ def _send(call: Call, signature: Signature, ours: Mapping[str, Any]) -> None:
         options["countdown"] = whole_seconds(options["countdown"])
     if tuple(signature.args) == call.received_args and signature.kwargs == call.received_kwargs:
         options["serializer"] = message_serializer(call)
-    equipment_of(call.app).publisher.publish(
-        lambda producer: signature.apply_async(producer=producer, add_to_parent=False, **CONFIRM),
-    )
+
+    def publish(producer: Any) -> None:
+        more = dict(CONFIRM)
+        if queue is not None:
+            # The queue is there, and is the user's: no binding of ours is added. But kombu's own brokers, Redis among
+            # them, know the type of an exchange on this connection only when it was declared on it.
+            on_rabbit = producer.connection.transport.driver_type == "amqp"
+            more["declare"] = [] if on_rabbit else [queue.exchange]
+        signature.apply_async(producer=producer, add_to_parent=False, **more)
+
+    equipment_of(call.app).publisher.publish(publish)
