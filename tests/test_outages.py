@@ -30,18 +30,21 @@ def own(server: Any, database: str, tmp_path: Path) -> Iterator[Floor]:
         yield made
 
 
+def _go_away_and_come_back(server: Any, own: Floor) -> None:
+    """Stop the broker, let the held task go on, and start the broker when its worker has noticed."""
+    server.stop()
+    own.traces.set("go")
+    own.wait(lambda: "Cannot connect to" in own.logs() or "Connection to broker lost" in own.logs(), 30, "the loss")
+    server.start()
+
+
 def test_the_next_attempt_waits_for_the_broker(server: Any, own: Floor) -> None:
     """Down when an attempt fails: the next one is published when the broker is back, by the same child."""
     worker = own.worker(concurrency=1, FLOOR_VISIBILITY="5")
     pid = worker.pid
     result = own.task("flaky_held").delay("o-1")
     own.wait(lambda: own.traces.count("runs") == 1, what="the first attempt")
-    server.stop()
-    own.traces.set("go")
-    own.wait(
-        lambda: "Cannot connect to" in worker.text() or "Connection to broker lost" in worker.text(), 30, "the loss"
-    )
-    server.start()
+    _go_away_and_come_back(server, own)
     assert result.get(timeout=150) == "done o-1"
     assert sorted({attempt for _, attempt in own.traces.all("runs")}) == [1, 2]
     assert own.traces.all("effects") == ["o-1"]
@@ -53,12 +56,7 @@ def test_the_letter_waits_for_the_broker(server: Any, own: Floor) -> None:
     worker = own.worker(concurrency=1, FLOOR_VISIBILITY="5")
     result = own.task("doomed_held").delay("o-1")
     own.wait(lambda: own.traces.count("runs") == 1, what="the start")
-    server.stop()
-    own.traces.set("go")
-    own.wait(
-        lambda: "Cannot connect to" in worker.text() or "Connection to broker lost" in worker.text(), 30, "the loss"
-    )
-    server.start()
+    _go_away_and_come_back(server, own)
     own.wait(lambda: len(own.letters()) == 1, 100, "the letter")
     assert own.letters()[0].task_id == result.id
     assert worker.alive()
