@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import asyncio
 import logging
 import time
 from datetime import datetime, timedelta, timezone
@@ -169,6 +170,19 @@ def test_the_callers_context_is_restored(app: Celery, lines: Any) -> None:
     told = {line["event"]: line for line in lines()}
     assert [told[event].get("task") for event in ("in inner", "back in outer", "outside")] == ["inner", "outer", None]
     assert {told[event]["request"] for event in ("in inner", "back in outer", "outside")} == {"r-1"}
+
+
+def test_a_bodys_own_threads_say_whose_they_are(app: Celery, lines: Any) -> None:
+    """What the body runs by ``asyncio.to_thread`` carries the call's fields as the body does."""
+
+    @app.task(shared=False, name="t")
+    @logged("order")
+    def t(order: str) -> None:
+        asyncio.run(asyncio.to_thread(structlog.get_logger().info, "elsewhere"))
+
+    run_here(t, "o-1")
+    (told,) = [line for line in lines() if line["event"] == "elsewhere"]
+    assert (told["task"], told["order"]) == ("t", "o-1")
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))

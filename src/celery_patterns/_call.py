@@ -227,20 +227,24 @@ class Call:
         """When the first attempt started, in seconds since the epoch on that worker's clock."""
         return float(self.header.get("started", self.started))
 
-    def facts(self) -> dict[str, Any]:
-        """What every event says of the call: of its arguments nothing but those that ``logged`` named."""
-        request, attempts = self.request, self.terms.attempts
-        known: dict[str, Any] = {
-            "task": self.instance.name,
-            "messaging.message.id": request.id,
-            "messaging.destination.name": self.queue,
-            "attempt": (request.retries or 0) + 1,
-        }
-        if attempts is not None:
-            known["attempts"] = attempts
+    def facts(self, told: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What every event says of the call: of its arguments nothing but those that ``logged`` named.
+
+        Args:
+            told: Where to add it; a new dict by default.
+        """
+        if told is None:
+            told = {}
+        request, terms = self.request, self.terms
+        told["task"] = self.instance.name
+        told["messaging.message.id"] = request.id
+        told["messaging.destination.name"] = self.queue
+        told["attempt"] = (request.retries or 0) + 1
+        if terms.attempts is not None:
+            told["attempts"] = terms.attempts
         for name in self.shown:
-            known[name] = self.terms.bound.one(name, self.args, self.kwargs)
-        return known
+            told[name] = terms.bound.one(name, self.args, self.kwargs)
+        return told
 
     def __repr__(self) -> str:
         return f"<Call {self.task}[{self.id}] attempt {self.attempt}>"

@@ -347,7 +347,7 @@ def _listed(value: Any) -> Any:
     return value
 
 
-def dumps_line(value: Any, **_: Any) -> str:
+def dumps_line(value: Any) -> str:
     """Encode a log line, whatever is in it: what JSON has no word for is told as text."""
     try:
         return orjson.dumps(value, default=text_of, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z).decode()

@@ -57,15 +57,20 @@ def emit(level: int, name: str, call: Call, *, error: BaseException | None = Non
         error: What went wrong: its type is logged, and never its text, which may quote an argument.
         fields: More of it.
     """
-    if not speaks(level):
-        return
-    told = call.facts()
+    if speaks(level):
+        tell(level, name, call, fields, error)
+
+
+def tell(level: int, name: str, call: Call, fields: dict[str, Any], error: BaseException | None = None) -> None:
+    """Log one event, when it is known that the level speaks."""
+    ours = _only_handler() if level < logging.WARNING else None  # what is worse takes the way that all tools watch
+    told = call.facts({} if ours is None else _opening(name))
     if error is not None:
         told["error.type"] = type_name(error)
     told.update(fields)
-    ours = _only_handler() if level < logging.WARNING else None  # what is worse takes the way that all tools watch
-    if ours is not None and level >= ours.level:
-        ours.write(_line(level, name, told, datetime.now(timezone.utc)))
+    if ours is not None:
+        if level >= ours.level:
+            ours.write(_line(told, level, datetime.now(timezone.utc)))
         return
     # Made by hand: the line of code that decided says nothing to a reader, and to look for it costs as much as the rest.
     record = logging.getLogRecordFactory()(logger.name, level, "", 0, Event(name, told), None, None)
@@ -98,7 +103,9 @@ class _Lines(_StreamHandler):
         event = record.msg
         if type(event) is Event:
             moment = datetime.fromtimestamp(record.created, timezone.utc)
-            return _line(record.levelno, event.name, event.fields, moment)
+            told = _opening(event.name)
+            told.update(event.fields)
+            return _line(told, record.levelno, moment)
         return super().format(record)
 
 
@@ -133,17 +140,15 @@ def _only_handler() -> _Lines | None:
     return handlers[0] if logging.getLogRecordFactory() is logging.LogRecord else None
 
 
-def _line(level: int, name: str, fields: dict[str, Any], moment: datetime) -> str:
-    return dumps_line(
-        {
-            "event": name,
-            **get_contextvars(),
-            **fields,
-            "level": _level_name(level),
-            "logger": logger.name,
-            "timestamp": moment,
-        },
-    )
+def _opening(name: str) -> dict[str, Any]:
+    return {"event": name, **get_contextvars()}
+
+
+def _line(told: dict[str, Any], level: int, moment: datetime) -> str:
+    told["level"] = _level_name(level)
+    told["logger"] = logger.name
+    told["timestamp"] = moment
+    return dumps_line(told)
 
 
 @functools.cache
