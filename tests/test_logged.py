@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import io
 import json
-import asyncio
 import logging
 import time
 from datetime import datetime, timedelta, timezone
