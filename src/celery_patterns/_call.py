@@ -25,7 +25,19 @@ if TYPE_CHECKING:
     from celery.app.task import Context, Task
     from celery.exceptions import Retry
 
-__all__ = ["HEADER", "MARK", "Call", "Claim", "Proceed", "Terms", "current_call", "current_claim", "moment", "received"]
+__all__ = [
+    "HEADER",
+    "MARK",
+    "Call",
+    "Claim",
+    "Proceed",
+    "Terms",
+    "came_by",
+    "current_call",
+    "current_claim",
+    "moment",
+    "received",
+]
 
 #: The one message header that carries what the patterns must remember from attempt to attempt.
 HEADER = "celery_patterns"
@@ -47,6 +59,12 @@ _ATOMS = frozenset(
 def moment(eta: datetime) -> float:
     """An eta in seconds since the epoch. Celery takes one without a zone for UTC, whatever the app's time zone."""
     return (eta if eta.tzinfo is not None else eta.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def came_by(delivery_info: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Exchange and routing key; no exchange after one of RabbitMQ's delayed deliveries, which puts its own there."""
+    exchange, key = str(delivery_info.get("exchange") or ""), str(delivery_info.get("routing_key") or "")
+    return None if exchange.endswith(CELERY_DELAYED_DELIVERY_EXCHANGE) else exchange, _DELAY.sub("", key)
 
 
 def received(value: Any) -> Any:
@@ -203,9 +221,8 @@ class Call:
 
     @property
     def came_by(self) -> tuple[str | None, str]:
-        """Exchange and routing key; no exchange after one of RabbitMQ's delayed deliveries, which puts its own there."""
-        exchange = str((self.request.delivery_info or _NO_HEADER).get("exchange") or "")
-        return None if exchange.endswith(CELERY_DELAYED_DELIVERY_EXCHANGE) else exchange, self.queue
+        """Exchange and routing key of its delivery."""
+        return came_by(self.request.delivery_info or _NO_HEADER)
 
     @property
     def run_id(self) -> str:

@@ -5,30 +5,36 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry
+from celery.signals import task_failure
 from celery.utils.dispatch import Signal
 
+from ._bury import letter_message, publish_letter, written
 from ._equipment import equipment_of
 from ._events import emit
 from ._keys import digest
-from ._letter import letter_message, written
 from ._plan import REQUEUED, Layer, Pattern
-from ._publish import CONFIRM
-from ._queues import ensure_queue
 from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
 
 if TYPE_CHECKING:
     from ._call import Call, Proceed
 
-__all__ = ["MAX_CRASHES", "dead_letter", "task_dead_lettered"]
+__all__ = ["KEPT", "MAX_CRASHES", "dead_letter", "task_dead_lettered"]
 
-#: Sent in the worker's child after a letter was confirmed: ``sender`` is the task, ``letter`` the letter.
+#: Sent after a letter was confirmed, in the process that wrote it: ``sender`` is the task, or None where the message names
+#: none that is known; ``letter`` is the letter.
 task_dead_lettered = Signal(name="task_dead_lettered", providing_args={"letter"})
+
+#: What a child hangs on a failure whose letter it wrote, so that the main process does not write it again.
+KEPT = "celery_patterns_kept"
+
+_ALSO = frozenset({"revoked", "expired"})
 
 #: How many starts of a message may come to no end, unless its task says otherwise.
 MAX_CRASHES = 3
@@ -49,15 +55,20 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
     original is acknowledged. Then the task is FAILURE as ever: chords, errbacks and result backends see it. A task that
     wears it is acknowledged late and goes back to its queue when its worker is lost, unless the task says otherwise.
 
+    So it is with each other end that Celery knows: a hard time limit, a lost worker that is not to be waited for,
+    ``Reject(requeue=False)``, a result that cannot be encoded, a message that is damaged. A worker that has such a task also
+    keeps messages that name no task of its own, or none at all, in the name of their queue with ``.dead`` behind it.
+
     It does not promise one copy: a worker killed between the letter and the acknowledgement writes the same letter
-    again, under the same id, and reading shows one. In this version it sees what the body raises and the crash limit; a hard
-    time limit, a ``Reject``, an unknown or undecodable message and a revoked task leave no letter yet.
+    again, under the same id, and reading shows one. What was revoked or has expired leaves a line in the log and no letter,
+    unless ``also`` asks for one.
 
     Args:
         queue: The dead-letter queue; by default the name of the task's queue with ``.dead`` behind it. It is taken as it
             is found, and made a durable classic queue when there is none.
         max_crashes: How many starts may come to no end before the message is buried without being run again; 3 by
             default, counted in the claim for a task with a key and in the store otherwise. None: never.
+        also: Ends that are nobody's fault and leave a letter too: ``"revoked"``, ``"expired"``, or both; none by default.
 
     Raises:
         ConfigurationError: When an argument is wrong.
@@ -67,8 +78,11 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
 
     queue: str | None
     max_crashes: int | None
+    also: frozenset[str]
 
-    def __init__(self, queue: str | None = None, *, max_crashes: int | None = MAX_CRASHES) -> None:
+    def __init__(
+        self, queue: str | None = None, *, max_crashes: int | None = MAX_CRASHES, also: Collection[str] = ()
+    ) -> None:
         if queue is not None and (not isinstance(queue, str) or not queue):
             raise ConfigurationError(
                 f'expected queue to be a name, for example dead_letter("orders.dead"), got {queue!r}'
@@ -77,6 +91,9 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
             raise ConfigurationError(
                 f"expected max_crashes to be at least 1, or None for no limit, got {max_crashes!r}"
             )
+        if isinstance(also, str) or not set(also) <= _ALSO:
+            raise ConfigurationError(f'expected also to hold "revoked", "expired", or both, got {also!r}')
+        object.__setattr__(self, "also", frozenset(also))
         object.__setattr__(self, "queue", queue)
         object.__setattr__(self, "max_crashes", max_crashes)
 
@@ -91,6 +108,7 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
         except (Retry, Ignore, Reject):
             raise
         except AlreadyFailed:  # its letter was written by the attempt that failed
+            call.request.__dict__[KEPT] = True
             raise
         except Exception as error:
             try:
@@ -106,7 +124,7 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
         try:
             letter = written(call, error)
             queue = queue or f"{letter.queue}.dead"
-            self._publish(call, queue, letter_message(call, letter))
+            publish_letter(call.app, queue, letter_message(call, letter))
         except SoftTimeLimitExceeded:
             raise
         except Exception as trouble:  # noqa: BLE001 - whatever stopped it, the message must not be lost
@@ -116,16 +134,19 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
             if not (isinstance(trouble, PublishFailed) and trouble.transient):
                 time.sleep(REFUSED_PAUSE)  # what is refused for good must not make the body run in a hot loop
             raise _back_to_its_queue() from None
+        call.request.__dict__[KEPT] = True
         emit(logging.ERROR, "dead_lettered", call, error=error, queue=queue, reason=letter.reason, letter=letter.id)
         task_dead_lettered.send(sender=call.instance, letter=letter)
 
-    @staticmethod
-    def _publish(call: Call, queue: str, message: dict[str, Any]) -> None:
-        def send(producer: Any) -> None:
-            ensure_queue(call.app, producer.connection, queue)
-            producer.publish(exchange="", routing_key=queue, **message, **CONFIRM)
 
-        equipment_of(call.app).publisher.publish(send)
+def _tell_main(sender: Any = None, einfo: Any = None, **_: Any) -> None:
+    """Celery hands ``einfo`` to the main process, which writes a letter for each failure that comes without this mark."""
+    request = getattr(sender, "request", None)
+    if einfo is not None and request is not None and request.__dict__.get(KEPT):
+        setattr(einfo, KEPT, True)
+
+
+task_failure.connect(_tell_main, weak=False)
 
 
 def _back_to_its_queue() -> Reject:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._publish import Publisher
 from .exceptions import ConfigurationError
@@ -22,10 +22,12 @@ class Equipment:
 
     Attributes:
         publisher: Publishes with confirmation to the app's broker.
+        recorder: Writes the letters of a worker's main process; None elsewhere.
     """
 
     def __init__(self, app: Celery) -> None:
         self.publisher = Publisher(app)
+        self.recorder: Any = None
         self._store: Store | None = None
 
     @property

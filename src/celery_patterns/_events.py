@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     _StreamHandler = logging.StreamHandler  # Python 3.10 takes no [Any] here
 
-__all__ = ["Event", "FileLines", "StreamLines", "emit", "speaks", "type_name"]
+__all__ = ["Event", "FileLines", "StreamLines", "announce", "emit", "speaks", "tell", "type_name"]
 
 logger = logging.getLogger("celery_patterns")
 _root = logging.getLogger()
@@ -61,6 +61,12 @@ def emit(level: int, name: str, call: Call, *, error: BaseException | None = Non
         tell(level, name, call, fields, error)
 
 
+def announce(level: int, name: str, fields: dict[str, Any]) -> None:
+    """Log one event that belongs to no running call."""
+    if speaks(level):
+        _record(level, name, fields)
+
+
 def tell(level: int, name: str, call: Call, fields: dict[str, Any], error: BaseException | None = None) -> None:
     """Log one event, when it is known that the level speaks."""
     ours = _only_handler() if level < logging.WARNING else None  # what is worse takes the way that all tools watch
@@ -72,6 +78,10 @@ def tell(level: int, name: str, call: Call, fields: dict[str, Any], error: BaseE
         if level >= ours.level:
             ours.write(_line(told, level, datetime.now(timezone.utc)))
         return
+    _record(level, name, told)
+
+
+def _record(level: int, name: str, told: dict[str, Any]) -> None:
     # Made by hand: the line of code that decided says nothing to a reader, and to look for it costs as much as the rest.
     record = logging.getLogRecordFactory()(logger.name, level, "", 0, Event(name, told), None, None)
     logger.handle(record)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-import traceback
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kombu import serialization
-
 from ._call import HEADER
-from ._codec import text_of
-from ._keys import digest
-from ._republish import carried_headers, message_serializer, queue_of
-from .exceptions import TooManyCrashes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ._call import Call
-
-__all__ = ["LETTER", "Letter", "letter_message", "read_letter", "replay_id", "replayed_headers", "written"]
+__all__ = [
+    "LETTER",
+    "MESSAGE_LIMIT",
+    "TRACEBACK_LIMIT",
+    "Letter",
+    "clipped",
+    "header_of",
+    "read_letter",
+    "replay_id",
+    "replayed_headers",
+]
 
 #: The header that makes a message a letter: JSON text, so that any tool can read it.
 LETTER = "celery_patterns_letter"
@@ -31,30 +32,6 @@ HEADER_BUDGET = 110_000
 TRACEBACK_LIMIT = 16_000
 MESSAGE_LIMIT = 2_000
 
-# The headers of Celery's message protocol 2. A running request keeps them, beside much that is not the message's.
-_PROTOCOL = (
-    "lang",
-    "task",
-    "id",
-    "shadow",
-    "eta",
-    "expires",
-    "group",
-    "group_index",
-    "retries",
-    "timelimit",
-    "root_id",
-    "parent_id",
-    "argsrepr",
-    "kwargsrepr",
-    "origin",
-    "ignore_result",
-    "replaced_task_nesting",
-    "stamped_headers",
-    "stamps",
-)
-_EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Letter:
@@ -62,10 +39,14 @@ class Letter:
 
     Attributes:
         id: 32 hexadecimal digits made from task id, attempt and replay: two letters of one id are the same death.
-        task: The task's name.
-        task_id: The id of the task that died.
+        task: The task's name; None where the message does not tell.
+        task_id: The id of the task that died; None where the message does not tell.
         root_id: The id of the first task of its workflow.
-        reason: ``failed``, or ``crashed`` when it took its worker down too often.
+        reason: How it ended. ``failed``: with an exception; ``result_not_encodable``: with a result that no backend can
+            carry; ``rejected``: with ``Reject(requeue=False)``; ``time_limit``: at its hard time limit; ``worker_lost``:
+            with its worker, where the task does not go back to its queue then; ``crashed``: it took its worker down too
+            often; ``revoked`` and ``expired``: where the task asks for a letter then; ``unknown_task``, ``unreadable``,
+            ``content_type_refused`` and ``malformed``: this worker cannot run it.
         error: The error's type, with its module.
         message: The error's text, at most 2,000 characters.
         traceback: The traceback as text, at most 16,000 characters.
@@ -82,8 +63,8 @@ class Letter:
     """
 
     id: str
-    task: str
-    task_id: str
+    task: str | None
+    task_id: str | None
     root_id: str | None
     reason: str
     error: str
@@ -101,63 +82,14 @@ class Letter:
     replay: int = 0
 
 
-def written(call: Call, error: BaseException) -> Letter:
-    """The letter of a call that died of ``error``."""
-    kind = type(error)
-    info = call.request.delivery_info or {}
-    exchange, key = call.came_by
-    queue: Any = queue_of(call)
-    replay = int(call.header.get("replay", 0))
-    return Letter(
-        id=digest(call.run_id, str(call.attempt), str(replay)),
-        task=call.task,
-        task_id=call.id,
-        root_id=call.request.root_id,
-        reason="crashed" if isinstance(error, TooManyCrashes) else "failed",
-        error=f"{kind.__module__}.{kind.__qualname__}",
-        message=_clipped(text_of(error), MESSAGE_LIMIT),
-        traceback=_clipped("".join(traceback.format_exception(kind, error, error.__traceback__)), TRACEBACK_LIMIT),
-        attempt=call.attempt,
-        history=list(call.header.get("history", ())),
-        queue=key if queue is None else str(queue.name),
-        exchange=exchange if exchange is not None else "" if queue is None else str(queue.exchange.name),
-        routing_key=key,
-        priority=info.get("priority"),
-        first_started=call.first_started,
-        died_at=time.time(),
-        worker=call.request.hostname,
-        replay=replay,
-    )
-
-
-def letter_message(call: Call, letter: Letter) -> dict[str, Any]:
-    """An equal message, as arguments to ``Producer.publish``: body as received, its headers, and the letter's."""
-    known = call.request.__dict__
-    headers = {name: known.get(name) for name in _PROTOCOL}
-    headers.update(carried_headers(call))
-    embed = {name: known.get(name) for name in _EMBEDDED}
-    content_type, encoding, body = serialization.dumps(
-        [list(call.received_args), call.received_kwargs, embed],
-        message_serializer(call),
-    )
-    headers[LETTER] = _header(letter, HEADER_BUDGET - len(json.dumps(headers, default=str)))
-    return {
-        "body": body,
-        "headers": headers,
-        "content_type": content_type,
-        "content_encoding": encoding,
-        "correlation_id": call.id,
-        "reply_to": known.get("reply_to") or "",
-        "delivery_mode": 2,
-    }
-
-
-def _header(letter: Letter, room: int) -> str:
+def header_of(letter: Letter, beside: Mapping[str, Any]) -> str:
+    """The letter's header, as long as the message's own headers leave room for."""
+    room = HEADER_BUDGET - len(json.dumps(beside, default=str))
     text = json.dumps(asdict(letter))
     if len(text) <= room:
         return text
     spare = max(0, len(letter.traceback) - (len(text) - room))
-    shorter = {**asdict(letter), "traceback": _clipped(letter.traceback, spare // 2)}
+    shorter = {**asdict(letter), "traceback": clipped(letter.traceback, spare // 2)}
     return json.dumps(shorter)
 
 
@@ -171,7 +103,7 @@ def read_letter(headers: Mapping[str, Any]) -> Letter | None:
         return None
 
 
-def _clipped(text: str, limit: int) -> str:
+def clipped(text: str, limit: int) -> str:
     """Both ends of a long text: a traceback says where it came from at one end, and what happened at the other."""
     if len(text) <= limit:
         return text

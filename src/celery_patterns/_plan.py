@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from billiard import current_process
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.app.task import Task
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 from celery.local import PromiseProxy, Proxy
 
 from ._call import MARK, Call, Proceed, Terms
@@ -283,12 +284,20 @@ class Plan:
             if self._takes_task:
                 return self._body(call.instance, *call.args, **call.kwargs)
             return self._body(*call.args, **call.kwargs)
-        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit):
+        except (Exception, GeneratorExit):
             raise
         except BaseException as error:
-            if type(error).__module__.partition(".")[0] in _POOLS:  # how these pools end a task at its time limit
+            if call.eager or _ends_the_process(error):
                 raise
             raise BodyAborted(f"{call.task} raised {type(error).__qualname__}, which is no Exception") from error
+
+
+def _ends_the_process(error: BaseException) -> bool:
+    """Whether it is not the body's own: how a pool ends a task, and a worker itself."""
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        # A pool's child may end; the main process of the other pools runs this body among others.
+        return isinstance(error, WorkerShutdown | WorkerTerminate) or current_process().name != "MainProcess"
+    return type(error).__module__.partition(".")[0] in _POOLS
 
 
 def _settle(call: Call, outcome: str) -> None:

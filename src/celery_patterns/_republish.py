@@ -22,13 +22,13 @@ from ._call import HEADER
 from ._equipment import equipment_of
 from ._events import emit
 from ._publish import CONFIRM
+from ._queues import queue_of
 from .exceptions import PublishFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from celery.canvas import Signature
-    from kombu.entity import Queue
 
     from ._call import Call, Proceed
 
@@ -38,7 +38,6 @@ __all__ = [
     "message_serializer",
     "next_attempt",
     "publish_asked",
-    "queue_of",
     "send_waiting_copy",
     "whole_seconds",
 ]
@@ -68,46 +67,6 @@ def carried_headers(call: Call, extra: Mapping[str, Any] | None = None, **ours: 
     }
     headers[HEADER] = {**call.header, **ours}
     return headers
-
-
-def queue_of(call: Call) -> Queue | None:
-    """The queue that the call came from, if it is known: a delivery tells its exchange and routing key only.
-
-    Those that this worker consumes are looked at first. None after the default exchange, whose keys are names of queues.
-    """
-    exchange, key = call.came_by
-    if exchange == "":
-        return None
-    queues = call.app.amqp.queues
-    known = (*queues.consume_from.values(), *queues.values())
-    for takes in (_by_its_key, _by_a_pattern):
-        for queue in known:
-            bindings = (
-                (queue.exchange, queue.routing_key),
-                *((b.exchange, b.routing_key) for b in queue.bindings or ()),
-            )
-            if any(one and exchange in (one.name, None) and takes(one.type, bound, key) for one, bound in bindings):
-                return queue
-    return None
-
-
-def _by_its_key(_kind: str, bound: str | None, key: str) -> bool:
-    return (bound or "") == key
-
-
-def _by_a_pattern(kind: str, bound: str | None, key: str) -> bool:
-    if kind == "topic":
-        return _topic_takes((bound or "").split("."), key.split("."))
-    return kind in ("fanout", "headers")
-
-
-def _topic_takes(topic: list[str], words: list[str]) -> bool:
-    """AMQP's topics: ``*`` is one word, ``#`` any number of them."""
-    if not topic:
-        return not words
-    if topic[0] == "#":
-        return any(_topic_takes(topic[1:], words[skipped:]) for skipped in range(len(words) + 1))
-    return bool(words) and topic[0] in ("*", words[0]) and _topic_takes(topic[1:], words[1:])
 
 
 def message_serializer(call: Call) -> str:
@@ -251,7 +210,9 @@ def _send(call: Call, signature: Signature, ours: Mapping[str, Any]) -> None:
     options = signature.options
     options["headers"] = carried_headers(call, options.get("headers"), **ours)
     options.pop("redelivered", None)
-    queue = queue_of(call) if "queue" not in options else None  # self.retry(queue=…) goes where it says
+    queue = (
+        queue_of(call.app, *call.came_by) if "queue" not in options else None
+    )  # self.retry(queue=…) goes where it says
     if queue is not None:
         # By exchange and key alone, Celery would take a delayed delivery of RabbitMQ's to the app's default queue.
         options["queue"] = same = copy.copy(queue)

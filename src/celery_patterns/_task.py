@@ -28,10 +28,13 @@ from .exceptions import ConfigurationError
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["CHECK", "PatternTask", "ReliableTask"]
+__all__ = ["CHECK", "INTAKE", "PatternTask", "ReliableTask"]
 
 #: The worker's step that refuses to start where a task's promise cannot be kept; its module is not loaded by senders.
 CHECK = "celery_patterns.worker.CheckPatterns"
+
+#: The consumer's step that keeps what no task can be found for.
+INTAKE = "celery_patterns.worker.Intake"
 
 _SELF = inspect.Parameter("__task__", inspect.Parameter.POSITIONAL_ONLY)
 
@@ -44,6 +47,9 @@ class PatternTask(Task):  # type: ignore[misc]
     """
 
     abstract = True
+
+    #: Celery's request in the worker's main process; its module is not loaded by senders.
+    Request: ClassVar[str] = "celery_patterns.worker.Request"
 
     #: The patterns that every task of this class wears.
     patterns: ClassVar[tuple[Pattern, ...]] = ()
@@ -106,6 +112,7 @@ class PatternTask(Task):  # type: ignore[misc]
         )
         cls.plan = plan
         cls._app.steps["worker"].add(CHECK)
+        cls._app.steps["consumer"].add(INTAKE)
         cls.run = _wrapper(cls, plan, body, in_class)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from datetime import timedelta
 from typing import Any
@@ -292,6 +293,31 @@ def make_app(environment: Any = os.environ) -> Celery:
             raise Reject("not this one", requeue=False)
         if how == "requeue" and traces.count("leaves") < 3:
             raise Reject("again", requeue=True)
+
+    ends_dead = patterns.dead_letter(dead, max_crashes=2, also={"revoked", "expired"})
+
+    def ends(how: str) -> Any:
+        traces.add("ends", how)
+        if how == "exception":
+            raise ValueError("for good")
+        if how == "reject":
+            raise Reject("not this one", requeue=False)
+        if how == "exit":
+            sys.exit(3)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "memory":
+            raise MemoryError
+        if how == "unencodable":
+            return Unprintable()
+        if how in ("soft", "hard", "terminated"):
+            time.sleep(30)
+        return how
+
+    task(ends, shared=False, name="ends", patterns=(ends_dead,))
+    task(ends, shared=False, name="ends_early", patterns=(ends_dead,), acks_late=False)
+    task(ends, shared=False, name="ends_lost", patterns=(ends_dead,), reject_on_worker_lost=False)
+    task(ends, shared=False, name="ends_plain")
 
     @task(shared=False, name="fanned")
     @patterns.retry(on=ConnectionError, attempts=2, wait=now)

@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from ._check import CheckPatterns
+from ._intake import Intake
+from ._request import Request
 
-__all__ = ["CheckPatterns"]
+__all__ = ["CheckPatterns", "Intake", "Request"]

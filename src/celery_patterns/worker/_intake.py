@@ -1,0 +1,159 @@
+"""What happens to a message before a task is found for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps
+from celery.exceptions import InvalidTaskError
+from kombu.exceptions import ContentDisallowed
+
+from .._equipment import equipment_of
+from ._recorder import Recorder, wears_dead_letter
+
+if TYPE_CHECKING:
+    from celery.worker.consumer import Consumer
+    from kombu.message import Message
+
+__all__ = ["Intake"]
+
+logger = logging.getLogger("celery_patterns")
+
+
+class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Keep what the consumer would drop, and keep the consumer from what would end it.
+
+    The consumer's own four handlers are called as ever, once the letter stands: what they log, store and signal stays.
+    """
+
+    def __init__(self, consumer: Consumer, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._consumer = consumer
+        self._app = consumer.app
+        equipment_of(self._app).recorder = self._recorder = Recorder(consumer)
+        self._handles = consumer.create_task_handler
+        self._decode_error, self._unknown_message = consumer.on_decode_error, consumer.on_unknown_message
+        self._unknown_task, self._invalid_task = consumer.on_unknown_task, consumer.on_invalid_task
+        consumer.on_decode_error = self._on_decode_error
+        consumer.on_unknown_message = self._on_unknown_message
+        consumer.on_unknown_task = self._on_unknown_task
+        consumer.on_invalid_task = self._on_invalid_task
+        consumer.create_task_handler = self._create_task_handler
+
+    def _create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], object]:
+        handle = self._handles(*args, **kwargs)
+
+        def on_task_received(message: Message) -> object:
+            flaw = _flaw_of(message)
+            if flaw is not None:
+                self._on_invalid_task(None, message, InvalidTaskError(flaw))
+                return None
+            try:
+                return handle(message)
+            except self._consumer.connection_errors:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever the message did to the consumer, it does it once
+                self._on_invalid_task(None, message, error)
+                return None
+
+        return on_task_received
+
+    def _on_decode_error(self, message: Message, exc: Exception) -> None:
+        reason = "content_type_refused" if isinstance(exc, ContentDisallowed) else "unreadable"
+        self._keep(message, reason, exc, lambda: self._decode_error(message, exc))
+
+    def _on_unknown_message(self, body: Any, message: Message) -> None:
+        flaw = InvalidTaskError("the message names no task")
+        self._keep(message, "malformed", flaw, lambda: self._unknown_message(body, _Kept(message)))
+
+    def _on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:
+        self._keep(message, "unknown_task", exc, lambda: self._unknown_task(body, _Kept(message), exc))
+
+    def _on_invalid_task(self, body: Any, message: Message, exc: Exception) -> None:
+        reason = "content_type_refused" if isinstance(exc, ContentDisallowed) else "malformed"
+        self._keep(message, reason, exc, lambda: self._invalid_task(body, _Kept(message), exc))
+
+    def _keep(self, message: Message, reason: str, error: Exception, then: Callable[[], object]) -> None:
+        name = message.headers.get("task") if isinstance(message.headers, dict) else None
+        task = self._app.tasks.get(name) if isinstance(name, str) else None
+        if task is not None and wears_dead_letter(task) is None:
+            self._end(message, then)  # a plain task's message: what Celery does with it is what its owner asked for
+            return
+        self._recorder.record(
+            message,
+            reason,
+            error,
+            task=task,
+            done=lambda: self._end(message, then),
+            back=lambda: message.requeue_log_error(logger, self._consumer.connection_errors),
+        )
+
+    def _end(self, message: Message, then: Callable[[], object]) -> None:
+        try:
+            then()
+        except self._consumer.connection_errors:
+            raise
+        except Exception:
+            logger.exception("Celery could not say what was wrong with a message")
+        if not message.acknowledged:
+            message.ack_log_error(logger, self._consumer.connection_errors)
+
+
+class _Kept:
+    """A message whose letter stands: rejected, it is acknowledged, or the broker would bury it once more."""
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._message, name)
+
+    def reject_log_error(self, *args: Any, **_: Any) -> None:
+        self._message.ack_log_error(*args)
+
+
+def _flaw_of(message: Message) -> str | None:
+    """What in the headers would break the worker later, where nothing can be done about it any more."""
+    headers = message.headers
+    if not isinstance(headers, dict):
+        return "its headers are no mapping"
+    if "task" not in headers:
+        return None  # the first protocol, whose body says all; or nothing that Celery knows
+    for name in ("task", "id"):
+        if not isinstance(headers.get(name), str) or not headers[name]:
+            return f"its header {name!r} is no text"
+    limits = headers.get("timelimit")
+    if limits is not None and not (isinstance(limits, list | tuple) and len(limits) == 2 and all(map(_span, limits))):  # noqa: PLR2004
+        return "its header 'timelimit' is no pair of seconds"
+    if not (headers.get("retries") is None or _count(headers["retries"])):
+        return "its header 'retries' is no number"
+    return _flaw_of_body(message)
+
+
+def _flaw_of_body(message: Message) -> str | None:
+    try:
+        payload = message.payload  # decoded once, for the strategy as well
+    except Exception:  # noqa: BLE001 - the handler reads it again, and says so
+        return None
+    if isinstance(payload, dict):
+        return None if "args" in payload else "its body is a mapping without args"
+    if not isinstance(payload, list | tuple) or len(payload) != 3:  # noqa: PLR2004 - args, kwargs, embedded signatures
+        return "its body is not [args, kwargs, embedded]"
+    args, kwargs, embedded = payload
+    if (
+        not isinstance(args, list | tuple)
+        or not isinstance(kwargs, dict)
+        or not isinstance(embedded, dict | type(None))
+    ):
+        return "its body is not [args, kwargs, embedded]"
+    return None
+
+
+def _span(limit: Any) -> bool:
+    return limit is None or (isinstance(limit, int | float) and not isinstance(limit, bool))
+
+
+def _count(retries: Any) -> bool:
+    return isinstance(retries, int) and retries >= 0

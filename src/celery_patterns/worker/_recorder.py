@@ -1,0 +1,135 @@
+"""The letters of what the worker's main process saw end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from .._bury import found, found_message, publish_letter
+from .._dead_letter import dead_letter, task_dead_lettered
+from .._events import announce, type_name
+from .._task import PatternTask
+from ..exceptions import PublishFailed
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from celery.worker.consumer import Consumer
+    from kombu.message import Message
+
+    from .._letter import Letter
+
+__all__ = ["Recorder", "wears_dead_letter"]
+
+#: For how long the main process, which does everything else meanwhile too, waits for one confirmation.
+AT_ONCE = timedelta(seconds=2)
+#: For how long a letter is tried again, later, before its message goes back to its queue.
+PATIENCE = 300.0
+#: Redis' own default, in seconds.
+VISIBILITY = 3600.0
+
+
+def wears_dead_letter(task: Any) -> dead_letter | None:
+    """The task's pattern, if it wears one."""
+    plan = task.plan if isinstance(task, PatternTask) else None
+    return next((one for one in plan.patterns if isinstance(one, dead_letter)), None) if plan is not None else None
+
+
+@dataclass(frozen=True)
+class _Burial:
+    letter: Letter
+    message: dict[str, Any]
+    queue: str
+    task: Any
+    done: Callable[[], object]
+    back: Callable[[], object]
+    deadline: float
+
+
+class Recorder:
+    """Writes a letter before its message is acknowledged; the event loop goes on meanwhile.
+
+    Args:
+        consumer: The worker's consumer.
+    """
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._app: Celery = consumer.app
+        self._timer = consumer.timer
+        self._worker = consumer.hostname
+
+    def record(
+        self,
+        message: Message,
+        reason: str,
+        error: BaseException,
+        *,
+        task: Any,
+        done: Callable[[], object],
+        back: Callable[[], object],
+        trace: str = "",
+    ) -> None:
+        """Write the letter of one message.
+
+        Args:
+            message: The message as it was delivered.
+            reason: How it ended.
+            error: What says so.
+            task: Its task; None when it is not known.
+            done: Called once the letter is confirmed.
+            back: Called when it could not be; the message is to go back to its queue.
+            trace: The traceback as text, where there is one.
+        """
+        letter = found(self._app, message, reason, error, trace=trace, worker=self._worker)
+        pattern = wears_dead_letter(task)
+        queue = (pattern.queue if pattern is not None else None) or f"{letter.queue}.dead"
+        burial = _Burial(
+            letter,
+            found_message(message, letter),
+            queue,
+            task,
+            done,
+            back,
+            time.monotonic() + min(PATIENCE, self._visibility() / 2),
+        )
+        self._try(burial, 1.0)
+
+    def _visibility(self) -> float:
+        options = self._app.conf.broker_transport_options or {}
+        return float(options.get("visibility_timeout", VISIBILITY))
+
+    def _try(self, burial: _Burial, pause: float) -> None:
+        try:
+            publish_letter(self._app, burial.queue, burial.message, patience=AT_ONCE)
+        except PublishFailed as trouble:
+            again = time.monotonic() + pause < burial.deadline
+            level, name = (
+                (logging.WARNING, "dead_letter_postponed") if again else (logging.CRITICAL, "dead_letter_not_published")
+            )
+            announce(level, name, {**_facts(burial), "error.type": type_name(trouble), "requeued": not again})
+            if again:
+                # Unacknowledged meanwhile: should the worker go, the broker gives the message to another one.
+                self._timer.call_after(pause, self._try, (burial, min(pause * 2, 30.0)))
+            else:
+                burial.back()
+            return
+        announce(logging.ERROR, "dead_lettered", _facts(burial))
+        task_dead_lettered.send(sender=burial.task, letter=burial.letter)
+        burial.done()
+
+
+def _facts(burial: _Burial) -> dict[str, Any]:
+    letter = burial.letter
+    return {
+        "task": letter.task,
+        "messaging.message.id": letter.task_id,
+        "messaging.destination.name": letter.queue,
+        "attempt": letter.attempt,
+        "queue": burial.queue,
+        "reason": letter.reason,
+        "letter": letter.id,
+        "error.type": letter.error,
+    }

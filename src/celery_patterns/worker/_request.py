@@ -1,0 +1,128 @@
+"""The request of a task that wears patterns, in the worker's main process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from celery.worker import request
+from kombu.exceptions import EncodeError
+
+from .._dead_letter import KEPT
+from .._equipment import equipment_of
+from ._recorder import wears_dead_letter
+
+__all__ = ["Request"]
+
+Ending = tuple[str, BaseException, str]
+
+
+class Request(request.Request):  # type: ignore[misc]
+    """A request that is acknowledged after its end was recorded.
+
+    The child writes the letter of what it raised itself; this one those of all other ends.
+    """
+
+    #: How the message ended, when that is for this process to record.
+    _ending: Ending | None = None
+    _recorded = False
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """Celery's door for every failure, a child's own and its loss."""
+        self._ending = self._ending or self._ending_of(exc_info, from_child=return_ok)
+        try:
+            return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        finally:
+            self._record_acknowledged()
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Celery's door for time limits; the hard one comes by :meth:`on_failure` too, and first."""
+        if not soft and self._ending is None and self._keeps():
+            self._ending = ("time_limit", TimeLimitExceeded(timeout), "")
+        try:
+            super().on_timeout(soft, timeout)
+        finally:
+            self._record_acknowledged()
+
+    def revoked(self) -> bool:
+        """Celery's door for tasks that are not to run any more."""
+        pattern = wears_dead_letter(self.task)
+        if pattern is not None and self._ending is None:
+            reason = "expired" if self.expires and self.maybe_expire() else "revoked"
+            if reason in pattern.also:
+                self._ending = (reason, TaskRevokedError(reason), "")
+        revoked = bool(super().revoked())
+        if not revoked:
+            self._ending = None
+        return revoked
+
+    def acknowledge(self) -> None:
+        """Acknowledge, once the letter stands."""
+        if self._ending is None or self.acknowledged:
+            super().acknowledge()
+        else:
+            self._record()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Reject; what is not to come back is acknowledged instead once its letter stands."""
+        if requeue or self._ending is None or self.acknowledged:
+            if not self._recorded:
+                super().reject(requeue)
+        else:
+            self._record()
+
+    def _keeps(self) -> bool:
+        return wears_dead_letter(self.task) is not None and equipment_of(self.app).recorder is not None
+
+    def _ending_of(self, exc_info: Any, *, from_child: bool) -> Ending | None:
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):
+            error = error.exc
+        if not self._keeps() or isinstance(error, Retry | Ignore) or (isinstance(error, Reject) and error.requeue):
+            return None
+        reason = _reason(error)
+        if from_child and reason == "failed" and getattr(exc_info, KEPT, False):
+            return None
+        if isinstance(error, Terminated):
+            pattern = wears_dead_letter(self.task)
+            if pattern is None or "revoked" not in pattern.also:
+                return None
+        return reason, error, str(exc_info.traceback or "")
+
+    def _record(self) -> None:
+        if self._recorded:
+            return
+        self._recorded = True
+        assert self._ending is not None
+        reason, error, trace = self._ending
+        equipment_of(self.app).recorder.record(
+            self.message,
+            reason,
+            error,
+            task=self.task,
+            done=super().acknowledge,
+            back=self._give_back,
+            trace=trace,
+        )
+
+    def _give_back(self) -> None:
+        super().reject(requeue=True)
+
+    def _record_acknowledged(self) -> None:
+        """What was acknowledged before it ran has nothing to wait for its letter."""
+        if self._ending is not None and not self.task.acks_late:
+            self._record()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeLimitExceeded):
+        return "time_limit"
+    if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
+        return "worker_lost"
+    if isinstance(error, Terminated):
+        return "revoked"
+    if isinstance(error, Reject):
+        return "rejected"
+    return "result_not_encodable" if isinstance(error, EncodeError) else "failed"
