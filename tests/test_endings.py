@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -76,3 +77,89 @@ def check(shop: Floor, row: Row, pool: str) -> None:
     assert shop.traces.count("ends") == row.runs
     assert shop.traces.count("errback") == row.errbacks
     assert worker.alive()
+
+
+def raw(
+    shop: Floor,
+    *,
+    body: Any = b'[["raw"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]',
+    content_type: str | None = "application/json",
+    encoding: str = "utf-8",
+    properties: dict[str, Any] | None = None,
+    **headers: Any,
+) -> str:
+    """Send a message as it is, with the headers of a good one of ``ends`` where nothing else is said."""
+    task_id = str(uuid.uuid4())
+    good = {
+        "lang": "py",
+        "task": "ends",
+        "id": task_id,
+        "root_id": task_id,
+        "retries": 0,
+        "argsrepr": "",
+        "kwargsrepr": "",
+    }
+    kept = {name: value for name, value in {**good, **headers}.items() if value is not ABSENT}
+    with shop.app.connection_for_write() as connection, connection.Producer() as producer:
+        producer.publish(
+            body,
+            exchange="",
+            routing_key=shop.queue,
+            headers=kept,
+            content_type=content_type,
+            content_encoding=encoding,
+            **(properties or {"correlation_id": task_id}),
+        )
+    return task_id
+
+
+ABSENT: Any = object()
+
+DAMAGED = [
+    ("cut", {"body": b'[["raw"], {}, {"call'}, "unreadable"),
+    ("not utf-8", {"body": b'[["\xff\xfe"], {}, {}]'}, "unreadable"),
+    ("unknown mark", {"body": b'[[{"__type__": "x", "__value__": 1}], {}, {}]'}, "unreadable"),
+    ("deep", {"body": b"[" * 100_000}, "unreadable"),
+    ("compressed by nobody", {"compression": "application/x-gzip"}, "unreadable"),
+    ("pickle", {"content_type": "application/x-python-serialize", "encoding": "binary"}, "content_type_refused"),
+    ("no content type", {"content_type": "application/nothing"}, "content_type_refused"),
+    ("a number", {"body": b"5"}, "malformed"),
+    ("two parts", {"body": b"[[], {}]"}, "malformed"),
+    ("args no list", {"body": b'["raw", {}, {}]'}, "malformed"),
+    ("kwargs no mapping", {"body": b"[[], [], {}]"}, "malformed"),
+    ("embedded no mapping", {"body": b'[["raw"], {}, 7]'}, "malformed"),
+    ("time limit no pair", {"timelimit": "abc"}, "malformed"),
+    ("time limit no numbers", {"timelimit": ["a", "b"]}, "malformed"),
+    ("retries no number", {"retries": "many"}, "malformed"),
+    ("eta no time", {"eta": "tomorrow"}, "malformed"),
+    ("expires no time", {"expires": {"a": 1}}, "malformed"),
+    ("id a list", {"id": ["a"]}, "malformed"),
+    ("no id", {"id": ABSENT}, "malformed"),
+    ("task a mapping", {"task": {"a": 1}}, "malformed"),
+    ("no task", {"task": ABSENT}, "malformed"),
+    ("unknown task", {"task": "nobody.knows"}, "unknown_task"),
+    ("unknown task without id", {"task": "nobody.knows", "id": ABSENT}, "malformed"),
+    ("callbacks no signatures", {"body": b'[["raw"], {}, {"callbacks": [1]}]'}, "malformed"),
+    ("chain no signatures", {"body": b'[["raw"], {}, {"chain": [5]}]'}, "malformed"),
+    ("chord no signature", {"body": b'[["raw"], {}, {"chord": 5}]'}, "malformed"),
+    ("arguments it does not take", {"body": b'[["raw", 1, 2], {}, {}]'}, "failed"),
+]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_damaged_messages(shop: Floor, pool: str) -> None:
+    """Whatever is wrong with a message: one letter that says what, its bytes unchanged, and the worker goes on."""
+    worker = shop.worker(pool=pool)
+    sent = {}
+    for name, damage, reason in DAMAGED:
+        headers = damage.copy()
+        sent[raw(shop, **headers)] = name, reason
+    shop.wait(lambda: len(shop.letters()) >= len(DAMAGED), 30, "a letter for each")
+    assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+    letters = shop.letters()
+    assert len(letters) == len(DAMAGED)
+    assert worker.alive()
+    reasons = {letter.task_id: letter.reason for letter in letters if letter.task_id}
+    for task_id, (name, reason) in sent.items():
+        if task_id in reasons:
+            assert (name, reasons[task_id]) == (name, reason)

@@ -142,13 +142,26 @@ def _flaw_of_body(message: Message) -> str | None:
     if not isinstance(payload, list | tuple) or len(payload) != 3:  # noqa: PLR2004 - args, kwargs, embedded signatures
         return "its body is not [args, kwargs, embedded]"
     args, kwargs, embedded = payload
-    if (
-        not isinstance(args, list | tuple)
-        or not isinstance(kwargs, dict)
-        or not isinstance(embedded, dict | type(None))
-    ):
+    embedded = embedded or {}
+    if not isinstance(args, list | tuple) or not isinstance(kwargs, dict) or not isinstance(embedded, dict):
         return "its body is not [args, kwargs, embedded]"
-    return None
+    # Read after the task was done, where Celery has no answer to them: the threads pool would lose the message's slot.
+    for name in ("callbacks", "errbacks", "chain"):
+        signatures = embedded.get(name) or []
+        if not (isinstance(signatures, list | tuple) and all(map(_signature, signatures))):
+            return f"its {name} are no signatures"
+    chord = embedded.get("chord")
+    return None if not chord or _signature(chord) else "its chord is no signature"
+
+
+def _signature(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("task"), str)
+        and isinstance(value.get("args") or (), list | tuple)
+        and isinstance(value.get("kwargs") or {}, dict)
+        and isinstance(value.get("options") or {}, dict)
+    )
 
 
 def _span(limit: Any) -> bool:
