@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -163,3 +165,67 @@ def test_damaged_messages(shop: Floor, pool: str) -> None:
     for task_id, (name, reason) in sent.items():
         if task_id in reasons:
             assert (name, reasons[task_id]) == (name, reason)
+
+
+def _mutated(rng: random.Random, number: int) -> dict[str, Any]:
+    """A message of ``swallow`` with something wrong about it, or about several things."""
+    embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    body: bytes = json.dumps([[number], {}, embed]).encode()
+    made: dict[str, Any] = {"task": "swallow", "id": f"m-{number}"}
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        how = rng.choice(("cut", "flip", "type", "header", "drop", "content", "huge", "deep", "shape", "embed"))
+        if how == "cut":
+            body = body[: rng.randrange(len(body) + 1)]
+        elif how == "flip" and body:
+            at = rng.randrange(len(body))
+            body = body[:at] + bytes([body[at] ^ (1 << rng.randrange(8))]) + body[at + 1 :]
+        elif how == "type":
+            body = json.dumps(rng.choice(ODD)).encode()
+        elif how == "header":
+            # Not kombu's own mark: Redis messages are JSON as a whole, and what kombu cannot read there ends any worker.
+            made[rng.choice(HEADERS)] = rng.choice(ODD[:-1])
+        elif how == "drop":
+            made[rng.choice(("task", "id", "lang", "retries", "argsrepr"))] = ABSENT
+        elif how == "content":
+            made["content_type"] = rng.choice(
+                ("application/x-yaml", "text/plain", "", "application/x-python-serialize")
+            )
+        elif how == "huge":
+            body = json.dumps([[number, "x" * 300_000], {}, embed]).encode()
+        elif how == "deep":
+            body = b"[" * rng.choice((10, 5_000)) + body
+        elif how == "shape":
+            parts = [[number], {}, embed]
+            parts[rng.randrange(3)] = rng.choice(ODD)
+            body = json.dumps(parts).encode()
+        elif how == "embed":
+            odd = {**embed, rng.choice(("callbacks", "errbacks", "chain", "chord")): rng.choice(ODD)}
+            body = json.dumps([[number], {}, odd]).encode()
+    return {**made, "body": body}
+
+
+ODD: list[Any] = [5, -1, "text", "", [], {}, [1, 2], {"a": 1}, [[]], [{}], True, 1.5, {"__type__": "x", "__value__": 1}]
+HEADERS = (
+    "task", "id", "lang", "retries", "timelimit", "eta", "expires", "shadow", "root_id", "parent_id", "group", "group_index",
+    "argsrepr", "kwargsrepr", "origin", "ignore_result", "stamped_headers", "stamps", "replaced_task_nesting",
+    "celery_patterns", "compression", "reply_to", "correlation_id",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_two_thousand_mutated_messages(shop: Floor, pool: str) -> None:
+    """Among healthy tasks: those are done, the worker lives, and each mutated message ran or is one letter."""
+    worker = shop.worker(pool=pool)
+    rng = random.Random(7)
+    for number in range(2000):
+        made = _mutated(rng, number)
+        raw(shop, **made, properties={"correlation_id": f"m-{number}"})
+        if number % 10 == 0:
+            shop.task("note").delay(number)
+    shop.wait(lambda: shop.traces.count("noted") == 200, 120, "the healthy tasks")
+    shop.wait(lambda: len(_settled(shop)) == 2000, 60, f"all; there are {len(_settled(shop))}")
+    assert worker.alive()
+
+
+def _settled(shop: Floor) -> list[Any]:
+    return [*shop.letters(), *shop.traces.all("swallowed")]

@@ -314,6 +314,10 @@ def make_app(environment: Any = os.environ) -> Celery:
             time.sleep(30)
         return how
 
+    @task(shared=False, name="swallow", patterns=(ends_dead,))
+    def swallow(*args: Any, **kwargs: Any) -> None:
+        traces.add("swallowed", patterns.current_call().id)
+
     task(ends, shared=False, name="ends", patterns=(ends_dead,))
     task(ends, shared=False, name="ends_early", patterns=(ends_dead,), acks_late=False)
     task(ends, shared=False, name="ends_lost", patterns=(ends_dead,), reject_on_worker_lost=False)

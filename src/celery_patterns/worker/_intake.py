@@ -114,6 +114,10 @@ class _Kept:
         self._message.ack_log_error(*args)
 
 
+#: Headers that Celery logs, compares and looks up.
+_WORDS = ("lang", "shadow", "root_id", "parent_id", "group", "group_index", "origin", "replaced_task_nesting")
+
+
 def _flaw_of(message: Message) -> str | None:
     """What in the headers would break the worker later, where nothing can be done about it any more."""
     headers = message.headers
@@ -129,6 +133,14 @@ def _flaw_of(message: Message) -> str | None:
         return "its header 'timelimit' is no pair of seconds"
     if not (headers.get("retries") is None or _count(headers["retries"])):
         return "its header 'retries' is no number"
+    for name in _WORDS:
+        if isinstance(headers.get(name), list | tuple | dict):
+            return f"its header {name!r} is no single value"
+    stamped, stamps = headers.get("stamped_headers") or [], headers.get("stamps") or {}
+    if not (isinstance(stamped, list | tuple) and all(isinstance(name, str) for name in stamped)):
+        return "its header 'stamped_headers' is no list of names"
+    if not isinstance(stamps, dict):
+        return "its header 'stamps' is no mapping"
     return _flaw_of_body(message)
 
 

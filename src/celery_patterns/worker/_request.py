@@ -7,6 +7,7 @@ from typing import Any
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from celery.states import SUCCESS
 from celery.worker import request
 from kombu.exceptions import EncodeError
 
@@ -32,6 +33,8 @@ class Request(request.Request):  # type: ignore[misc]
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Celery's door for every failure, a child's own and its loss."""
         self._ending = self._ending or self._ending_of(exc_info, from_child=return_ok)
+        if self._ending is not None and self._ending[0] == "worker_lost" and self._succeeded():
+            self._ending = None
         try:
             return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         finally:
@@ -72,6 +75,15 @@ class Request(request.Request):  # type: ignore[misc]
                 super().reject(requeue)
         else:
             self._record()
+
+    def _succeeded(self) -> bool:
+        """Whether the child had stored its result when it was lost: Celery acknowledges it then, as it would a success."""
+        if self.ignore_result:
+            return False
+        try:
+            return bool(self.task.AsyncResult(self.id).state == SUCCESS)
+        except Exception:  # noqa: BLE001 - no backend, or none that answers: as Celery takes it, it did not succeed
+            return False
 
     def _keeps(self) -> bool:
         return wears_dead_letter(self.task) is not None and equipment_of(self.app).recorder is not None
