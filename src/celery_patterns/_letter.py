@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombu import serialization
 
-from ._call import HEADER
+from ._call import HEADER, is_brokers_own
 from ._codec import text_of
 from ._keys import digest
 from ._republish import carried_headers, message_serializer, queue_of
@@ -61,7 +61,8 @@ class Letter:
     """What is known of a dead message. The arguments are in the message, and not here.
 
     Attributes:
-        id: 32 hexadecimal digits made from task id, attempt and replay: two letters of one id are the same death.
+        id: 32 hexadecimal digits made from task id, attempt, replay and arguments: two letters of one id are the same
+            death.
         task: The task's name.
         task_id: The id of the task that died.
         root_id: The id of the first task of its workflow.
@@ -109,7 +110,7 @@ def written(call: Call, error: BaseException) -> Letter:
     queue: Any = queue_of(call)
     replay = int(call.header.get("replay", 0))
     return Letter(
-        id=digest(call.run_id, str(call.attempt), str(replay)),
+        id=digest(call.run_id, str(call.attempt), str(replay), _seen(call.received_args, call.received_kwargs)),
         task=call.task,
         task_id=call.id,
         root_id=call.request.root_id,
@@ -128,6 +129,14 @@ def written(call: Call, error: BaseException) -> Letter:
         worker=call.request.hostname,
         replay=replay,
     )
+
+
+def _seen(args: Any, kwargs: Any) -> str:
+    """What tells two messages of one task id apart: an id may be chosen, and used again for other work."""
+    try:
+        return json.dumps([args, kwargs], default=lambda value: f"{type(value).__name__} {text_of(value)}")
+    except (TypeError, ValueError, RecursionError):  # keys that JSON has no word for, or too deep
+        return ""
 
 
 def letter_message(call: Call, letter: Letter) -> dict[str, Any]:
@@ -182,7 +191,7 @@ def _clipped(text: str, limit: int) -> str:
 
 def replayed_headers(letter: Letter, headers: Mapping[str, Any]) -> dict[str, Any]:
     """The headers of a replay: a new task id made from the letter's, a fresh budget, no stale time, no chord."""
-    kept = {name: value for name, value in headers.items() if name != LETTER and not name.startswith("x-")}
+    kept = {name: value for name, value in headers.items() if name != LETTER and not is_brokers_own(name)}
     carried = kept.get(HEADER) or {}
     ours = {"replay": letter.replay + 1, "replay_of": letter.id, "sent": round(time.time(), 6)}
     if carried.get("key") is not None:

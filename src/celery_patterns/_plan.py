@@ -283,7 +283,7 @@ class Plan:
             if self._takes_task:
                 return self._body(call.instance, *call.args, **call.kwargs)
             return self._body(*call.args, **call.kwargs)
-        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit):
+        except (Exception, SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
             if type(error).__module__.partition(".")[0] in _POOLS:  # how these pools end a task at its time limit
@@ -292,8 +292,9 @@ class Plan:
 
 
 def _settle(call: Call, outcome: str) -> None:
-    for settle in call.settlements:
-        try:
+    try:
+        for settle in call.settlements:
             settle(outcome)
-        except SoftTimeLimitExceeded:  # noqa: PERF203 - strikes once, and must not change how the attempt ended
-            settle(outcome)  # which can be repeated without harm
+    except SoftTimeLimitExceeded:  # strikes once, and must not change how the attempt ended
+        for settle in call.settlements:  # which can be repeated without harm
+            settle(outcome)
