@@ -129,7 +129,7 @@ class Floor:
     def worker(self, *, pool: str = "prefork", concurrency: int = 2, ready: bool = True, **environment: str) -> Worker:
         worker = Worker(
             {**self.environment, **environment},
-            self.queue,
+            environment.get("FLOOR_CONSUME", self.queue),
             self.folder / f"worker-{len(self.workers)}.log",
             pool=pool,
             concurrency=concurrency,

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "celery_patterns"
 FLOORS: list[set[str]] = [
     {"exceptions", "typing"},
     {"_call", "_codec", "_keys", "_events", "_publish", "_queues"},
-    {"stores", "_equipment", "_plan", "_republish", "_letter"},
+    {"stores", "_equipment", "_plan", "_republish", "_letter", "_bury"},
     {"_retry", "_idempotent", "_dead_letter", "_logged", "_strict_json"},
     {"_fit", "_task", "_replay", "worker", "_app"},
     {"__init__"},

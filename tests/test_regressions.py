@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import pickle
+import threading
 import time
-from datetime import timedelta
+from collections import Counter, OrderedDict
+from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import redis
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery, Task, chain
 from celery.app.control import Inspect
+from celery.exceptions import Reject
+from kombu import Exchange, Queue
+from kombu.utils import json as kombu_json
 from tenacity import wait_none
 
 import celery_patterns as patterns
-from celery_patterns import _dead_letter, dead_letter, dead_letters, idempotent, logged, retry
+from celery_patterns import _bury, _dead_letter, dead_letter, dead_letters, idempotent, logged, retry
+from celery_patterns._call import HEADER
+from celery_patterns._equipment import equipment_of
 from celery_patterns._events import Event
-from celery_patterns.exceptions import BodyAborted, ConfigurationError, ResultNotKept
+from celery_patterns._keys import canonical
+from celery_patterns._publish import Publisher
+from celery_patterns.exceptions import (
+    BodyAborted,
+    ConfigurationError,
+    PublishFailed,
+    ResultNotKept,
+    StoreUnavailable,
+    UnsafeValue,
+)
 from celery_patterns.stores import MemoryStore, RedisStore
 from celery_patterns.typing import Attempt, Claimed, Done
 
 from .harness import Floor
 from .here import run_here
-from .test_retry import published
+from .servers import free_port
+from .test_retry import body_of, published
 
 DAY = timedelta(days=1)
 
@@ -144,7 +166,7 @@ def test_a_message_that_never_ran_is_not_buried(app: Celery) -> None:
 def test_a_queue_that_refuses_for_good_makes_no_hot_loop(app: Celery, monkeypatch: Any) -> None:
     """The message goes back after a pause, and its starts are not forgotten."""
     monkeypatch.setattr(_dead_letter, "REFUSED_PAUSE", 0.5)
-    monkeypatch.setattr(_dead_letter, "ensure_queue", _refuses)
+    monkeypatch.setattr(_bury, "ensure_queue", _refuses)
 
     @app.task(shared=False, name="t")
     @dead_letter("dead")
@@ -310,3 +332,451 @@ def test_a_log_file_is_written(tmp_path: Any) -> None:
         root.handlers[:], level = before
         root.setLevel(level)
     assert '"event":"hello"' in (tmp_path / "worker.log").read_text()
+
+
+def test_one_task_id_for_other_work_is_another_death(app: Celery) -> None:
+    """An id may be chosen, and used again: each death is listed, and replayed."""
+
+    @app.task(shared=False, name="report")
+    @dead_letter("dead")
+    def report(day: str) -> None:
+        raise ValueError
+
+    run_here(report, "monday", task_id="daily")
+    run_here(report, "tuesday", task_id="daily")
+    run_here(report, "tuesday", task_id="daily")
+    assert len(letters(app)) == 2
+    sent = {result.id for result in dead_letters(app, "dead").replay_all()}
+    assert len(sent) == 2
+    assert sorted(body_of(message)[0] for message in published(app)) == [["monday"], ["tuesday"]]
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["without a key", "with a key"])
+def test_a_body_that_requeues_itself_did_not_crash(app: Celery, keyed: bool) -> None:
+    """``Reject(requeue=True)`` is an end like any other: the starts are counted from it anew."""
+
+    @app.task(shared=False, name="t", patterns=(idempotent(key="x", ttl=DAY),) if keyed else ())
+    @dead_letter("dead", max_crashes=2)
+    def t(x: int) -> None:
+        raise Reject("later", requeue=True)
+
+    for delivery in range(6):
+        outcome = run_here(t, 1, task_id="a", redelivered=delivery > 0)
+        assert (outcome.state, outcome.value.requeue) == ("REJECTED", True)
+    assert letters(app) == []
+
+
+def test_a_message_that_waited_and_was_killed_takes_its_key_over(app: Celery) -> None:
+    """What it waited before it ran is not held against the wait for its own dead run."""
+    store = equipment_of(app).store
+
+    @app.task(shared=False, name="t")
+    @idempotent(key="x", ttl=DAY, lease=timedelta(seconds=1), wait_within=timedelta(seconds=2))
+    def t(x: int) -> str:
+        return "done"
+
+    long_ago = {HEADER: {"waiting": time.time() - 100, "looks": 3}}
+    pattern = t.plan.patterns[0]
+    dead = Attempt("a/0", 0, "the killed run")
+    key = pattern.key_of("t", {"x": 1}, (1,), {})
+    store.claim(key, dead, pattern.fingerprint({"x": 1}), lease=timedelta(seconds=1), ttl=DAY)
+    waits = run_here(t, 1, task_id="a", redelivered=True, headers={"headers": long_ago})
+    assert waits.state == "IGNORED"
+    (copy,) = published(app)
+    assert copy["headers"][HEADER]["waiting"] > time.time() - 10
+    time.sleep(1.1)
+    assert run_here(t, 1, task_id="a", headers={"headers": copy["headers"]}).value == "done"
+
+
+def test_a_claim_whose_answer_was_lost_is_no_start(app: Celery, monkeypatch: Any) -> None:
+    """A store that froze heard it all the same: the next look has the key, and nothing crashed."""
+    store = equipment_of(app).store
+    runs: list[int] = []
+
+    @app.task(shared=False, name="t")
+    @idempotent(key="x", ttl=DAY)
+    @dead_letter("dead")
+    def t(x: int) -> str:
+        runs.append(x)
+        return "done"
+
+    heard = type(store).claim
+
+    def deaf(*args: Any, **kwargs: Any) -> Any:
+        heard(*args, **kwargs)
+        raise StoreUnavailable("no answer came")
+
+    monkeypatch.setattr(type(store), "claim", deaf)
+    headers: dict[str, Any] = {}
+    for _ in range(5):
+        assert run_here(t, 1, task_id="a", headers={"headers": headers}).state == "IGNORED"
+        headers = {HEADER: published(app)[-1]["headers"][HEADER]}
+    monkeypatch.setattr(type(store), "claim", heard)
+    assert run_here(t, 1, task_id="a", headers={"headers": headers}).value == "done"
+    assert runs == [1]
+
+
+@pytest.mark.parametrize(
+    "strikes", ["task_succeeded", "task_retried", "task_failed", "retry_scheduled", "dead_lettered"]
+)
+def test_a_soft_limit_while_a_line_is_written(app: Celery, caplog: Any, monkeypatch: Any, strikes: str) -> None:
+    """The log is full and the limit strikes: how the attempt ended stays, with the one copy that stands for it."""
+
+    @app.task(shared=False, name="t")
+    @logged()
+    @retry(on=OSError, attempts=2, wait=wait_none())
+    @dead_letter("dead")
+    def t(how: str) -> str:
+        if how in ("task_retried", "retry_scheduled"):
+            raise OSError
+        if how in ("task_failed", "dead_lettered"):
+            raise ValueError
+        return "done"
+
+    logger = logging.getLogger("celery_patterns")
+    caplog.set_level("INFO", "celery_patterns")
+    struck = []
+
+    def handle(record: logging.LogRecord) -> None:
+        if record.msg.name == strikes:
+            struck.append(strikes)
+            raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(logger, "handle", handle)
+    outcome = run_here(t, strikes)
+    states = {"task_succeeded": "SUCCESS", "task_retried": "RETRY", "retry_scheduled": "RETRY"}
+    assert struck == [strikes]
+    assert outcome.state == states.get(strikes, "FAILURE")
+    assert len(published(app)) == (outcome.state == "RETRY")
+    assert len(letters(app)) == (outcome.state == "FAILURE")
+
+
+def test_what_a_sender_hides_stays_hidden(app: Celery) -> None:
+    """``argsrepr`` goes with every later attempt; for arguments that ``self.retry`` changed, too."""
+
+    @app.task(shared=False, name="t", bind=True)
+    @retry(on=OSError, attempts=3, wait=wait_none())
+    def t(self: Any, card: str, change: bool = False) -> None:
+        if change:
+            raise self.retry(args=("4222-SECRET",))
+        raise OSError
+
+    hidden = {"argsrepr": "('****',)", "kwargsrepr": "{}"}
+    run_here(t, "4111-SECRET", headers=hidden)
+    run_here(t, "4111-SECRET", True, headers=hidden)
+    for message in published(app):
+        assert message["headers"]["argsrepr"] == "('****',)"
+    run_here(t, "plain", True, headers={"argsrepr": "('plain', True)"})
+    assert published(app)[-1]["headers"]["argsrepr"] == "('4222-SECRET',)"
+
+
+@pytest.mark.parametrize("on", [OSError, Exception])
+def test_max_retries_of_a_call_lowers_the_attempts(app: Celery, on: Any) -> None:
+    """``self.retry(max_retries=1)``: the second attempt is the last, whatever the policy would try again."""
+    runs: list[int] = []
+
+    @app.task(shared=False, name="t", bind=True)
+    @retry(on=on, attempts=5, wait=wait_none())
+    def t(self: Any) -> None:
+        runs.append(1)
+        try:
+            raise OSError
+        except OSError as error:
+            raise self.retry(exc=error, max_retries=1, countdown=0) from error
+
+    assert run_here(t).state == "RETRY"
+    assert run_here(t, retries=1).state == "FAILURE"
+    assert t.apply().state == "FAILURE"
+    assert len(runs) == 4
+
+
+def test_a_pickled_message_keeps_its_types_on_redis(app: Celery) -> None:
+    """No content type is told there: what JSON would change goes on as what else is accepted."""
+    app.conf.accept_content = ["json", "pickle"]
+
+    @app.task(shared=False, name="t")
+    @retry(on=OSError, attempts=3, wait=wait_none())
+    def t(pair: Any, numbers: Any) -> None:
+        raise OSError
+
+    run_here(t, (1, 2), {1: "a"})
+    run_here(t, [1, 2], {"1": "a"})
+    odd, plain = published(app)
+    assert odd["content-type"] == "application/x-python-serialize"
+    assert plain["content-type"] == "application/json"
+
+
+def test_a_childs_key_is_not_its_parents(app: Celery) -> None:
+    """A body that hands its headers on, for a tenant or a trace, makes other calls, with keys of their own."""
+
+    @app.task(shared=False, name="child")
+    @idempotent(key="order", ttl=DAY)
+    def child(order: str) -> None: ...
+
+    @app.task(shared=False, name="parent", bind=True)
+    @idempotent(key="order", ttl=DAY)
+    def parent(self: Any, order: str) -> None:
+        for name in ("o-1", "o-2"):
+            child.apply_async((name,), headers=self.request.headers)
+        child.apply_async(("o-3",), headers=self.request.headers, idempotency_key="own")
+
+    run_here(parent, "o", headers={"headers": {"tenant": "t", HEADER: {"key": "import-17", "sent": 1.0}}})
+    carried = [message["headers"] for message in published(app)]
+    assert [one["tenant"] for one in carried] == ["t"] * 3
+    assert [(one.get(HEADER) or {}).get("key") for one in carried] == [None, None, "own"]
+
+
+def test_apply_takes_a_key_of_its_own(app: Celery) -> None:
+    """Here as in a worker: the same key, from the same option."""
+
+    @app.task(shared=False, name="t")
+    @idempotent(key="x", ttl=DAY)
+    def t(x: int) -> str:
+        return patterns.current_claim().key
+
+    here = t.s(1).set(idempotency_key="mine").apply().get()
+    assert here == run_here(t, 1, headers={"headers": {HEADER: {"key": "mine"}}}).value
+    assert here != t.s(1).apply().get()
+
+
+def test_eager_attempts_get_the_arguments_as_they_came(app: Celery) -> None:
+    """What an attempt does to its list is not seen by the next one; an object of the caller's own is the same one."""
+    seen: list[Any] = []
+
+    class Session: ...
+
+    @app.task(shared=False, name="t")
+    @retry(on=OSError, attempts=3, wait=wait_none())
+    def t(basket: list[str], session: Any) -> None:
+        seen.append((list(basket), session))
+        basket.append("spoiled")
+        raise OSError
+
+    session = Session()
+    t.apply(([], session))
+    assert seen == [([], session)] * 3
+
+
+@pytest.mark.parametrize("value", [{"__type__": "decimal", "__value__": "1"}, {"__type__": "x", "__value__": 1}])
+def test_kombus_marks_are_refused_in_map(app: Celery, value: Any) -> None:
+    """The arguments of ``map`` are a user's, though Celery sends them."""
+    patterns.use_strict_json(app)
+
+    @app.task(shared=False, name="t")
+    def t(x: Any) -> None: ...
+
+    with pytest.raises(UnsafeValue, match="__type__"):
+        t.map([value]).apply_async()
+    assert published(app) == []
+
+
+def test_headers_of_ones_own_are_replayed(app: Celery) -> None:
+    """``x-tenant`` is the sender's; ``x-death`` is the broker's note."""
+
+    @app.task(shared=False, name="t")
+    @dead_letter("dead")
+    def t() -> None:
+        raise ValueError
+
+    run_here(t, headers={"headers": {"x-tenant": "t1", "x-death": [{"count": 1}]}})
+    dead_letters(app, "dead").replay_all()
+    (message,) = published(app)
+    assert message["headers"]["x-tenant"] == "t1"
+    assert "x-death" not in message["headers"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [OrderedDict(a=1), Counter("aab"), {1: 2}, float("inf"), datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Berlin"))],
+    ids=["OrderedDict", "Counter", "int keys", "infinite", "zone"],
+)
+def test_a_result_that_a_backend_keeps_is_kept(app: Celery, value: Any) -> None:
+    """What Celery's own backend would store, a duplicate gets as that would give it back."""
+
+    @app.task(shared=False, name="t")
+    @idempotent(key="x", ttl=DAY)
+    def t(x: int) -> Any:
+        return value
+
+    run_here(t, 1, task_id="a")
+    assert run_here(t, 1, task_id="b").value == kombu_json.loads(kombu_json.dumps(value))
+
+
+def test_letters_in_lists_of_priorities_without_zero(database: str) -> None:
+    """A letter has no priority, and kombu's list for that need not be the queue's plain name."""
+    app = Celery("steps", broker=database, backend="cache+memory://", set_as_current=False)
+    app.conf.broker_transport_options = {"priority_steps": [3, 6, 9]}
+    patterns.use_patterns(app)
+    patterns.use_store(app, MemoryStore())
+
+    @app.task(shared=False, name="t")
+    @dead_letter("dead")
+    def t() -> None:
+        raise ValueError
+
+    run_here(t)
+    assert len(letters(app)) == 1
+    assert len(dead_letters(app, "dead").replay_all()) == 1
+    assert letters(app) == []
+    app.close()
+
+
+def test_a_replay_by_an_app_that_knows_no_queues(database: str) -> None:
+    """An operator's bare app on Redis: the message goes to the queue it came from, whatever exchange it came by."""
+    app = Celery("topic", broker=database, backend="cache+memory://", set_as_current=False)
+    app.conf.task_queues = [Queue("pay", Exchange("ex", type="topic"), routing_key="pay.#")]
+    patterns.use_patterns(app)
+    patterns.use_store(app, MemoryStore())
+
+    @app.task(shared=False, name="t")
+    @dead_letter("dead")
+    def t() -> None:
+        raise ValueError
+
+    came = {"exchange": "ex", "routing_key": "pay.card", "priority": 0, "redelivered": False}
+    run_here(t, headers={"delivery_info": came})
+    bare = Celery("bare", broker=database, set_as_current=False)
+    dead_letters(bare, "dead").replay_all()
+    assert len(published(bare, "pay")) == 1
+    app.close()
+    bare.close()
+
+
+def test_threads_that_publish_give_up_together(app: Celery) -> None:
+    """They take turns on one connection, and the patience of one is that of all."""
+    publisher = Publisher(Celery("nowhere", broker=f"redis://127.0.0.1:{free_port()}/0", set_as_current=False))
+    took: list[float] = []
+
+    def publish() -> None:
+        begun = time.monotonic()
+        with pytest.raises(PublishFailed) as refused:
+            publisher.publish(lambda _: None, patience=timedelta(seconds=1))
+        assert refused.value.transient
+        took.append(time.monotonic() - begun)
+
+    threads = [threading.Thread(target=publish) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(took) == 5
+    assert max(took) < 2.5
+
+
+def test_a_worker_does_not_consume_its_own_letters(shop: Floor) -> None:
+    """It would run what failed again and again: it does not start, and says which queue."""
+    worker = shop.worker(ready=False, FLOOR_CONSUME=f"{shop.queue},{shop.dead}")
+    shop.wait(lambda: not worker.alive(), 30, "the worker's end")
+    assert f"this worker consumes {shop.dead}" in worker.text()
+
+
+@pytest.mark.parametrize("deep", [100, 260, 310, 5000])
+def test_what_is_sent_can_be_handed_to_a_child(app: Celery, deep: int) -> None:
+    """A worker pickles arguments for its child and ends where that gives up; ``.delay()`` refuses long before."""
+    patterns.use_strict_json(app)
+
+    @app.task(shared=False, name="t")
+    def t(x: Any) -> None: ...
+
+    value: Any = []
+    for _ in range(deep):
+        value = [value]
+    if deep < 300:
+        t.delay(value)
+        pickle.dumps(body_of(published(app)[0]))
+    else:
+        with pytest.raises(UnsafeValue, match="nested too deeply"):
+            t.delay(value)
+
+
+def test_an_argument_that_takes_no_copy(app: Celery) -> None:
+    """It was unpickled, so it is here: the body runs, and its failure is a letter."""
+    app.conf.accept_content = ["json", "pickle"]
+    runs: list[Any] = []
+
+    @app.task(shared=False, name="t", serializer="pickle")
+    @dead_letter("dead")
+    def t(handle: Any) -> None:
+        runs.append(handle)
+        raise ValueError
+
+    assert isinstance(run_here(t, Handle()).value, ValueError)
+    assert len(runs) == len(letters(app)) == 1
+
+
+class Handle:
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("a Handle is not copied")
+
+
+@pytest.mark.parametrize("odd", ["text", [1], {"a": 1}, None])
+@pytest.mark.parametrize("name", ["sent", "started", "waited", "waiting", "looks", "history", "replay", "asked_by"])
+def test_a_header_written_by_hand(app: Celery, name: str, odd: Any) -> None:
+    """Whatever stands in it, the task runs, is tried again, and leaves its letter."""
+
+    @app.task(shared=False, name="t")
+    @logged()
+    @retry(on=OSError, attempts=2, wait=wait_none(), within=timedelta(hours=1))
+    @idempotent(key="x", ttl=DAY)
+    @dead_letter("dead")
+    def t(x: int) -> None:
+        raise OSError
+
+    headers = {"headers": {HEADER: {name: odd}}}
+    assert run_here(t, 1, task_id="a", headers=headers).state == "RETRY"
+    assert isinstance(run_here(t, 1, task_id="a", retries=1, headers=headers).value, OSError)
+    assert len(letters(app)) == 1
+
+
+def test_a_body_that_raises_generator_exit(app: Celery) -> None:
+    """Another one that is no Exception: a failure with its letter."""
+
+    @app.task(shared=False, name="t")
+    @dead_letter("dead")
+    def t() -> None:
+        raise GeneratorExit
+
+    assert isinstance(run_here(t).value, BodyAborted)
+    assert len(letters(app)) == 1
+
+
+def test_equal_decimals_are_one_key() -> None:
+    """9.9 and 9.90 are one amount; 9.9 and 99 are two."""
+
+    def form(text: str) -> str:
+        return canonical(Decimal(text), where="x", floats=False)
+
+    for equal in (("9.9", "9.90"), ("100", "1E+2"), ("0", "-0.00"), ("-0.10", "-0.1")):
+        assert form(equal[0]) == form(equal[1])
+    different = ["9.9", "99", "0.99", "-9.9", "1", "10", "0", "Infinity", "-Infinity"]
+    assert len({form(text) for text in different}) == len(different)
+
+
+def test_without_retry_the_inherited_budget_is_gone_too(app: Celery) -> None:
+    """A task that inherits from one with ``retry(attempts=2)`` and takes it off has Celery's own limit."""
+
+    class One(patterns.PatternTask):
+        name = "one"
+        patterns = (retry(on=OSError, attempts=2),)
+
+        def run(self) -> None: ...
+
+    class Other(One):
+        name = "other"
+        patterns = (patterns.without(retry),)
+
+    one, other = app.register_task(One()), app.register_task(Other())
+    assert (one.max_retries, other.max_retries) == (1, Task.max_retries)
+
+
+def test_a_key_function_that_the_soft_limit_strikes(app: Celery) -> None:
+    """It is the limit that failed the task, and not its key."""
+
+    def key(x: int) -> int:
+        raise SoftTimeLimitExceeded
+
+    @app.task(shared=False, name="t")
+    @idempotent(key=key, ttl=DAY)
+    def t(x: int) -> None: ...
+
+    assert isinstance(run_here(t, 1).value, SoftTimeLimitExceeded)

@@ -60,7 +60,7 @@ def written(call: Call, error: BaseException) -> Letter:
     info = call.request.delivery_info or {}
     replay = int(call.header.get("replay", 0))
     return Letter(
-        id=digest(call.run_id, str(call.attempt), str(replay)),
+        id=digest(call.run_id, str(call.attempt), str(replay), _seen(call.received_args, call.received_kwargs)),
         task=call.task,
         task_id=call.id,
         root_id=call.request.root_id,
@@ -77,6 +77,14 @@ def written(call: Call, error: BaseException) -> Letter:
         worker=call.request.hostname,
         replay=replay,
     )
+
+
+def _seen(args: Any, kwargs: Any) -> str:
+    """What tells two messages of one task id apart: an id may be chosen, and used again for other work."""
+    try:
+        return json.dumps([args, kwargs], default=lambda value: f"{type(value).__name__} {text_of(value)}")
+    except (TypeError, ValueError, RecursionError):  # keys that JSON has no word for, or too deep
+        return ""
 
 
 def found(
@@ -122,10 +130,16 @@ def found(
 
 def _identity(message: Message, headers: Mapping[str, Any], attempt: int, replay: int) -> str:
     task_id = headers.get("id")
-    if isinstance(task_id, str) and task_id:
-        return digest(f"{task_id}/{_number(headers.get('replaced_task_nesting'))}", str(attempt), str(replay))
-    # Nobody's: the same bytes are the same death.
     body = message.body if isinstance(message.body, bytes) else str(message.body).encode("utf-8", "surrogatepass")
+    if isinstance(task_id, str) and task_id:
+        run_id = f"{task_id}/{_number(headers.get('replaced_task_nesting'))}"
+        try:
+            args, kwargs, _ = message.payload
+            seen = _seen(args, kwargs)
+        except Exception:  # noqa: BLE001 - nobody can read them
+            seen = body.hex()
+        return digest(run_id, str(attempt), str(replay), seen)
+    # Nobody's: the same bytes are the same death.
     return digest(
         "nameless",
         body.hex(),

@@ -49,6 +49,19 @@ MARK = "_celery_patterns_call"
 # A delayed delivery puts its 28 bits before the routing key.
 _DELAY = re.compile(r"^(?:[01]\.){28}")
 
+_REMEMBERED: dict[str, Any] = {
+    "sent": int | float,
+    "started": int | float,
+    "waited": int | float,
+    "waiting": int | float,
+    "looks": int,
+    "history": list,
+    "replay": int,
+    "asked_by": str,
+}
+
+_BROKERS_OWN = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "redelivered"})
+
 _NO_HEADER: dict[str, Any] = {}
 
 _ATOMS = frozenset(
@@ -67,23 +80,38 @@ def came_by(delivery_info: Mapping[str, Any]) -> tuple[str | None, str]:
     return None if exchange.endswith(CELERY_DELAYED_DELIVERY_EXCHANGE) else exchange, _DELAY.sub("", key)
 
 
-def received(value: Any) -> Any:
-    """A copy of arguments that the body cannot reach: what can change is new, what cannot is shared."""
+def _sane(header: dict[str, Any]) -> dict[str, Any]:
+    """What is remembered, without what cannot be ours: a header may be written by hand, or by a later release."""
+    return {name: value for name, value in header.items() if isinstance(value, _REMEMBERED.get(name, object))}
+
+
+def is_brokers_own(header: str) -> bool:
+    """Whether it is a broker's note on a delivery: Celery's retry would copy it into a message that was never delivered."""
+    return header in _BROKERS_OWN or header.startswith(("x-first-death-", "x-last-death-"))
+
+
+def received(value: Any, copied: Callable[[Any], Any] = copy.deepcopy) -> Any:
+    """A copy of arguments that the body cannot reach: what can change is new, what cannot is shared.
+
+    Args:
+        value: The arguments.
+        copied: What is done with an object that is no value of JSON's.
+    """
     kind = type(value)
     if kind in _ATOMS:
         return value
     if kind is list:
-        return [item if type(item) in _ATOMS else received(item) for item in value]
+        return [item if type(item) in _ATOMS else received(item, copied) for item in value]
     if kind is dict:
-        return {name: item if type(item) in _ATOMS else received(item) for name, item in value.items()}
+        return {name: item if type(item) in _ATOMS else received(item, copied) for name, item in value.items()}
     if kind is tuple:
         for item in value:
             if type(item) not in _ATOMS:
                 break
         else:
             return value
-        return tuple([item if type(item) in _ATOMS else received(item) for item in value])
-    return copy.deepcopy(value)
+        return tuple([item if type(item) in _ATOMS else received(item, copied) for item in value])
+    return copied(value)
 
 
 class Claim:
@@ -137,7 +165,6 @@ class Call:
     """
 
     __slots__ = (
-        "_received",
         "args",
         "asked",
         "claim",
@@ -145,9 +172,12 @@ class Call:
         "header",
         "instance",
         "kwargs",
+        "received_args",
+        "received_kwargs",
         "request",
         "settlements",
         "shown",
+        "spent",
         "started",
         "terms",
     )
@@ -163,16 +193,34 @@ class Call:
         self.claim: Claim | None = None
         #: The retry that the body or the policy asked for; published when the body is over, never before.
         self.asked: Retry | None = None
+        #: Whether the body's own ``self.retry(max_retries=…)`` said that no attempt is left.
+        self.spent = False
         #: Run last, with how the attempt ended, after every durable copy exists.
         self.settlements: list[Callable[[str], None]] = []
         #: The arguments that may be shown, by name.
         self.shown: tuple[str, ...] = ()
         self.started = time.time()
         header = request.headers.get(HEADER) if request.headers else None
-        self.header: Mapping[str, Any] = header if isinstance(header, dict) else _NO_HEADER
+        self.header: Mapping[str, Any] = _sane(header) if isinstance(header, dict) else _NO_HEADER
         self.eager = bool(request.is_eager)
         # Taken before the body runs: whatever is published later is made from these.
-        self._received = None if self.eager else (received(args), received(kwargs) if kwargs else {})
+        try:
+            self.received_args: tuple[Any, ...] = received(args, self._copied)
+            self.received_kwargs: dict[str, Any] = received(kwargs, self._copied) if kwargs else {}
+        except RecursionError:  # too deep for a message; in eager mode the caller's own
+            self.received_args, self.received_kwargs = args, kwargs
+
+    def again(self, args: Any, kwargs: Any) -> None:
+        """Make the next attempt of an eager call from these arguments."""
+        self.args, self.kwargs = received(tuple(args), self._copied), received(dict(kwargs), self._copied)
+
+    def _copied(self, value: Any) -> Any:
+        if self.eager:
+            return value  # the caller's own object, which may be one of a kind: no message would have carried it
+        try:
+            return copy.deepcopy(value)
+        except Exception:  # noqa: BLE001 - it was unpickled, and does not take a copy: better shared than lost
+            return value
 
     @property
     def task(self) -> str:
@@ -228,16 +276,6 @@ class Call:
     def run_id(self) -> str:
         """The task id, told apart from a replacement of the task, which keeps the id."""
         return f"{self.id}/{self.request.replaced_task_nesting or 0}"
-
-    @property
-    def received_args(self) -> tuple[Any, ...]:
-        """The positional arguments as the message brought them."""
-        return self._received[0] if self._received else self.args
-
-    @property
-    def received_kwargs(self) -> dict[str, Any]:
-        """The keyword arguments as the message brought them."""
-        return self._received[1] if self._received else self.kwargs
 
     @property
     def first_started(self) -> float:

@@ -24,10 +24,13 @@ from .exceptions import UnsafeValue
 
 __all__ = ["dumps", "dumps_arguments", "dumps_line", "dumps_message", "dumps_result", "loads", "text_of"]
 
-#: How deep the search for a refused value goes before it gives up; Python's own limit is near.
-DEEPEST = 900
+#: How deep values may be nested: a worker hands them to its child by pickle, and ends where that gives up, near 480.
+DEEPEST = 300
 
 MARKER = frozenset({"__type__", "__value__"})
+_MARKED = (
+    'has exactly the keys "__type__" and "__value__", which is how Celery marks its own types; expected any other keys'
+)
 
 
 def _marked(kind: str, value: Any) -> dict[str, Any]:
@@ -127,11 +130,28 @@ def _text(wired: Any) -> bytes:
         return orjson.dumps(wired)
     except TypeError:
         # orjson refuses integers over 64 bits, lone surrogates and nesting over 254 levels; Python's own encoder
-        # carries all three, and any worker reads them.
+        # carries all three, and any worker reads them, as long as it can hand them to its child: pickle ends it at 480.
+        if _deeper(wired, DEEPEST):
+            raise _Refused from None
         try:
             return json.dumps(wired, allow_nan=False).encode()
         except ValueError:  # an integer with more digits than Python is willing to write
             raise _Refused from None
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether it is nested deeper than this, or contains itself."""
+    row = [value]
+    for _ in range(levels):
+        row = [
+            inner
+            for one in row
+            if isinstance(one, list | tuple | dict)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not row:
+            return False
+    return True
 
 
 def _find(value: Any, path: str, depth: int = 0) -> UnsafeValue | None:
@@ -141,11 +161,7 @@ def _find(value: Any, path: str, depth: int = 0) -> UnsafeValue | None:
     kind = type(value)
     if kind is dict:
         if value.keys() == MARKER:
-            return UnsafeValue(
-                path,
-                'has exactly the keys "__type__" and "__value__", which is how Celery marks its own types; '
-                "expected any other keys",
-            )
+            return UnsafeValue(path, _MARKED)
         for name, item in value.items():
             if type(name) is not str:
                 return UnsafeValue(
@@ -232,6 +248,8 @@ def _structure(value: Any, path: str) -> Any:
     if _is_signature(value):
         return _signature(value, path)
     if isinstance(value, Mapping):
+        if value.keys() == MARKER:
+            raise UnsafeValue(path, _MARKED)
         return {name: _structure(item, f"{path}.{name}") for name, item in _str_keyed(value, path)}
     if isinstance(value, list | tuple):
         return [_structure(item, f"{path}[{index}]") for index, item in enumerate(value)]
@@ -332,10 +350,19 @@ def _arguments(args: Any, kwargs: Mapping[str, Any], *, loose: bool) -> tuple[An
 
 
 def dumps_result(value: Any) -> bytes | None:
-    """Encode a result as a result backend would: tuples become lists. None when it cannot be carried."""
+    """Encode a result as a result backend would: tuples become lists, and keys strings. None when it cannot be carried."""
     try:
         return _text(_wire(_listed(value)))
     except (_Refused, RecursionError):
+        return _as_backends_do(value)
+
+
+def _as_backends_do(value: Any) -> bytes | None:
+    try:
+        text: str = kombu_json.dumps(value)
+        kombu_json.loads(text)  # what looks like a mark of kombu's own could be written, and never be read
+        return text.encode()
+    except Exception:  # noqa: BLE001 - a value's own __json__ may raise what it likes
         return None
 
 

@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +20,7 @@ from ._bury import letter_message, publish_letter, written
 from ._equipment import equipment_of
 from ._events import emit
 from ._keys import digest
-from ._plan import REQUEUED, Layer, Pattern
+from ._plan import Layer, Pattern
 from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ MAX_CRASHES = 3
 
 #: Seconds before a message goes back whose letter the broker refuses for good.
 REFUSED_PAUSE = 5.0
+
+#: The longest name of a queue, in bytes, that AMQP carries.
+LONGEST_NAME = 255
 
 #: How long the starts of a message without a key are remembered.
 STARTS_TTL = timedelta(days=7)
@@ -83,9 +87,9 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
     def __init__(
         self, queue: str | None = None, *, max_crashes: int | None = MAX_CRASHES, also: Collection[str] = ()
     ) -> None:
-        if queue is not None and (not isinstance(queue, str) or not queue):
+        if queue is not None and (not isinstance(queue, str) or not 0 < len(queue.encode()) <= LONGEST_NAME):
             raise ConfigurationError(
-                f'expected queue to be a name, for example dead_letter("orders.dead"), got {queue!r}'
+                f'expected queue to be a name of at most 255 bytes, for example dead_letter("orders.dead"), got {queue!r}'
             )
         if max_crashes is not None and (type(max_crashes) is not int or max_crashes < 1):
             raise ConfigurationError(
@@ -135,8 +139,9 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
                 time.sleep(REFUSED_PAUSE)  # what is refused for good must not make the body run in a hot loop
             raise _back_to_its_queue() from None
         call.request.__dict__[KEPT] = True
-        emit(logging.ERROR, "dead_lettered", call, error=error, queue=queue, reason=letter.reason, letter=letter.id)
-        task_dead_lettered.send(sender=call.instance, letter=letter)
+        with suppress(SoftTimeLimitExceeded):  # the letter stands, and the failure is what the caller is to hear of
+            emit(logging.ERROR, "dead_lettered", call, error=error, queue=queue, reason=letter.reason, letter=letter.id)
+            task_dead_lettered.send(sender=call.instance, letter=letter)
 
 
 def _tell_main(sender: Any = None, einfo: Any = None, **_: Any) -> None:
@@ -163,7 +168,7 @@ def _count_start(call: Call, limit: int) -> None:
     except StoreUnavailable as error:
         emit(logging.WARNING, "start_not_counted", call, error=error, reason=str(error))
         return
-    call.settlements.append(lambda outcome: None if outcome == REQUEUED else _forget_starts(call, key))
+    call.settlements.append(lambda _outcome: _forget_starts(call, key))
     # The first delivery was not counted, so this would be start number starts + 1. It may not have been started at all,
     # so a message that comes back is always run once.
     if starts >= max(limit, 2):

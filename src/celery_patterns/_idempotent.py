@@ -172,6 +172,8 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         if callable(self.key):
             try:
                 value = self.key(*args, **kwargs)
+            except SoftTimeLimitExceeded:
+                raise
             except Exception as error:
                 raise InvalidKey(f"the key function of {task} raised {type_name(error)}") from error
             if value is None:
@@ -210,7 +212,9 @@ class _Run:
         self.key = key
         self.fingerprint = fingerprint
         # Random for each run: a redelivery has the same task id, and must not pass for the first run.
-        self.attempt = Attempt(call.run_id, call.attempt - 1, secrets.token_hex(8))
+        self.attempt = Attempt(
+            call.run_id, call.attempt - 1, secrets.token_hex(8), str(call.header.get("asked_by") or "")
+        )
         self.fence = 0
         self.looks = int(call.header.get("looks") or 0)
 
@@ -350,10 +354,13 @@ class _Run:
 
     def _wait(self, wait: timedelta, error: StoreUnavailable | None) -> None:
         call = self.call
-        since = float(call.header.get("waiting") or time.time())
+        # A message that comes back was perhaps run, and has the whole wait before it again, for its own dead run.
+        since = float((not call.redelivered and call.header.get("waiting")) or time.time())
         if time.time() - since > self.pattern.wait_within.total_seconds():
             raise error or InProgress(
                 f"{call.task}: another run of the same key did not end within {self.pattern.wait_within}"
             )
         emit(logging.INFO, "duplicate_waiting", call, wait=round(wait.total_seconds(), 3))
-        send_waiting_copy(call, wait, self.looks + 1)
+        send_waiting_copy(
+            call, wait, waiting=since, looks=self.looks + 1, asked_by=None if error is None else self.attempt.owner
+        )

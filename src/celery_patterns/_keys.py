@@ -20,13 +20,24 @@ __all__ = ["Binder", "argument_names", "canonical", "digest"]
 
 VERSION = "1"
 
+
+def _decimal_form(value: Decimal) -> str:
+    """Equal Decimals, as 9.9 and 9.90, are one value."""
+    sign, digits, exponent = value.as_tuple()
+    if not isinstance(exponent, int):
+        return f"D{value}"
+    text = "".join(map(str, digits)).lstrip("0")
+    short = text.rstrip("0")
+    return f"D{'-' if sign and short else ''}{short}e{exponent + len(text) - len(short) if short else 0}"
+
+
 _LEAVES: dict[type, Callable[[Any], str]] = {
     type(None): lambda _: "n",
     bool: lambda value: "t" if value else "f",
     int: lambda value: f"i{value}",
     str: lambda value: f"s{len(value)}:{value}",
     bytes: lambda value: f"b{value.hex()}",
-    Decimal: lambda value: f"D{value}",
+    Decimal: _decimal_form,
     UUID: lambda value: f"U{value.hex}",
     datetime: lambda value: f"T{value.isoformat()}",
     date: lambda value: f"A{value.isoformat()}",

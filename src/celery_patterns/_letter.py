@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ._call import HEADER
+from ._call import HEADER, is_brokers_own
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +38,8 @@ class Letter:
     """What is known of a dead message. The arguments are in the message, and not here.
 
     Attributes:
-        id: 32 hexadecimal digits made from task id, attempt and replay: two letters of one id are the same death.
+        id: 32 hexadecimal digits made from task id, attempt, replay and arguments: two letters of one id are the same
+            death.
         task: The task's name; None where the message does not tell.
         task_id: The id of the task that died; None where the message does not tell.
         root_id: The id of the first task of its workflow.
@@ -114,7 +115,7 @@ def clipped(text: str, limit: int) -> str:
 
 def replayed_headers(letter: Letter, headers: Mapping[str, Any]) -> dict[str, Any]:
     """The headers of a replay: a new task id made from the letter's, a fresh budget, no stale time, no chord."""
-    kept = {name: value for name, value in headers.items() if name != LETTER and not name.startswith("x-")}
+    kept = {name: value for name, value in headers.items() if name != LETTER and not is_brokers_own(name)}
     carried = kept.get(HEADER) or {}
     ours = {"replay": letter.replay + 1, "replay_of": letter.id, "sent": round(time.time(), 6)}
     if carried.get("key") is not None:

@@ -6,11 +6,13 @@ import inspect
 import logging
 import sys
 import time
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import structlog
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.time import maybe_iso8601
 
@@ -121,6 +123,12 @@ def _close(
 ) -> None:
     if not speaks(level):
         return
+    # The attempt is over: a soft time limit that strikes while its line is written must not change how it ended.
+    with suppress(SoftTimeLimitExceeded):
+        _tell(call, begun, level, name, error)
+
+
+def _tell(call: Call, begun: float, level: int, name: str, error: BaseException | None) -> None:
     # In whole microseconds by hand: round() writes the number down and reads it again.
     fields = {"duration": int((time.perf_counter() - begun) * 1e6) / 1e6}
     sent = call.header.get("sent")

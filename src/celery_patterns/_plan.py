@@ -284,25 +284,27 @@ class Plan:
             if self._takes_task:
                 return self._body(call.instance, *call.args, **call.kwargs)
             return self._body(*call.args, **call.kwargs)
-        except (Exception, GeneratorExit):
+        except Exception:
             raise
         except BaseException as error:
-            if call.eager or _ends_the_process(error):
+            if _ends_the_process(error, eager=call.eager):
                 raise
             raise BodyAborted(f"{call.task} raised {type(error).__qualname__}, which is no Exception") from error
 
 
-def _ends_the_process(error: BaseException) -> bool:
+def _ends_the_process(error: BaseException, *, eager: bool) -> bool:
     """Whether it is not the body's own: how a pool ends a task, and a worker itself."""
     if isinstance(error, SystemExit | KeyboardInterrupt):
         # A pool's child may end; the main process of the other pools runs this body among others.
-        return isinstance(error, WorkerShutdown | WorkerTerminate) or current_process().name != "MainProcess"
+        ends = eager or isinstance(error, WorkerShutdown | WorkerTerminate)
+        return ends or current_process().name != "MainProcess"
     return type(error).__module__.partition(".")[0] in _POOLS
 
 
 def _settle(call: Call, outcome: str) -> None:
-    for settle in call.settlements:
-        try:
+    try:
+        for settle in call.settlements:
             settle(outcome)
-        except SoftTimeLimitExceeded:  # noqa: PERF203 - strikes once, and must not change how the attempt ended
-            settle(outcome)  # which can be repeated without harm
+    except SoftTimeLimitExceeded:  # strikes once, and must not change how the attempt ended
+        for settle in call.settlements:  # which can be repeated without harm
+            settle(outcome)

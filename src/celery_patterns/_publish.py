@@ -64,14 +64,18 @@ class Publisher:
         Raises:
             PublishFailed: ``transient`` when patience ran out, final when the message can never be published.
         """
+        began = time.monotonic()
+        deadline = began + patience.total_seconds()
         try:
             with self._lock:
-                self._insist(send, patience)
+                if time.monotonic() > deadline > began:
+                    # Those who waited for this thread's turn have tried all the while, and in vain.
+                    raise PublishFailed(f"the broker did not confirm other threads' messages within {patience}", True)
+                self._insist(send, patience, deadline)
         except SoftTimeLimitExceeded as error:  # while it was sent, in a pause, or while another thread was publishing
             raise PublishFailed("the soft time limit came before the broker's confirmation", True) from error
 
-    def _insist(self, send: Callable[[Producer], object], patience: timedelta) -> None:
-        deadline = time.monotonic() + patience.total_seconds()
+    def _insist(self, send: Callable[[Producer], object], patience: timedelta, deadline: float) -> None:
         pause = 0.1
         while True:
             try:
@@ -133,7 +137,8 @@ class Publisher:
             return not _refused(error.__cause__)
         if _refused(error) or self._connection is None:
             return False
-        return isinstance(error, self._connection.connection_errors)
+        # Recoverable is also a broker's "not now", as from a queue that is full.
+        return isinstance(error, self._connection.connection_errors + self._connection.recoverable_connection_errors)
 
     def _drop(self) -> None:
         connection, self._connection, self._producer = self._connection, None, None

@@ -161,8 +161,8 @@ class DeadLetters:
             properties["priority"] = letter.priority
 
         exchange, key = letter.exchange, letter.routing_key
-        if self._on_redis and exchange and letter.queue in self._app.amqp.queues:
-            # On this connection kombu does not know the exchange's type, and would find no queue behind a topic.
+        if self._on_redis:
+            # On this connection kombu may not know the exchange, and would hand the message to no queue and say nothing.
             exchange, key = "", letter.queue
 
         def send(producer: Producer) -> None:
@@ -192,7 +192,7 @@ class DeadLetters:
         if not self._on_redis:
             return queue_length(connection, self.queue) or 0
         channel: Any = connection.default_channel
-        return int(channel.client.llen(self.queue))
+        return int(channel.client.llen(_list_of(channel, self.queue)))
 
     def _held_on_amqp(self, connection: Connection) -> Iterator[_Held]:
         """Take the letters unacknowledged. Closing the channel puts each back where it stood."""
@@ -238,11 +238,17 @@ class DeadLetters:
         held.removed = channel.client.lrem(_listed_as(channel, "LREM", self.queue), -1, held.place) > 0
 
 
+def _list_of(channel: Any, queue: str) -> str:
+    """The list that kombu keeps a queue's messages of no priority in; it has one for each of its ``priority_steps``."""
+    return str(channel._q_for_pri(queue, 0))  # noqa: SLF001 - nothing else tells
+
+
 def _listed_as(channel: Any, command: str, queue: str) -> str:
     """The list's name: kombu puts its ``global_keyprefix`` before the keys of some commands, and not of others."""
+    name = _list_of(channel, queue)
     if command in getattr(channel.client, "PREFIXED_SIMPLE_COMMANDS", ()):
-        return queue
-    return f"{channel.global_keyprefix}{queue}"
+        return name
+    return f"{channel.global_keyprefix}{name}"
 
 
 def _parsed(channel: Any, raw: bytes) -> Message | None:

@@ -9,21 +9,24 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
+from celery.utils.saferepr import saferepr
 from kombu import serialization
 from kombu.exceptions import EncodeError, SerializerNotInstalled
 from kombu.serialization import registry
 
-from ._call import HEADER
+from ._call import HEADER, is_brokers_own
+from ._codec import dumps_arguments
 from ._equipment import equipment_of
 from ._events import emit
 from ._publish import CONFIRM
 from ._queues import queue_of
-from .exceptions import PublishFailed
+from .exceptions import PublishFailed, UnsafeValue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +48,6 @@ __all__ = [
 #: The name under which kombu knows our encoder.
 STRICT = "celery-patterns-json"
 
-# The broker's own notes on a delivery. A retry copies them into a message that was never delivered.
-_BROKERS_OWN = ("x-death", "x-delivery-count", "x-acquired-count", "redelivered")
 _HISTORY = 10
 
 
@@ -60,13 +61,11 @@ def whole_seconds(wait: float) -> int:
 
 def carried_headers(call: Call, extra: Mapping[str, Any] | None = None, **ours: Any) -> dict[str, Any]:
     """The message's own headers, without the broker's notes, and with what the patterns carry."""
-    headers = {
-        name: value
-        for name, value in {**(call.request.headers or {}), **(extra or {})}.items()
-        if name not in _BROKERS_OWN and not name.startswith(("x-first-death-", "x-last-death-"))
+    headers = {**(call.request.headers or {}), **(extra or {})}
+    return {
+        **{name: value for name, value in headers.items() if not is_brokers_own(name)},
+        HEADER: {**call.header, **ours},
     }
-    headers[HEADER] = {**call.header, **ours}
-    return headers
 
 
 def message_serializer(call: Call) -> str:
@@ -76,15 +75,27 @@ def message_serializer(call: Call) -> str:
     them now would lose an attempt or a letter.
     """
     own = "json" if call.instance.serializer == STRICT else call.instance.serializer
-    came_as = (call.request.properties or {}).get("content_type")
+    came_as = registry.type_to_name.get((call.request.properties or {}).get("content_type"))
     accepted = [registry.type_to_name.get(kind, kind) for kind in call.app.conf.accept_content]
-    for name in (registry.type_to_name.get(came_as, own), own, *accepted):
+    names = [came_as or own, own, *accepted]
+    if came_as is None and set(names) != {"json"} and not _json_carries(call):
+        # Redis does not tell what they came as. JSON would take them, and change them.
+        names.sort(key=lambda name: name == "json")
+    for name in names:
         try:
             serialization.dumps([list(call.received_args), call.received_kwargs], name)
         except (EncodeError, SerializerNotInstalled):
             continue
         return str(name)
     return str(own)
+
+
+def _json_carries(call: Call) -> bool:
+    try:
+        dumps_arguments(call.received_args, call.received_kwargs)
+    except UnsafeValue:
+        return False
+    return True
 
 
 def next_attempt(call: Call, wait: float, error: BaseException) -> Retry:
@@ -133,7 +144,7 @@ def publish_asked(proceed: Proceed, call: Call) -> Any:
 
 def _again(call: Call, retry: Retry) -> None:
     """Eager mode: the next attempt is made here, at once and without a broker."""
-    call.args, call.kwargs = tuple(retry.sig.args), dict(retry.sig.kwargs)
+    call.again(retry.sig.args, retry.sig.kwargs)
     call.request.retries = (call.request.retries or 0) + 1
     call.asked = None
 
@@ -149,13 +160,16 @@ def _send_next(call: Call, retry: Retry) -> None:
         "history": history,
         "waiting": None,
         "looks": 0,
+        "asked_by": None,
     }
     try:
         _send(call, signature, ours)
     except Exception as error:  # noqa: BLE001 - whatever stopped it, the attempt must not be lost
         _not_sent(call, cause, error)
     else:
-        emit(logging.INFO, "retry_scheduled", call, error=cause, countdown=countdown)
+        # The next attempt stands: a soft time limit that strikes while the log is written must not make it a failure.
+        with suppress(SoftTimeLimitExceeded):
+            emit(logging.INFO, "retry_scheduled", call, error=cause, countdown=countdown)
 
 
 def _not_sent(call: Call, cause: BaseException | None, error: Exception) -> None:
@@ -173,13 +187,13 @@ def _remembered(call: Call, cause: BaseException | None) -> dict[str, Any]:
     return {"attempt": call.attempt, "at": round(call.started, 3), "error": name}
 
 
-def send_waiting_copy(call: Call, wait: timedelta, looks: int) -> None:
+def send_waiting_copy(call: Call, wait: timedelta, **ours: Any) -> None:
     """Publish the message once more for the same attempt, then let go of this one.
 
     Args:
         call: The running call.
         wait: How long the copy waits.
-        looks: How many times the message will have looked at its key.
+        ours: What the copy is to know of this delivery.
 
     Raises:
         Ignore: When the copy stands: the work was handed over.
@@ -193,7 +207,6 @@ def send_waiting_copy(call: Call, wait: timedelta, looks: int) -> None:
         countdown=countdown,
         retries=call.request.retries or 0,
     )
-    ours = {"waiting": call.header.get("waiting") or time.time(), "looks": looks}
     try:
         _send(call, signature, ours)
     except PublishFailed as error:
@@ -204,6 +217,15 @@ def send_waiting_copy(call: Call, wait: timedelta, looks: int) -> None:
             "the waiting copy could not be published; the message goes back to its queue", requeue=True
         ) from None
     raise Ignore("waiting for another run of the same key")
+
+
+def _show_no_more(call: Call, options: dict[str, Any], *, unchanged: bool) -> None:
+    """Keep what the sender chose to show of the arguments, which Celery would write anew for each attempt."""
+    limit = call.app.amqp.argsrepr_maxsize
+    for name, value in (("argsrepr", call.received_args), ("kwargsrepr", call.received_kwargs)):
+        shown = call.request.__dict__.get(name)
+        if isinstance(shown, str) and (unchanged or shown != saferepr(value, limit)):
+            options.setdefault(name, shown)
 
 
 def _send(call: Call, signature: Signature, ours: Mapping[str, Any]) -> None:
@@ -221,8 +243,10 @@ def _send(call: Call, signature: Signature, ours: Mapping[str, Any]) -> None:
             options.pop(name, None)
     if options.get("countdown") is not None:
         options["countdown"] = whole_seconds(options["countdown"])
-    if tuple(signature.args) == call.received_args and signature.kwargs == call.received_kwargs:
+    unchanged = tuple(signature.args) == call.received_args and signature.kwargs == call.received_kwargs
+    if unchanged:
         options["serializer"] = message_serializer(call)
+    _show_no_more(call, options, unchanged=unchanged)
 
     def publish(producer: Any) -> None:
         more = dict(CONFIRM)

@@ -137,7 +137,9 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
             call.asked = None
 
     def _too_late(self, call: Call) -> AttemptTooLate:
-        last = (call.header.get("history") or [{}])[-1].get("error")
+        last = next(
+            (one.get("error") for one in reversed(call.header.get("history", ())) if isinstance(one, dict)), None
+        )
         return AttemptTooLate(
             f"{call.task}: attempt {call.attempt} was delivered after within={self.within} had passed, so it was "
             f"not run; the attempt before failed with {last}",
@@ -152,7 +154,7 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
             state = _state(call, error)
             if not self._wanted(state, error):
                 return None
-            if call.is_last:
+            if call.is_last or call.spent:
                 _tell_last(call, error, "attempts")
                 return None
             # tenacity's stop_before_delay reads the sleep that would come, so the wait is asked first.

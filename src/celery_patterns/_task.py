@@ -93,6 +93,7 @@ class PatternTask(Task):  # type: ignore[misc]
             patterns = worn_by(cls, body, cls.__dict__.get("_above", ()))
             if not patterns:
                 cls.plan = None
+                cls._promise(patterns)
                 return
             signature = _caller_signature(body, in_class)
             refuse_misfits(cls, body, signature, patterns)
@@ -121,6 +122,8 @@ class PatternTask(Task):  # type: ignore[misc]
         attempts = cls._attempts(patterns)
         if attempts is not None:
             cls._set("max_retries", attempts - 1)  # the body's own self.retry() shares the budget
+        elif any("max_retries" in base.__dict__.get("_unsaid", ()) for base in cls.__mro__[1:]):
+            cls._set("max_retries", Task.max_retries)  # what the retry of the task that it inherits from had set
         if any(pattern.layer in (Layer.BURY, Layer.CLAIM) for pattern in patterns):
             for option in ("acks_late", "reject_on_worker_lost"):
                 if said(cls, option) is None:
@@ -177,6 +180,10 @@ class PatternTask(Task):  # type: ignore[misc]
             ConfigurationError: When this call's ``time_limit`` is not shorter than the key's lease. Nothing was sent.
         """
         ours: dict[str, Any] = {}
+        headers = options.get("headers")
+        if headers and HEADER in headers and headers[HEADER] == _header_around():
+            # A body that hands its headers on to other calls means those of its own making.
+            options["headers"] = {name: value for name, value in headers.items() if name != HEADER}
         if "idempotency_key" in options:
             ours["key"] = self._given_key(options.pop("idempotency_key"))
         plan = self.plan
@@ -198,6 +205,14 @@ class PatternTask(Task):  # type: ignore[misc]
             if unsafe is None:
                 raise
             raise unsafe from None
+
+    def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Run the task here, as Celery does; an ``idempotency_key`` is taken as in :meth:`apply_async`."""
+        if "idempotency_key" in options:
+            key = self._given_key(options.pop("idempotency_key"))
+            headers = options.get("headers") or {}
+            options["headers"] = {**headers, HEADER: {**(headers.get(HEADER) or {}), "key": key}}
+        return super().apply(args, kwargs, **options)
 
     @classmethod
     def refuse_limit(cls, limit: float) -> None:
@@ -283,8 +298,12 @@ class PatternTask(Task):  # type: ignore[misc]
         try:
             asked = super().retry(throw=False, **asking)
         except MaxRetriesExceededError:
+            call.spent = True
             # Celery's text quotes the arguments.
             raise self.MaxRetriesExceededError(f"{self.name}: attempt {call.attempt} was the last") from None
+        except Exception:
+            call.spent = True  # the error that it was given, which Celery raises again when no attempt is left
+            raise
         finally:
             request.is_eager = was_eager
         assert isinstance(asked, Retry)
@@ -327,6 +346,12 @@ class ReliableTask(PatternTask):
     abstract = True
 
     patterns = (logged(), dead_letter(), retry(on=(ConnectionError, TimeoutError), attempts=5))
+
+
+def _header_around() -> Any:
+    """What the patterns carry in the message of the task that runs around this line, if there is one."""
+    around = get_current_task()
+    return None if around is None else (around.request.headers or {}).get(HEADER)
 
 
 def _body_of(cls: type) -> tuple[Callable[..., Any], bool]:

@@ -53,6 +53,10 @@ class MemoryStore:
         with self._lock:
             now = self._clock()
             record = self._live(key, now) or _Record()
+            if record.state == "running" and record.owner == attempt.heir_of:
+                starts = record.starts
+                self._take(record, attempt, fingerprint, now + lease.total_seconds(), now)
+                record.starts = starts
             refusal = self._refusal(record, attempt, fingerprint, now)
             if refusal is not None:
                 return refusal

@@ -84,6 +84,7 @@ if redis.call('EXISTS', key) == 0 then return take(redis.call('TIME'), 0, 1) end
 """
     + _LOOK
     + """
+if state == 'r' and owner == ARGV[6] then return take(time, tonumber(fence), tonumber(starts)) end
 local why = refusal(me, my_run, my_print)
 if why then return why end
 if state == 'r' and owner == me then return 'claimed ' .. fence .. ' ' .. starts end
@@ -216,7 +217,16 @@ class RedisStore:
 
     def claim(self, key: str, attempt: Attempt, fingerprint: str, *, lease: timedelta, ttl: timedelta) -> Answer:
         return self._answer(
-            self._run("claim", self._name(key), attempt.owner, _run(attempt), fingerprint, _ms(lease), _ms(ttl)),
+            self._run(
+                "claim",
+                self._name(key),
+                attempt.owner,
+                _run(attempt),
+                fingerprint,
+                _ms(lease),
+                _ms(ttl),
+                attempt.heir_of,
+            ),
         )
 
     def complete(

@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import bootsteps
 
+from .._dead_letter import dead_letter
 from .._equipment import equipment_of
 from .._plan import Layer
 from .._task import PatternTask
@@ -28,9 +29,24 @@ class CheckPatterns(bootsteps.StartStopStep):  # type: ignore[misc]
                 raise ConfigurationError(refused)
             if isinstance(task, PatternTask) and task.plan is not None:
                 _check(worker.app, task)
+                _refuse_own_letters(worker.app, task)
                 limit = worker.time_limit or worker.soft_time_limit
                 if limit and not (task.time_limit or task.soft_time_limit):
                     task.refuse_limit(limit)
+
+
+def _refuse_own_letters(app: Any, task: PatternTask) -> None:
+    """A worker that consumes its dead-letter queue runs what has failed again and again, as fast as it can."""
+    assert task.plan is not None
+    consumed = set(app.amqp.queues.consume_from)
+    for pattern in task.plan.patterns:
+        if isinstance(pattern, dead_letter):
+            queues = {pattern.queue} if pattern.queue else {f"{name}.dead" for name in consumed}
+            for name in sorted(queues & consumed):
+                raise ConfigurationError(
+                    f"this worker consumes {name}, where {task.name} leaves its dead letters, and would run them again "
+                    "without end; expected it to consume other queues (-Q), or the task to name another dead-letter queue"
+                )
 
 
 def _check(app: Any, task: PatternTask) -> None:
