@@ -114,44 +114,27 @@ class _Kept:
         self._message.ack_log_error(*args)
 
 
-#: Headers that Celery logs, compares and looks up.
-_WORDS = ("lang", "shadow", "root_id", "parent_id", "group", "group_index", "origin", "replaced_task_nesting")
-
-
 def _flaw_of(message: Message) -> str | None:
-    """What in the headers would break the worker later, where nothing can be done about it any more."""
+    """What in a message would break the worker later, where nothing can be done about it any more."""
     headers = message.headers
     if not isinstance(headers, dict):
         return "its headers are no mapping"
     if "task" not in headers:
         return None  # the first protocol, whose body says all; or nothing that Celery knows
-    for name in ("task", "id"):
-        if not isinstance(headers.get(name), str) or not headers[name]:
-            return f"its header {name!r} is no text"
-    limits = headers.get("timelimit")
-    if limits is not None and not (isinstance(limits, list | tuple) and len(limits) == 2 and all(map(_span, limits))):  # noqa: PLR2004
-        return "its header 'timelimit' is no pair of seconds"
-    if not (headers.get("retries") is None or _count(headers["retries"])):
-        return "its header 'retries' is no number"
-    for name in _WORDS:
-        if isinstance(headers.get(name), list | tuple | dict):
-            return f"its header {name!r} is no single value"
-    stamped, stamps = headers.get("stamped_headers") or [], headers.get("stamps") or {}
-    if not (isinstance(stamped, list | tuple) and all(isinstance(name, str) for name in stamped)):
-        return "its header 'stamped_headers' is no list of names"
-    if not isinstance(stamps, dict):
-        return "its header 'stamps' is no mapping"
-    return _flaw_of_body(message)
-
-
-def _flaw_of_body(message: Message) -> str | None:
+    for name, (fits, expected) in _HEADERS.items():
+        if not fits(headers.get(name)):
+            return f"its header {name!r} is not {expected}"
     try:
         payload = message.payload  # decoded once, for the strategy as well
     except Exception:  # noqa: BLE001 - the handler reads it again, and says so
         return None
+    return _flaw_of_body(payload)
+
+
+def _flaw_of_body(payload: Any) -> str | None:
     if isinstance(payload, dict):
         return None if "args" in payload else "its body is a mapping without args"
-    if not isinstance(payload, list | tuple) or len(payload) != 3:  # noqa: PLR2004 - args, kwargs, embedded signatures
+    if not isinstance(payload, list | tuple) or len(payload) != len(("args", "kwargs", "embedded")):
         return "its body is not [args, kwargs, embedded]"
     args, kwargs, embedded = payload
     embedded = embedded or {}
@@ -176,9 +159,50 @@ def _signature(value: Any) -> bool:
     )
 
 
-def _span(limit: Any) -> bool:
-    return limit is None or (isinstance(limit, int | float) and not isinstance(limit, bool))
+def _name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
-def _count(retries: Any) -> bool:
-    return isinstance(retries, int) and retries >= 0
+def _single(value: Any) -> bool:
+    return not isinstance(value, list | tuple | dict)
+
+
+def _count(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and value >= 0)
+
+
+def _limits(value: Any) -> bool:
+    pair = value is None or (isinstance(value, list | tuple) and len(value) == len(("hard", "soft")))
+    return pair and all(one is None or (isinstance(one, int | float) and one is not True) for one in value or ())
+
+
+def _names(value: Any) -> bool:
+    return not value or (isinstance(value, list | tuple) and all(isinstance(name, str) for name in value))
+
+
+def _mapping(value: Any) -> bool:
+    return not value or isinstance(value, dict)
+
+
+#: The headers that Celery compares, counts with or looks up, and what it takes them for.
+_HEADERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "task": (_name, "a name"),
+    "id": (_name, "a text"),
+    "retries": (_count, "a number"),
+    "timelimit": (_limits, "a pair of seconds"),
+    "stamped_headers": (_names, "a list of names"),
+    "stamps": (_mapping, "a mapping"),
+    **{
+        name: (_single, "a single value")
+        for name in (
+            "lang",
+            "shadow",
+            "root_id",
+            "parent_id",
+            "group",
+            "group_index",
+            "origin",
+            "replaced_task_nesting",
+        )
+    },
+}
