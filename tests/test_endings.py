@@ -81,6 +81,24 @@ def check(shop: Floor, row: Row, pool: str) -> None:
     assert worker.alive()
 
 
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_a_rolling_restart_is_no_crash(shop: Floor, restarts: int) -> None:
+    """What a worker gives back unstarted has crashed nothing: the body still runs as often as it may."""
+    task_id = shop.task("killer").apply_async(("o-1",), countdown=3 + 4 * restarts).id
+    for _ in range(restarts):
+        _hold_and_stop(shop, task_id)
+    shop.worker(concurrency=1)
+    shop.wait(lambda: len(shop.letters()) == 1, 60, "the letter")
+    assert shop.traces.count("kills") == 3
+    assert shop.letters()[0].reason == "crashed"
+
+
+def _hold_and_stop(shop: Floor, task_id: str) -> None:
+    worker = shop.worker(concurrency=1)
+    shop.wait(lambda: task_id in worker.text(), what="the message")
+    assert worker.stop() == 0
+
+
 def raw(
     shop: Floor,
     *,

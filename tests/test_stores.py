@@ -270,13 +270,22 @@ def test_completing_a_record_that_was_evicted_writes_it(bench: Bench) -> None:
 
 
 def test_starts_without_a_key_are_counted_and_forgotten(bench: Bench) -> None:
-    """The counter for tasks without a key grows, expires and can be forgotten."""
+    """The counter for tasks without a key begins with the first delivery, grows, expires and can be forgotten."""
     count = [bench.store.count_start("m", owner, ttl=LEASE) for owner in "abbc"]
-    assert count == [1, 2, 2, 3]
+    assert count == [2, 3, 3, 4]
     bench.store.forget_starts("m")
-    assert bench.store.count_start("m", "d", ttl=LEASE) == 1
+    assert bench.store.count_start("m", "d", ttl=LEASE) == 2
     bench.let_pass(LEASE)
-    assert bench.store.count_start("m", "e", ttl=LEASE) == 1
+    assert bench.store.count_start("m", "e", ttl=LEASE) == 2
+
+
+def test_a_first_delivery_that_was_no_start_is_excused(bench: Bench) -> None:
+    """Once, however often a worker says so; forgetting and time end it too."""
+    bench.store.excuse_start("m", ttl=LEASE)
+    bench.store.excuse_start("m", ttl=LEASE)
+    assert [bench.store.count_start("m", owner, ttl=LEASE) for owner in "ab"] == [1, 2]
+    bench.store.forget_starts("m")
+    assert bench.store.count_start("m", "c", ttl=LEASE) == 2
 
 
 def test_keys_do_not_meet(bench: Bench) -> None:

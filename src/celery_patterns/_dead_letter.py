@@ -26,7 +26,7 @@ from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreU
 if TYPE_CHECKING:
     from ._call import Call, Proceed
 
-__all__ = ["KEPT", "MAX_CRASHES", "dead_letter", "task_dead_lettered"]
+__all__ = ["KEPT", "MAX_CRASHES", "STARTS_TTL", "dead_letter", "starts_key", "task_dead_lettered"]
 
 #: Sent after a letter was confirmed, in the process that wrote it: ``sender`` is the task, or None where the message names
 #: none that is known; ``letter`` is the letter.
@@ -159,19 +159,24 @@ def _back_to_its_queue() -> Reject:
     return Reject("the dead letter could not be published; the message goes back to its queue", requeue=True)
 
 
+def starts_key(task: str, run_id: str, attempt: int) -> str:
+    """What stands for one attempt of a task without a key where its starts are counted."""
+    return digest(task, run_id, str(attempt))
+
+
 def _count_start(call: Call, limit: int) -> None:
     """Count the starts of a message that came back; a first delivery costs nothing."""
     store = equipment_of(call.app).store
-    key = digest(call.task, call.run_id, str(call.attempt))
+    key = starts_key(call.task, call.run_id, call.attempt)
     try:
         starts = store.count_start(key, secrets.token_hex(8), ttl=STARTS_TTL)
     except StoreUnavailable as error:
         emit(logging.WARNING, "start_not_counted", call, error=error, reason=str(error))
         return
     call.settlements.append(lambda _outcome: _forget_starts(call, key))
-    # The first delivery was not counted, so this would be start number starts + 1. It may not have been started at all,
-    # so a message that comes back is always run once.
-    if starts >= max(limit, 2):
+    # The first delivery is assumed to have been a start. It may have been none, in a worker that was killed before it came
+    # to this message, so a message that comes back is always run once.
+    if starts > max(limit, 2):
         raise TooManyCrashes(f"{call.task} was started {limit} times and never came to an end; it was not run again")
 
 

@@ -139,12 +139,23 @@ class Store(Protocol):
         ...
 
     def count_start(self, key: str, owner: str, *, ttl: timedelta) -> int:
-        """Count one start of a message that holds no key, and return how many there were, this one included.
+        """Count one start of a message that came back and holds no key, and return how many there were, this one included.
+
+        The first delivery is not counted but assumed to have been a start, unless :meth:`excuse_start` said otherwise.
 
         Args:
             key: What stands for the message.
             owner: Random for each start: the same one is counted once.
             ttl: How long the starts are remembered.
+        """
+        ...
+
+    def excuse_start(self, key: str, *, ttl: timedelta) -> None:
+        """Remember that the first delivery of a message was given back before it was started.
+
+        Args:
+            key: What stands for the message.
+            ttl: How long this is remembered.
         """
         ...
 

@@ -109,7 +109,10 @@ class MemoryStore:
             owners, expires = self._starts.get(key, (frozenset(), now))
             owners = owners | {owner} if expires > now else frozenset({owner})
             self._starts[key] = (owners, now + ttl.total_seconds())
-            return len(owners)
+            return len(owners - {""}) + ("" not in owners)
+
+    def excuse_start(self, key: str, *, ttl: timedelta) -> None:
+        self.count_start(key, "", ttl=ttl)
 
     def forget_starts(self, key: str) -> None:
         with self._lock:

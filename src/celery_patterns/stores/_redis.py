@@ -144,10 +144,12 @@ return 1
 """
 )
 
+# A set of owners; an empty one stands for a first delivery that was no start.
 _COUNT = """
 redis.call('SADD', KEYS[1], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return redis.call('SCARD', KEYS[1])
+if redis.call('SISMEMBER', KEYS[1], '') == 1 then return redis.call('SCARD', KEYS[1]) - 1 end
+return redis.call('SCARD', KEYS[1]) + 1
 """
 
 
@@ -261,6 +263,9 @@ class RedisStore:
 
     def count_start(self, key: str, owner: str, *, ttl: timedelta) -> int:
         return int(self._run("count", f"{self._prefix}:starts:{key}", owner, _ms(ttl)))
+
+    def excuse_start(self, key: str, *, ttl: timedelta) -> None:
+        self._run("count", f"{self._prefix}:starts:{key}", "", _ms(ttl))
 
     def forget_starts(self, key: str) -> None:
         self._command("DEL", f"{self._prefix}:starts:{key}")

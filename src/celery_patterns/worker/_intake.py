@@ -28,6 +28,9 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
     The consumer's own four handlers are called as ever, once the letter stands: what they log, store and signal stays.
     """
 
+    # Stopped before the connection is closed, by which the broker gives what is left here to another worker.
+    requires = ("celery.worker.consumer.connection:Connection",)
+
     def __init__(self, consumer: Consumer, **options: Any) -> None:
         super().__init__(consumer, **options)
         self._consumer = consumer
@@ -41,6 +44,10 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer.on_unknown_task = self._on_unknown_task
         consumer.on_invalid_task = self._on_invalid_task
         consumer.create_task_handler = self._create_task_handler
+
+    def stop(self, _consumer: Consumer) -> None:
+        """The consumer loses its connection, or ends."""
+        self._recorder.give_back()
 
     def _create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], object]:
         handle = self._handles(*args, **kwargs)
@@ -192,17 +199,8 @@ _HEADERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "timelimit": (_limits, "a pair of seconds"),
     "stamped_headers": (_names, "a list of names"),
     "stamps": (_mapping, "a mapping"),
-    **{
-        name: (_single, "a single value")
-        for name in (
-            "lang",
-            "shadow",
-            "root_id",
-            "parent_id",
-            "group",
-            "group_index",
-            "origin",
-            "replaced_task_nesting",
-        )
-    },
+    **dict.fromkeys(
+        ("lang", "shadow", "root_id", "parent_id", "group", "group_index", "origin", "replaced_task_nesting"),
+        (_single, "a single value"),
+    ),
 }

@@ -10,14 +10,16 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from .._bury import found, found_message, publish_letter
-from .._dead_letter import dead_letter, task_dead_lettered
+from .._dead_letter import STARTS_TTL, dead_letter, starts_key, task_dead_lettered
+from .._equipment import equipment_of
 from .._events import announce, type_name
 from .._task import PatternTask
-from ..exceptions import PublishFailed
+from ..exceptions import PublishFailed, StoreUnavailable
 
 if TYPE_CHECKING:
     from celery import Celery
     from celery.worker.consumer import Consumer
+    from celery.worker.request import Request
     from kombu.message import Message
 
     from .._letter import Letter
@@ -60,6 +62,7 @@ class Recorder:
         self._app: Celery = consumer.app
         self._timer = consumer.timer
         self._worker = consumer.hostname
+        self._unstarted: set[Request] = set()
 
     def record(
         self,
@@ -96,6 +99,32 @@ class Recorder:
             time.monotonic() + min(PATIENCE, self._visibility() / 2),
         )
         self._try(burial, 1.0)
+
+    def await_start(self, request: Request) -> None:
+        """Remember a request until it is started, when its starts are counted in the store."""
+        task = request.task
+        terms = task.plan.terms if task.plan is not None else None
+        if terms is None or terms.keyed or terms.crash_limit is None or request.delivery_info.get("redelivered"):
+            return
+        if wears_dead_letter(task) is not None:
+            self._unstarted.add(request)
+
+    def started(self, request: Request) -> None:
+        """The pool took it."""
+        self._unstarted.discard(request)
+
+    def give_back(self) -> None:
+        """The worker lets go of what it has not started: being delivered once more, it has crashed nothing."""
+        unstarted, self._unstarted = self._unstarted, set()
+        for request in unstarted:
+            headers = request.request_dict
+            run_id = f"{request.id}/{headers.get('replaced_task_nesting') or 0}"
+            key = starts_key(request.task.name, run_id, (headers.get("retries") or 0) + 1)
+            try:
+                equipment_of(self._app).store.excuse_start(key, ttl=STARTS_TTL)
+            except StoreUnavailable as error:
+                announce(logging.WARNING, "start_not_excused", {"error.type": type_name(error), "reason": str(error)})
+                return
 
     def _visibility(self) -> float:
         options = self._app.conf.broker_transport_options or {}

@@ -30,6 +30,19 @@ class Request(request.Request):  # type: ignore[misc]
     _ending: Ending | None = None
     _recorded = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        recorder = equipment_of(self.app).recorder
+        if recorder is not None:
+            recorder.await_start(self)
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Celery's door for a start."""
+        recorder = equipment_of(self.app).recorder
+        if recorder is not None:
+            recorder.started(self)
+        super().on_accepted(pid, time_accepted)
+
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Celery's door for every failure, a child's own and its loss."""
         self._ending = self._ending or self._ending_of(exc_info, from_child=return_ok)
