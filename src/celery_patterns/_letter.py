@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombu import serialization
 
-from ._call import HEADER, is_brokers_own
+from ._call import ATOMS, HEADER, is_brokers_own
 from ._codec import text_of
 from ._keys import digest
 from ._republish import carried_headers, message_serializer, queue_of
@@ -134,9 +134,15 @@ def written(call: Call, error: BaseException) -> Letter:
 def _seen(args: Any, kwargs: Any) -> str:
     """What tells two messages of one task id apart: an id may be chosen, and used again for other work."""
     try:
-        return json.dumps([args, kwargs], default=lambda value: f"{type(value).__name__} {text_of(value)}")
+        return json.dumps([args, kwargs], default=_stable)
     except (TypeError, ValueError, RecursionError):  # keys that JSON has no word for, or too deep
         return ""
+
+
+def _stable(value: Any) -> str:
+    # An object's text may hold its address, and a set's its order, which the next process to see it does not share.
+    name = type(value).__name__
+    return f"{name} {value}" if type(value) in ATOMS else name
 
 
 def letter_message(call: Call, letter: Letter) -> dict[str, Any]:

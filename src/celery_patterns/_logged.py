@@ -6,7 +6,7 @@ import inspect
 import logging
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar
@@ -124,7 +124,8 @@ def _close(
     if not speaks(level):
         return
     # The attempt is over: a soft time limit that strikes while its line is written must not change how it ended.
-    with suppress(SoftTimeLimitExceeded):
+    # In eager mode the limit is that of the body around.
+    with nullcontext() if call.eager else suppress(SoftTimeLimitExceeded):
         _tell(call, begun, level, name, error)
 
 

@@ -17,7 +17,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 from celery.utils.saferepr import saferepr
 from kombu import serialization
-from kombu.exceptions import EncodeError, SerializerNotInstalled
+from kombu.exceptions import DecodeError, EncodeError, SerializerNotInstalled
 from kombu.serialization import registry
 
 from ._call import HEADER, is_brokers_own
@@ -43,6 +43,7 @@ __all__ = [
     "publish_asked",
     "queue_of",
     "send_waiting_copy",
+    "topic_takes",
     "whole_seconds",
 ]
 
@@ -96,17 +97,17 @@ def _by_its_key(_kind: str, bound: str | None, key: str) -> bool:
 
 def _by_a_pattern(kind: str, bound: str | None, key: str) -> bool:
     if kind == "topic":
-        return _topic_takes((bound or "").split("."), key.split("."))
+        return topic_takes((bound or "").split("."), key.split("."))
     return kind in ("fanout", "headers")
 
 
-def _topic_takes(topic: list[str], words: list[str]) -> bool:
+def topic_takes(topic: list[str], words: list[str]) -> bool:
     """AMQP's topics: ``*`` is one word, ``#`` any number of them."""
     if not topic:
         return not words
     if topic[0] == "#":
-        return any(_topic_takes(topic[1:], words[skipped:]) for skipped in range(len(words) + 1))
-    return bool(words) and topic[0] in ("*", words[0]) and _topic_takes(topic[1:], words[1:])
+        return any(topic_takes(topic[1:], words[skipped:]) for skipped in range(len(words) + 1))
+    return bool(words) and topic[0] in ("*", words[0]) and topic_takes(topic[1:], words[1:])
 
 
 def message_serializer(call: Call) -> str:
@@ -120,8 +121,8 @@ def message_serializer(call: Call) -> str:
     accepted = [registry.type_to_name.get(kind, kind) for kind in call.app.conf.accept_content]
     names = [came_as or own, own, *accepted]
     if came_as is None and set(names) != {"json"} and not _json_carries(call):
-        # Redis does not tell what they came as. JSON would take them, and change them.
-        names.sort(key=lambda name: name == "json")
+        # Redis does not tell what they came as. JSON would take them, and change them; so would others.
+        names.sort(key=lambda name: (not _carries(name, call), name != "pickle"))
     for name in names:
         try:
             serialization.dumps([list(call.received_args), call.received_kwargs], name)
@@ -129,6 +130,15 @@ def message_serializer(call: Call) -> str:
             continue
         return str(name)
     return str(own)
+
+
+def _carries(name: str, call: Call) -> bool:
+    arguments = [list(call.received_args), call.received_kwargs]
+    try:
+        kind, encoding, body = serialization.dumps(arguments, name)
+        return repr(serialization.loads(body, kind, encoding, accept=[kind])) == repr(arguments)
+    except (EncodeError, DecodeError, SerializerNotInstalled):
+        return False
 
 
 def _json_carries(call: Call) -> bool:
@@ -187,7 +197,6 @@ def _again(call: Call, retry: Retry) -> None:
     """Eager mode: the next attempt is made here, at once and without a broker."""
     call.again(retry.sig.args, retry.sig.kwargs)
     call.request.retries = (call.request.retries or 0) + 1
-    call.asked = None
 
 
 def _send_next(call: Call, retry: Retry) -> None:
@@ -202,6 +211,7 @@ def _send_next(call: Call, retry: Retry) -> None:
         "waiting": None,
         "looks": 0,
         "asked_by": None,
+        "anew": None,
     }
     try:
         _send(call, signature, ours)
@@ -265,7 +275,8 @@ def _show_no_more(call: Call, options: dict[str, Any], *, unchanged: bool) -> No
     limit = call.app.amqp.argsrepr_maxsize
     for name, value in (("argsrepr", call.received_args), ("kwargsrepr", call.received_kwargs)):
         shown = call.request.__dict__.get(name)
-        if isinstance(shown, str) and (unchanged or shown != saferepr(value, limit)):
+        plain = (saferepr(value, limit), saferepr(list(value), limit))  # a sender may pass a list for the tuple
+        if isinstance(shown, str) and (unchanged or shown not in plain):
             options.setdefault(name, shown)
 
 

@@ -84,7 +84,8 @@ if redis.call('EXISTS', key) == 0 then return take(redis.call('TIME'), 0, 1) end
 """
     + _LOOK
     + """
-if state == 'r' and owner == ARGV[6] then return take(time, tonumber(fence), tonumber(starts)) end
+local heir = state == 'r' and string.find(ARGV[6], ' ' .. owner .. ' ', 1, true)
+if heir then return take(time, tonumber(fence), tonumber(starts)) end
 local why = refusal(me, my_run, my_print)
 if why then return why end
 if state == 'r' and owner == me then return 'claimed ' .. fence .. ' ' .. starts end
@@ -225,7 +226,7 @@ class RedisStore:
                 fingerprint,
                 _ms(lease),
                 _ms(ttl),
-                attempt.heir_of,
+                f" {' '.join(attempt.heir_of)} ",
             ),
         )
 
