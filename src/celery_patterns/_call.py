@@ -72,6 +72,10 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and -FAR < value < FAR
 
 
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _list(value: Any) -> bool:
     return isinstance(value, list)
 
@@ -85,7 +89,7 @@ _REMEMBERED: dict[str, Callable[[Any], bool]] = {
     "history": _list,
     "replay": _count,
     "asked_by": _list,
-    "anew": bool,
+    "anew": _text,
 }
 
 
@@ -176,6 +180,7 @@ class Call:
         "header",
         "instance",
         "kwargs",
+        "over",
         "received_args",
         "received_kwargs",
         "request",
@@ -208,16 +213,22 @@ class Call:
         self.header: Mapping[str, Any] = _sane(header) if isinstance(header, dict) else _NO_HEADER
         self.eager = bool(request.is_eager)
         # Taken before the body runs: whatever is published later is made from these.
+        #: The soft time limit, when it struck before any pattern could know; the body is not begun then.
+        self.over: SoftTimeLimitExceeded | None = None
         self.received_args, self.received_kwargs = self._kept(args, kwargs)
 
     def again(self, args: Any, kwargs: Any) -> None:
         """Make the next attempt of an eager call from these arguments."""
+        self.received_args, self.received_kwargs = self._kept(tuple(args), dict(kwargs))
         self.args, self.kwargs = self._kept(tuple(args), dict(kwargs))
         self.asked, self.spent = None, False
 
     def _kept(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         try:
             return received(args, self._copied), received(kwargs, self._copied) if kwargs else {}
+        except SoftTimeLimitExceeded as over:
+            self.over = over
+            return args, kwargs
         except RecursionError:  # too deep for a message: the caller's own, in eager mode
             return args, kwargs
 

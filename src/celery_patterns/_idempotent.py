@@ -217,9 +217,9 @@ class _Run:
         # Random for each run: a redelivery has the same task id, and must not pass for the first run.
         #: Who asked before for this message, and heard no answer.
         self.unheard = tuple(str(owner) for owner in call.header.get("asked_by", ()))
-        self.attempt = Attempt(call.run_id, call.attempt - 1, secrets.token_hex(8), self.unheard)
-        #: Whether the copy that waits is to be taken for work of its own, should its task id have failed before.
-        self.anew = False
+        anew = call.header.get("anew")
+        run_id = call.run_id if anew is None else f"{call.run_id}/{anew}"
+        self.attempt = Attempt(run_id, call.attempt - 1, secrets.token_hex(8), self.unheard)
         self.fence = 0
         self.crashed = False
         self.looks = int(call.header.get("looks") or 0)
@@ -228,15 +228,16 @@ class _Run:
         try:
             answer = self._ask()
             if isinstance(answer, Ended) and answer.failed and self._is_sent_anew():
-                self.anew = True
-                self.attempt = replace(self.attempt, run_id=f"{self.attempt.run_id}/{self.attempt.owner}")
+                # New work under an old id, and so are its later attempts and its copies that wait.
+                owner = self.attempt.owner
+                self.call.header = {**self.call.header, "anew": owner}
+                self.attempt = replace(self.attempt, run_id=f"{self.attempt.run_id}/{owner}")
                 answer = self._ask()
         except SoftTimeLimitExceeded:
             self._let_go()
             raise
         except StoreUnavailable as error:
             emit(logging.WARNING, "claim_postponed", self.call, error=error, reason=str(error))
-            self.anew = self._is_sent_anew()
             return self._wait(LONGEST_WAIT, error)
         if isinstance(answer, Claimed):
             return self._hold(answer, proceed)
@@ -259,7 +260,7 @@ class _Run:
     def _is_sent_anew(self) -> bool:
         """A first attempt that is no redelivery, of a task id that has failed: somebody chose the id, and sent it again."""
         call = self.call
-        return call.attempt == 1 and not call.redelivered and ("waiting" not in call.header or "anew" in call.header)
+        return call.attempt == 1 and not call.redelivered and call.header.keys().isdisjoint(("waiting", "anew"))
 
     def _hold(self, claimed: Claimed, proceed: Proceed) -> Any:
         call = self.call
@@ -386,5 +387,4 @@ class _Run:
             waiting=since,
             looks=self.looks + 1,
             asked_by=list(unheard) or None,
-            anew=self.anew or None,
         )

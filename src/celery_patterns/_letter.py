@@ -139,10 +139,14 @@ def _seen(args: Any, kwargs: Any) -> str:
         return ""
 
 
-def _stable(value: Any) -> str:
+def _stable(value: Any) -> Any:
     # An object's text may hold its address, and a set's its order, which the next process to see it does not share.
     name = type(value).__name__
-    return f"{name} {value}" if type(value) in ATOMS else name
+    if type(value) in ATOMS:
+        return f"{name} {value}"
+    if isinstance(value, set | frozenset):
+        return [name, sorted(json.dumps(item, default=_stable) for item in value)]
+    return [name, getattr(value, "__dict__", None)]
 
 
 def letter_message(call: Call, letter: Letter) -> dict[str, Any]:

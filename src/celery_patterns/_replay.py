@@ -186,16 +186,19 @@ class DeadLetters:
         Raises:
             PublishFailed: When no queue is known, so that the letter stays.
         """
-        if not letter.exchange or letter.queue in self._app.amqp.queues:
+        known = self._app.amqp.queues.get(letter.queue)
+        if known is not None and known.exchange is not None and known.exchange.type == "fanout":
+            raise PublishFailed(f"{letter.queue} takes what is sent to all, and nothing that is sent to it alone")
+        if not letter.exchange or known is not None:
             return letter.queue
         try:
             rows = channel.get_table(letter.exchange)
         except InconsistencyError:  # nobody ever bound a queue to it
             rows = []
-        bound = {queue: key for key, _, queue in rows}
-        takers = [queue for queue, key in bound.items() if topic_takes(key.split("."), letter.routing_key.split("."))]
+        words = letter.routing_key.split(".")
+        takers = sorted(queue for key, _, queue in rows if topic_takes(key.split("."), words))
         for queue in (letter.queue, *takers):
-            if queue in bound:
+            if queue in takers or any(queue == bound for *_, bound in rows):
                 return str(queue)
         raise PublishFailed(
             f"no queue is known to take {letter.routing_key!r} from the exchange {letter.exchange!r}; expected an app that "

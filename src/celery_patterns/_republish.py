@@ -17,7 +17,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 from celery.utils.saferepr import saferepr
 from kombu import serialization
-from kombu.exceptions import DecodeError, EncodeError, SerializerNotInstalled
+from kombu.exceptions import EncodeError, SerializerNotInstalled
 from kombu.serialization import registry
 
 from ._call import HEADER, is_brokers_own
@@ -137,7 +137,9 @@ def _carries(name: str, call: Call) -> bool:
     try:
         kind, encoding, body = serialization.dumps(arguments, name)
         return repr(serialization.loads(body, kind, encoding, accept=[kind])) == repr(arguments)
-    except (EncodeError, DecodeError, SerializerNotInstalled):
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception:  # noqa: BLE001 - what cannot even be shown is not known to come back
         return False
 
 
@@ -211,7 +213,6 @@ def _send_next(call: Call, retry: Retry) -> None:
         "waiting": None,
         "looks": 0,
         "asked_by": None,
-        "anew": None,
     }
     try:
         _send(call, signature, ours)
@@ -273,10 +274,15 @@ def send_waiting_copy(call: Call, wait: timedelta, **ours: Any) -> None:
 def _show_no_more(call: Call, options: dict[str, Any], *, unchanged: bool) -> None:
     """Keep what the sender chose to show of the arguments, which Celery would write anew for each attempt."""
     limit = call.app.amqp.argsrepr_maxsize
-    for name, value in (("argsrepr", call.received_args), ("kwargsrepr", call.received_kwargs)):
+    args, kwargs = call.received_args, call.received_kwargs
+    # A sender may pass a list for the tuple.
+    plain = {
+        "argsrepr": (saferepr(args, limit), saferepr(list(args), limit)),
+        "kwargsrepr": (saferepr(kwargs, limit),),
+    }
+    for name, texts in plain.items():
         shown = call.request.__dict__.get(name)
-        plain = (saferepr(value, limit), saferepr(list(value), limit))  # a sender may pass a list for the tuple
-        if isinstance(shown, str) and (unchanged or shown not in plain):
+        if isinstance(shown, str) and (unchanged or shown not in texts):
             options.setdefault(name, shown)
 
 

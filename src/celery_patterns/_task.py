@@ -116,9 +116,10 @@ class PatternTask(Task):  # type: ignore[misc]
         if attempts is not None:
             cls._set("max_retries", attempts - 1)  # the body's own self.retry() shares the budget
         else:
-            owner = next(base for base in cls.__mro__ if "max_retries" in base.__dict__)
-            if owner is not cls and "max_retries" in owner.__dict__.get("_unsaid", ()):
-                cls._set("max_retries", Task.max_retries)  # what the retry of the task that it inherits from had set
+            owners = [base for base in cls.__mro__ if "max_retries" in base.__dict__]
+            said_by = next(base for base in owners if "max_retries" not in base.__dict__.get("_unsaid", ()))
+            if owners[0] is not said_by:  # the retry of a task that it inherits from had set it
+                cls._set("max_retries", said_by.__dict__["max_retries"])
         if any(pattern.layer in (Layer.BURY, Layer.CLAIM) for pattern in patterns):
             for option in ("acks_late", "reject_on_worker_lost"):
                 if said(cls, option) is None:
@@ -297,7 +298,8 @@ class PatternTask(Task):  # type: ignore[misc]
             # Celery's text quotes the arguments.
             raise self.MaxRetriesExceededError(f"{self.name}: attempt {call.attempt} was the last") from None
         except Exception as error:
-            if error is asking["exc"]:  # which Celery raises again when no attempt is left
+            given = asking["exc"]  # which Celery raises again when no attempt is left
+            if error is given or (isinstance(given, type) and isinstance(error, given)):
                 call.spent = True
             raise
         finally:
