@@ -40,6 +40,8 @@ _DELAY = re.compile(r"^(?:[01]\.){28}")
 
 #: Numbers beyond this are no moments, spans or counts of ours.
 FAR = 10**12
+#: What the first message of a task remembers, when it is logged.
+_FIRST = {"sent"}
 
 _BROKERS_OWN = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "redelivered"})
 
@@ -57,6 +59,8 @@ def moment(eta: datetime) -> float:
 
 def _sane(header: dict[str, Any]) -> dict[str, Any]:
     """What is remembered, without what cannot be ours: a header may be written by hand, or by a later release."""
+    if header.keys() == _FIRST and type(header["sent"]) is float and abs(header["sent"]) < FAR:
+        return header  # as nearly all are
     return {name: value for name, value in header.items() if _REMEMBERED.get(name, _anything)(value)}
 
 
