@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -28,7 +31,7 @@ from celery_patterns import _bury, _dead_letter, dead_letter, dead_letters, idem
 from celery_patterns._call import HEADER
 from celery_patterns._equipment import equipment_of
 from celery_patterns._events import Event
-from celery_patterns._keys import canonical
+from celery_patterns._keys import canonical, digest
 from celery_patterns._publish import Publisher
 from celery_patterns.exceptions import (
     BodyAborted,
@@ -36,6 +39,7 @@ from celery_patterns.exceptions import (
     PublishFailed,
     ResultNotKept,
     StoreUnavailable,
+    TooManyCrashes,
     UnsafeValue,
 )
 from celery_patterns.stores import MemoryStore, RedisStore
@@ -229,8 +233,8 @@ def test_replay_all_takes_what_stands_there_now(app: Celery) -> None:
     found = dead_letters(app, "dead")
     send = found._send
 
-    def send_and_die(held: Any) -> None:
-        send(held)
+    def send_and_die(*held: Any) -> None:
+        send(*held)
         run_here(t, 99)
 
     found._send = send_and_die  # type: ignore[method-assign]
@@ -406,9 +410,12 @@ def test_a_claim_whose_answer_was_lost_is_no_start(app: Celery, monkeypatch: Any
         heard(*args, **kwargs)
         raise StoreUnavailable("no answer came")
 
-    monkeypatch.setattr(type(store), "claim", deaf)
+    def gone(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailable("nobody there")
+
     headers: dict[str, Any] = {}
-    for _ in range(5):
+    for away in (deaf, gone, deaf, deaf, gone, gone):
+        monkeypatch.setattr(type(store), "claim", away)
         assert run_here(t, 1, task_id="a", headers={"headers": headers}).state == "IGNORED"
         headers = {HEADER: published(app)[-1]["headers"][HEADER]}
     monkeypatch.setattr(type(store), "claim", heard)
@@ -470,8 +477,9 @@ def test_what_a_sender_hides_stays_hidden(app: Celery) -> None:
     assert published(app)[-1]["headers"]["argsrepr"] == "('4222-SECRET',)"
 
 
+@pytest.mark.parametrize("given", ["the error", "its class"])
 @pytest.mark.parametrize("on", [OSError, Exception])
-def test_max_retries_of_a_call_lowers_the_attempts(app: Celery, on: Any) -> None:
+def test_max_retries_of_a_call_lowers_the_attempts(app: Celery, on: Any, given: str) -> None:
     """``self.retry(max_retries=1)``: the second attempt is the last, whatever the policy would try again."""
     runs: list[int] = []
 
@@ -482,12 +490,14 @@ def test_max_retries_of_a_call_lowers_the_attempts(app: Celery, on: Any) -> None
         try:
             raise OSError
         except OSError as error:
-            raise self.retry(exc=error, max_retries=1, countdown=0) from error
+            exc: Any = error if given == "the error" else OSError
+            raise self.retry(exc=exc, max_retries=1, countdown=0) from error
 
-    assert run_here(t).state == "RETRY"
     assert run_here(t, retries=1).state == "FAILURE"
-    assert t.apply().state == "FAILURE"
-    assert len(runs) == 4
+    if given == "the error":  # Celery cannot store a class as what it is retried for
+        assert run_here(t).state == "RETRY"
+        assert t.apply().state == "FAILURE"
+        assert len(runs) == 4
 
 
 def test_a_pickled_message_keeps_its_types_on_redis(app: Celery) -> None:
@@ -555,6 +565,17 @@ def test_eager_attempts_get_the_arguments_as_they_came(app: Celery) -> None:
     session = Session()
     t.apply(([], session))
     assert seen == [([], session)] * 3
+
+    @app.task(shared=False, name="changes", bind=True)
+    @retry(on=OSError, attempts=3, wait=wait_none())
+    def changes(self: Any, x: int) -> None:
+        seen.append(x)
+        if x == 1:
+            raise self.retry(args=(2,), countdown=0)
+        raise OSError
+
+    changes.apply((1,))
+    assert seen[3:] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("value", [{"__type__": "decimal", "__value__": "1"}, {"__type__": "x", "__value__": 1}])
@@ -636,8 +657,14 @@ def test_a_replay_by_an_app_that_knows_no_queues(database: str) -> None:
     came = {"exchange": "ex", "routing_key": "pay.card", "priority": 0, "redelivered": False}
     run_here(t, headers={"delivery_info": came})
     bare = Celery("bare", broker=database, set_as_current=False)
+    with pytest.raises(PublishFailed, match="no queue is known to take"):
+        dead_letters(bare, "dead").replay_all()
+    assert len(letters(bare)) == 1
+    with app.connection_for_write() as connection:
+        app.amqp.queues["pay"](connection.default_channel).declare()  # as a worker does
     dead_letters(bare, "dead").replay_all()
     assert len(published(bare, "pay")) == 1
+    assert letters(bare) == []
     app.close()
     bare.close()
 
@@ -709,7 +736,7 @@ class Handle:
         raise TypeError("a Handle is not copied")
 
 
-@pytest.mark.parametrize("odd", ["text", [1], {"a": 1}, None])
+@pytest.mark.parametrize("odd", ["text", [1], {"a": 1}, None, float("-inf"), 10**400])
 @pytest.mark.parametrize("name", ["sent", "started", "waited", "waiting", "looks", "history", "replay", "asked_by"])
 def test_a_header_written_by_hand(app: Celery, name: str, odd: Any) -> None:
     """Whatever stands in it, the task runs, is tried again, and leaves its letter."""
@@ -780,3 +807,250 @@ def test_a_key_function_that_the_soft_limit_strikes(app: Celery) -> None:
     def t(x: int) -> None: ...
 
     assert isinstance(run_here(t, 1).value, SoftTimeLimitExceeded)
+
+
+def test_a_retry_of_celerys_own_keeps_what_is_carried(app: Celery) -> None:
+    """Out of ``before_start`` no pattern is asked; the next attempt has the key and the budget of this one."""
+
+    class Gated(patterns.PatternTask):
+        abstract = True
+
+        def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+            raise self.retry(countdown=1)
+
+    @app.task(shared=False, name="t", base=Gated)
+    @idempotent(key="x", ttl=DAY)
+    def t(x: int) -> None: ...
+
+    carried = {"key": "mine", "started": 5.0}
+    assert run_here(t, 1, headers={"headers": {HEADER: carried}}).state == "RETRY"
+    assert published(app)[-1]["headers"][HEADER] == carried
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["without a key", "with a key"])
+def test_what_crashed_and_cannot_be_buried_is_not_run_again(app: Celery, monkeypatch: Any, keyed: bool) -> None:
+    """The broker refuses its letter: the message goes back with its starts, and is buried once that succeeds."""
+    monkeypatch.setattr(_dead_letter, "REFUSED_PAUSE", 0.0)
+    store = equipment_of(app).store
+    runs: list[int] = []
+    own = (idempotent(key="x", ttl=DAY, lease=timedelta(milliseconds=50)),) if keyed else ()
+
+    @app.task(shared=False, name="t", patterns=own)
+    @dead_letter("dead", max_crashes=2)
+    def t(x: int) -> None:
+        runs.append(x)
+
+    for number in range(2):
+        if keyed:
+            pattern = next(one for one in t.plan.patterns if isinstance(one, idempotent))
+            who = Attempt("a/0", 0, f"dead {number}")
+            key, seen = pattern.key_of("t", {"x": 1}, (1,), {}), pattern.fingerprint({"x": 1})
+            store.claim(key, who, seen, lease=timedelta(milliseconds=10), ttl=DAY)
+            time.sleep(0.05)
+        else:
+            store.count_start(digest("t", "a/0", "1"), f"dead {number}", ttl=DAY)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(_bury, "ensure_queue", _refuses)
+        for _ in range(3):
+            outcome = run_here(t, 1, task_id="a", redelivered=True)
+            assert (outcome.state, outcome.value.requeue) == ("REJECTED", True)
+            time.sleep(0.06)
+    assert isinstance(run_here(t, 1, task_id="a", redelivered=True).value, TooManyCrashes)
+    assert runs == []
+    assert len(letters(app)) == 1
+    run_here(t, 1, task_id="b", redelivered=True)
+    assert runs == [1]
+
+
+def test_two_processes_give_one_death_one_id() -> None:
+    """What a pickled set or object looks like differs from process to process; its letter's id does not."""
+    script = (
+        "from celery_patterns._bury import _seen\n"
+        "class Thing: ...\n"
+        "print(_seen(({'alpha', 'beta', 'gamma'}, Thing(), 5), {}))\n"
+        "one, two = Thing(), Thing()\n"
+        "one.x, two.x = 1, 2\n"
+        "assert _seen((one,), {}) != _seen((two,), {})"
+    )
+    seen = set()
+    for seed in ("1", "2", "3"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        seen.add(
+            subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True).stdout
+        )
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("own", [20, None, 0])
+def test_a_child_says_its_own_max_retries(app: Celery, own: Any) -> None:
+    """Whatever the task that it inherits from wears."""
+
+    class One(patterns.PatternTask):
+        name = "one"
+        patterns = (retry(on=OSError, attempts=2),)
+
+        def run(self) -> None: ...
+
+    class Other(One):
+        name = "other"
+        max_retries = own
+        patterns = (patterns.without(retry),)
+
+    app.register_task(One())
+    assert app.register_task(Other()).max_retries == own
+
+
+def test_a_base_classs_max_retries_come_back(app: Celery) -> None:
+    """Without the retry that had set another number, a task has what its own base says."""
+
+    class Base(patterns.PatternTask):
+        abstract = True
+        max_retries = 7
+
+    class One(Base):
+        name = "one"
+        patterns = (retry(on=OSError, attempts=8),)
+
+        def run(self) -> None: ...
+
+    class Other(One):
+        name = "other"
+        patterns = (patterns.without(retry),)
+
+    assert (app.register_task(One()).max_retries, app.register_task(Other()).max_retries) == (7, 7)
+
+
+def test_a_chosen_id_sent_anew_has_all_its_attempts(app: Celery) -> None:
+    """The work under it failed before; this is other work, to its last attempt and its own letter."""
+    runs: list[int] = []
+
+    @app.task(shared=False, name="t")
+    @retry(on=ValueError, attempts=3, wait=wait_none())
+    @idempotent(key="x", ttl=DAY)
+    @dead_letter("dead")
+    def t(x: int, seen: str = "") -> None:
+        runs.append(x)
+        raise ValueError
+
+    for _ in range(2):
+        headers: dict[str, Any] = {}
+        for number in range(3):
+            run_here(t, 1, task_id="chosen", retries=number, headers={"headers": headers})
+            headers = {HEADER: published(app)[-1]["headers"][HEADER]} if number < 2 else {}
+    assert len(runs) == 6
+
+
+def test_threads_that_publish_slowly_are_all_served(database: str) -> None:
+    """A broker that takes its time is no broker that is gone: who waits longer than the patience has a turn."""
+    publisher = Publisher(Celery("slow", broker=database, set_as_current=False))
+    sent: list[int] = []
+
+    def publish(number: int) -> None:
+        def send(_: Any) -> None:
+            time.sleep(0.2)
+            sent.append(number)
+
+        publisher.publish(send, patience=timedelta(seconds=0.5))
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(sent) == list(range(8))
+    publisher.close()
+
+
+def test_a_limit_of_the_body_around_an_eager_call_is_not_swallowed(app: Celery, caplog: Any, monkeypatch: Any) -> None:
+    """It strikes while the inner call's line is written, and ends the outer body."""
+    caplog.set_level("INFO", "celery_patterns")
+
+    @app.task(shared=False, name="inner")
+    @logged()
+    def inner() -> None: ...
+
+    @app.task(shared=False, name="outer")
+    def outer() -> str:
+        inner.apply(throw=True).get()
+        return "ran past its limit"
+
+    def handle(record: logging.LogRecord) -> None:
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(logging.getLogger("celery_patterns"), "handle", handle)
+    assert isinstance(run_here(outer).value, SoftTimeLimitExceeded)
+
+
+def test_an_eager_attempt_begins_with_its_own_budget(app: Celery) -> None:
+    """What the first attempt's ``self.retry(max_retries=0)`` said is not held against the next one."""
+    runs: list[int] = []
+
+    @app.task(shared=False, name="t", bind=True)
+    @retry(on=OSError, attempts=4, wait=wait_none())
+    def t(self: Any, endless: Any) -> str:
+        runs.append(1)
+        if len(runs) == 1:
+            try:
+                self.retry(exc=KeyError("caught"), max_retries=0)
+            except KeyError:
+                raise self.retry(countdown=0) from None
+        if len(runs) < 4:
+            raise OSError
+        return "done"
+
+    endless: list[Any] = []
+    endless.append(endless)
+    assert t.apply((endless,)).get() == "done"
+
+
+def test_apply_takes_celerys_arguments_by_position(app: Celery) -> None:
+    """``apply(args, kwargs, link, link_error, …)`` is Celery's."""
+
+    @app.task(shared=False, name="linked")
+    def link(value: Any) -> None: ...
+
+    @app.task(shared=False, name="t")
+    @retry(on=OSError)
+    def t() -> int:
+        return 5
+
+    assert t.apply((), {}, link.s()).get() == 5
+    assert [message["headers"]["task"] for message in published(app)] == ["linked"]
+
+
+def test_yaml_is_no_better_than_json_for_a_tuple(app: Celery) -> None:
+    """Of what is accepted, that is taken which brings the arguments back."""
+    app.conf.accept_content = ["json", "yaml", "pickle"]
+
+    @app.task(shared=False, name="t")
+    @retry(on=OSError, attempts=3, wait=wait_none())
+    def t(pair: Any) -> None:
+        raise OSError
+
+    run_here(t, (1, 2))
+    run_here(t, Shy())
+    assert [one["content-type"] for one in published(app)] == ["application/x-python-serialize"] * 2
+
+
+class Shy:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+def test_a_soft_limit_while_arguments_are_copied(app: Celery) -> None:
+    """It ends the task inside of its patterns: with a letter, and the body is not begun."""
+    app.conf.accept_content = ["json", "pickle"]
+    runs: list[Any] = []
+
+    @app.task(shared=False, name="t", serializer="pickle")
+    @dead_letter("dead")
+    def t(slow: Any) -> None:
+        runs.append(slow)
+
+    assert isinstance(run_here(t, Slow()).value, SoftTimeLimitExceeded)
+    assert (runs, len(letters(app))) == ([], 1)
+
+
+class Slow:
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise SoftTimeLimitExceeded

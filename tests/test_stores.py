@@ -288,6 +288,20 @@ def test_a_first_delivery_that_was_no_start_is_excused(bench: Bench) -> None:
     assert bench.store.count_start("m", "c", ttl=LEASE) == 2
 
 
+def test_what_an_unheard_owner_holds_passes_to_its_heir(bench: Bench) -> None:
+    """The next delivery of a message whose claim was not answered has the key at once, as the same start."""
+    lost, other = run(), run()
+    first = bench.claim(lost)
+    heir = replace(run(), heir_of=("somebody", lost.owner))
+    taken = bench.claim(heir)
+    assert (taken.starts, taken.fence > first.fence) == (1, True)
+    assert isinstance(bench.claim(replace(run(), heir_of=(lost.owner,))), Running)
+    assert isinstance(bench.claim(replace(run("t2/0"), heir_of=(other.owner,))), Running)
+    assert isinstance(bench.complete(lost, first.fence), Running)
+    assert bench.complete(heir, taken.fence) == Done(b"1")
+    assert bench.claim(replace(run("t3/0"), heir_of=(heir.owner,))) == Done(b"1")
+
+
 def test_keys_do_not_meet(bench: Bench) -> None:
     """Each key has its own owner."""
     assert isinstance(bench.claim(run(), key="a"), Claimed)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombu import serialization
 
-from ._call import HEADER, came_by
+from ._call import ATOMS, HEADER, came_by
 from ._codec import text_of
 from ._equipment import equipment_of
 from ._keys import digest
@@ -82,9 +82,19 @@ def written(call: Call, error: BaseException) -> Letter:
 def _seen(args: Any, kwargs: Any) -> str:
     """What tells two messages of one task id apart: an id may be chosen, and used again for other work."""
     try:
-        return json.dumps([args, kwargs], default=lambda value: f"{type(value).__name__} {text_of(value)}")
+        return json.dumps([args, kwargs], default=_stable)
     except (TypeError, ValueError, RecursionError):  # keys that JSON has no word for, or too deep
         return ""
+
+
+def _stable(value: Any) -> Any:
+    # An object's text may hold its address, and a set's its order, which the next process to see it does not share.
+    name = type(value).__name__
+    if type(value) in ATOMS:
+        return f"{name} {value}"
+    if isinstance(value, set | frozenset):
+        return [name, sorted(json.dumps(item, default=_stable) for item in value)]
+    return [name, getattr(value, "__dict__", None)]
 
 
 def found(

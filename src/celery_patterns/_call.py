@@ -14,6 +14,7 @@ from inspect import Signature
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import current_task
 from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
 
@@ -49,22 +50,16 @@ MARK = "_celery_patterns_call"
 # A delayed delivery puts its 28 bits before the routing key.
 _DELAY = re.compile(r"^(?:[01]\.){28}")
 
-_REMEMBERED: dict[str, Any] = {
-    "sent": int | float,
-    "started": int | float,
-    "waited": int | float,
-    "waiting": int | float,
-    "looks": int,
-    "history": list,
-    "replay": int,
-    "asked_by": str,
-}
+#: Numbers beyond this are no moments, spans or counts of ours.
+FAR = 10**12
+#: What the first message of a task remembers, when it is logged.
+_FIRST = {"sent"}
 
 _BROKERS_OWN = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "redelivered"})
 
 _NO_HEADER: dict[str, Any] = {}
 
-_ATOMS = frozenset(
+ATOMS = frozenset(
     {str, int, float, bool, type(None), bytes, datetime, date, time_of_day, timedelta, Decimal, UUID},
 )
 
@@ -82,7 +77,42 @@ def came_by(delivery_info: Mapping[str, Any]) -> tuple[str | None, str]:
 
 def _sane(header: dict[str, Any]) -> dict[str, Any]:
     """What is remembered, without what cannot be ours: a header may be written by hand, or by a later release."""
-    return {name: value for name, value in header.items() if isinstance(value, _REMEMBERED.get(name, object))}
+    if header.keys() == _FIRST and type(header["sent"]) is float and abs(header["sent"]) < FAR:
+        return header  # as nearly all are
+    return {name: value for name, value in header.items() if _REMEMBERED.get(name, _anything)(value)}
+
+
+def _anything(_: Any) -> bool:
+    return True
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and -FAR < value < FAR
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and -FAR < value < FAR
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+_REMEMBERED: dict[str, Callable[[Any], bool]] = {
+    "sent": _number,
+    "started": _number,
+    "waited": _number,
+    "waiting": _number,
+    "looks": _count,
+    "history": _list,
+    "replay": _count,
+    "asked_by": _list,
+    "anew": _text,
+}
 
 
 def is_brokers_own(header: str) -> bool:
@@ -98,19 +128,19 @@ def received(value: Any, copied: Callable[[Any], Any] = copy.deepcopy) -> Any:
         copied: What is done with an object that is no value of JSON's.
     """
     kind = type(value)
-    if kind in _ATOMS:
+    if kind in ATOMS:
         return value
     if kind is list:
-        return [item if type(item) in _ATOMS else received(item, copied) for item in value]
+        return [item if type(item) in ATOMS else received(item, copied) for item in value]
     if kind is dict:
-        return {name: item if type(item) in _ATOMS else received(item, copied) for name, item in value.items()}
+        return {name: item if type(item) in ATOMS else received(item, copied) for name, item in value.items()}
     if kind is tuple:
         for item in value:
-            if type(item) not in _ATOMS:
+            if type(item) not in ATOMS:
                 break
         else:
             return value
-        return tuple([item if type(item) in _ATOMS else received(item, copied) for item in value])
+        return tuple([item if type(item) in ATOMS else received(item, copied) for item in value])
     return copied(value)
 
 
@@ -172,6 +202,7 @@ class Call:
         "header",
         "instance",
         "kwargs",
+        "over",
         "received_args",
         "received_kwargs",
         "request",
@@ -204,21 +235,32 @@ class Call:
         self.header: Mapping[str, Any] = _sane(header) if isinstance(header, dict) else _NO_HEADER
         self.eager = bool(request.is_eager)
         # Taken before the body runs: whatever is published later is made from these.
-        try:
-            self.received_args: tuple[Any, ...] = received(args, self._copied)
-            self.received_kwargs: dict[str, Any] = received(kwargs, self._copied) if kwargs else {}
-        except RecursionError:  # too deep for a message; in eager mode the caller's own
-            self.received_args, self.received_kwargs = args, kwargs
+        #: The soft time limit, when it struck before any pattern could know; the body is not begun then.
+        self.over: SoftTimeLimitExceeded | None = None
+        self.received_args, self.received_kwargs = self._kept(args, kwargs)
 
     def again(self, args: Any, kwargs: Any) -> None:
         """Make the next attempt of an eager call from these arguments."""
-        self.args, self.kwargs = received(tuple(args), self._copied), received(dict(kwargs), self._copied)
+        self.received_args, self.received_kwargs = self._kept(tuple(args), dict(kwargs))
+        self.args, self.kwargs = self._kept(tuple(args), dict(kwargs))
+        self.asked, self.spent = None, False
+
+    def _kept(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        try:
+            return received(args, self._copied), received(kwargs, self._copied) if kwargs else {}
+        except SoftTimeLimitExceeded as over:
+            self.over = over
+            return args, kwargs
+        except RecursionError:  # too deep for a message: the caller's own, in eager mode
+            return args, kwargs
 
     def _copied(self, value: Any) -> Any:
         if self.eager:
             return value  # the caller's own object, which may be one of a kind: no message would have carried it
         try:
             return copy.deepcopy(value)
+        except SoftTimeLimitExceeded:
+            raise
         except Exception:  # noqa: BLE001 - it was unpickled, and does not take a copy: better shared than lost
             return value
 

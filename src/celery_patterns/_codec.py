@@ -18,6 +18,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
+from kombu.exceptions import EncodeError
 from kombu.utils import json as kombu_json
 
 from .exceptions import UnsafeValue
@@ -362,7 +363,7 @@ def _as_backends_do(value: Any) -> bytes | None:
         text: str = kombu_json.dumps(value)
         kombu_json.loads(text)  # what looks like a mark of kombu's own could be written, and never be read
         return text.encode()
-    except Exception:  # noqa: BLE001 - a value's own __json__ may raise what it likes
+    except (EncodeError, TypeError, ValueError, RecursionError):
         return None
 
 

@@ -20,7 +20,7 @@ from ._bury import letter_message, publish_letter, written
 from ._equipment import equipment_of
 from ._events import emit
 from ._keys import digest
-from ._plan import Layer, Pattern
+from ._plan import REQUEUED, Layer, Pattern
 from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
 
 if TYPE_CHECKING:
@@ -173,10 +173,12 @@ def _count_start(call: Call, limit: int) -> None:
     except StoreUnavailable as error:
         emit(logging.WARNING, "start_not_counted", call, error=error, reason=str(error))
         return
-    call.settlements.append(lambda _outcome: _forget_starts(call, key))
     # The first delivery is assumed to have been a start. It may have been none, in a worker that was killed before it came
     # to this message, so a message that comes back is always run once.
-    if starts > max(limit, 2):
+    crashed = starts > max(limit, 2)
+    # Each end sets the count back; but what could not be buried is buried the next time, and not run.
+    call.settlements.append(lambda outcome: None if crashed and outcome == REQUEUED else _forget_starts(call, key))
+    if crashed:
         raise TooManyCrashes(f"{call.task} was started {limit} times and never came to an end; it was not run again")
 
 

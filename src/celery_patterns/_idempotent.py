@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["idempotent"]
 
+#: How many of those who heard no answer a waiting copy names: as many as look at a key during the default lease, and more.
+LONGEST_MEMORY = 16
+
 #: A waiting copy looks again at least this often.
 LONGEST_WAIT = timedelta(seconds=30)
 
@@ -212,17 +215,23 @@ class _Run:
         self.key = key
         self.fingerprint = fingerprint
         # Random for each run: a redelivery has the same task id, and must not pass for the first run.
-        self.attempt = Attempt(
-            call.run_id, call.attempt - 1, secrets.token_hex(8), str(call.header.get("asked_by") or "")
-        )
+        #: Who asked before for this message, and heard no answer.
+        self.unheard = tuple(str(owner) for owner in call.header.get("asked_by", ()))
+        anew = call.header.get("anew")
+        run_id = call.run_id if anew is None else f"{call.run_id}/{anew}"
+        self.attempt = Attempt(run_id, call.attempt - 1, secrets.token_hex(8), self.unheard)
         self.fence = 0
+        self.crashed = False
         self.looks = int(call.header.get("looks") or 0)
 
     def claim(self, proceed: Proceed) -> Any:
         try:
             answer = self._ask()
             if isinstance(answer, Ended) and answer.failed and self._is_sent_anew():
-                self.attempt = replace(self.attempt, run_id=f"{self.attempt.run_id}/{self.attempt.owner}")
+                # New work under an old id, and so are its later attempts and its copies that wait.
+                owner = self.attempt.owner
+                self.call.header = {**self.call.header, "anew": owner}
+                self.attempt = replace(self.attempt, run_id=f"{self.attempt.run_id}/{owner}")
                 answer = self._ask()
         except SoftTimeLimitExceeded:
             self._let_go()
@@ -251,13 +260,14 @@ class _Run:
     def _is_sent_anew(self) -> bool:
         """A first attempt that is no redelivery, of a task id that has failed: somebody chose the id, and sent it again."""
         call = self.call
-        return call.attempt == 1 and not call.redelivered and not call.header.get("waiting")
+        return call.attempt == 1 and not call.redelivered and call.header.keys().isdisjoint(("waiting", "anew"))
 
     def _hold(self, claimed: Claimed, proceed: Proceed) -> Any:
         call = self.call
         call.claim = Claim(self.key, claimed.fence, self.pattern.lease.total_seconds())
         limit = call.terms.crash_limit
         if limit is not None and claimed.starts > limit:
+            self.crashed = True
             raise TooManyCrashes(
                 f"{call.task} was started {limit} times and never came to an end; it was not run again"
             )
@@ -279,14 +289,20 @@ class _Run:
         if answer is None or (isinstance(answer, Done) and answer.ours):
             return result
         # Somebody else holds the key by now, so this result is not the key's.
-        emit(logging.ERROR, "claim_lost", call, fence=self.fence)
+        with contextlib.suppress(SoftTimeLimitExceeded):
+            emit(logging.ERROR, "claim_lost", call, fence=self.fence)
         return self._follow(answer)
 
     def _encoded(self, result: Any) -> bytes | None:
         call = self.call
         # A result that stands for other tasks is kept as their ids, as a result backend would.
         kept = call.instance.backend.prepare_value(result) if isinstance(result, ResultBase) else result
-        encoded = _codec.dumps_result(kept)
+        try:
+            encoded = _codec.dumps_result(kept)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception:  # noqa: BLE001 - a value's own __json__ may raise what it likes, and the work is done
+            encoded = None
         if encoded is None:
             emit(logging.WARNING, "result_not_kept", call, result_type=type(result).__qualname__)
         return encoded
@@ -307,7 +323,8 @@ class _Run:
                 left = self.call.claim.expires_in.total_seconds() if self.call.claim and patient else 0.0
                 if left <= 0:
                     told = {"reason": str(error), "fence": self.fence}
-                    emit(logging.CRITICAL, "claim_not_recorded", self.call, error=error, **told)
+                    with contextlib.suppress(SoftTimeLimitExceeded):  # too late to undo the work, too
+                        emit(logging.CRITICAL, "claim_not_recorded", self.call, error=error, **told)
                     return None
             try:
                 time.sleep(min(0.5, max(0.01, left)))
@@ -315,6 +332,8 @@ class _Run:
                 patient = False
 
     def _release(self, outcome: str) -> None:
+        if self.crashed and outcome == REQUEUED:
+            return  # it could not be buried, and its starts must not be forgotten: the lease ends it
         ended = None if outcome == REQUEUED else Ended(failed=outcome == FAILED)
         try:
             self.store.release(self.key, self.attempt, self.fence, ended=ended, ttl=self.pattern.ttl)
@@ -361,6 +380,11 @@ class _Run:
                 f"{call.task}: another run of the same key did not end within {self.pattern.wait_within}"
             )
         emit(logging.INFO, "duplicate_waiting", call, wait=round(wait.total_seconds(), 3))
+        unheard = () if error is None else (*self.unheard, self.attempt.owner)[-LONGEST_MEMORY:]
         send_waiting_copy(
-            call, wait, waiting=since, looks=self.looks + 1, asked_by=None if error is None else self.attempt.owner
+            call,
+            wait,
+            waiting=since,
+            looks=self.looks + 1,
+            asked_by=list(unheard) or None,
         )

@@ -6,7 +6,6 @@ import inspect
 import logging
 import sys
 import time
-from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar
@@ -123,9 +122,12 @@ def _close(
 ) -> None:
     if not speaks(level):
         return
-    # The attempt is over: a soft time limit that strikes while its line is written must not change how it ended.
-    with suppress(SoftTimeLimitExceeded):
+    try:
         _tell(call, begun, level, name, error)
+    except SoftTimeLimitExceeded:
+        # The attempt is over, and a limit that strikes while its line is written must not change how it ended.
+        if call.eager:
+            raise  # it is that of the body around
 
 
 def _tell(call: Call, begun: float, level: int, name: str, error: BaseException | None) -> None:

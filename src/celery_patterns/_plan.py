@@ -280,6 +280,8 @@ class Plan:
             request.__dict__[MARK] = None
 
     def _attempt(self, call: Call) -> Any:
+        if call.over is not None:
+            raise call.over
         try:
             if self._takes_task:
                 return self._body(call.instance, *call.args, **call.kwargs)

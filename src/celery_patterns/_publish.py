@@ -52,6 +52,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._producer: Producer | None = None
+        self._confirmed = 0.0
         _publishers.add(self)
 
     def publish(self, send: Callable[[Producer], object], *, patience: timedelta = PATIENCE) -> None:
@@ -68,10 +69,11 @@ class Publisher:
         deadline = began + patience.total_seconds()
         try:
             with self._lock:
-                if time.monotonic() > deadline > began:
-                    # Those who waited for this thread's turn have tried all the while, and in vain.
+                if time.monotonic() > deadline > began > self._confirmed:
+                    # Those who had their turn before this thread have tried all the while, and in vain.
                     raise PublishFailed(f"the broker did not confirm other threads' messages within {patience}", True)
                 self._insist(send, patience, deadline)
+                self._confirmed = time.monotonic()
         except SoftTimeLimitExceeded as error:  # while it was sent, in a pause, or while another thread was publishing
             raise PublishFailed("the soft time limit came before the broker's confirmation", True) from error
 

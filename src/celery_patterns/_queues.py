@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from kombu.connection import Connection
 
-__all__ = ["ensure_queue", "queue_length", "queue_of"]
+__all__ = ["ensure_queue", "queue_length", "queue_of", "topic_takes"]
 
 
 def ensure_queue(app: Celery, connection: Connection, name: str) -> None:
@@ -76,14 +76,14 @@ def _by_its_key(_kind: str, bound: str | None, key: str) -> bool:
 
 def _by_a_pattern(kind: str, bound: str | None, key: str) -> bool:
     if kind == "topic":
-        return _topic_takes((bound or "").split("."), key.split("."))
+        return topic_takes((bound or "").split("."), key.split("."))
     return kind in ("fanout", "headers")
 
 
-def _topic_takes(topic: list[str], words: list[str]) -> bool:
+def topic_takes(topic: list[str], words: list[str]) -> bool:
     """AMQP's topics: ``*`` is one word, ``#`` any number of them."""
     if not topic:
         return not words
     if topic[0] == "#":
-        return any(_topic_takes(topic[1:], words[skipped:]) for skipped in range(len(words) + 1))
-    return bool(words) and topic[0] in ("*", words[0]) and _topic_takes(topic[1:], words[1:])
+        return any(topic_takes(topic[1:], words[skipped:]) for skipped in range(len(words) + 1))
+    return bool(words) and topic[0] in ("*", words[0]) and topic_takes(topic[1:], words[1:])

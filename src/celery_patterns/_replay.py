@@ -9,15 +9,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from kombu import serialization
-from kombu.exceptions import DecodeError
+from kombu.exceptions import DecodeError, InconsistencyError
 from kombu.utils.encoding import bytes_to_str
 
 from ._equipment import equipment_of
 from ._fit import expect_app
 from ._letter import Letter, read_letter, replay_id, replayed_headers
 from ._publish import CONFIRM
-from ._queues import queue_length
-from .exceptions import ConfigurationError, LetterNotFound
+from ._queues import queue_length, topic_takes
+from .exceptions import ConfigurationError, LetterNotFound, PublishFailed
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -147,12 +147,12 @@ class DeadLetters:
                 if wanted is not None and letter.id != wanted:
                     continue
                 if letter.id not in sent:  # a letter that was written twice is one death, and is replayed once
-                    self._send(held)
+                    self._send(connection, held)
                     sent[letter.id] = self._app.AsyncResult(replay_id(letter))
                 self._remove(connection, held)
         return list(sent.values())
 
-    def _send(self, held: _Held) -> None:
+    def _send(self, connection: Connection, held: _Held) -> None:
         letter, message = held.letter, held.message
         headers = replayed_headers(letter, message.headers)
         body = _without_chord(message)
@@ -162,8 +162,7 @@ class DeadLetters:
 
         exchange, key = letter.exchange, letter.routing_key
         if self._on_redis:
-            # On this connection kombu may not know the exchange, and would hand the message to no queue and say nothing.
-            exchange, key = "", letter.queue
+            exchange, key = "", self._queue_on_redis(letter, connection.default_channel)
 
         def send(producer: Producer) -> None:
             producer.publish(
@@ -179,6 +178,31 @@ class DeadLetters:
             )
 
         equipment_of(self._app).publisher.publish(send)
+
+    def _queue_on_redis(self, letter: Letter, channel: Any) -> str:
+        """The queue to send to by name: kombu hands what comes by an exchange to no queue when it does not know its type.
+
+        Raises:
+            PublishFailed: When no queue is known, so that the letter stays.
+        """
+        known = self._app.amqp.queues.get(letter.queue)
+        if known is not None and known.exchange is not None and known.exchange.type == "fanout":
+            raise PublishFailed(f"{letter.queue} takes what is sent to all, and nothing that is sent to it alone")
+        if not letter.exchange or known is not None:
+            return letter.queue
+        try:
+            rows = channel.get_table(letter.exchange)
+        except InconsistencyError:  # nobody ever bound a queue to it
+            rows = []
+        words = letter.routing_key.split(".")
+        takers = sorted(queue for key, _, queue in rows if topic_takes(key.split("."), words))
+        for queue in (letter.queue, *takers):
+            if queue in takers or any(queue == bound for *_, bound in rows):
+                return str(queue)
+        raise PublishFailed(
+            f"no queue is known to take {letter.routing_key!r} from the exchange {letter.exchange!r}; expected an app that "
+            "declares it, or a worker that consumes it"
+        )
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:

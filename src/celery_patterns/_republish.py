@@ -79,8 +79,8 @@ def message_serializer(call: Call) -> str:
     accepted = [registry.type_to_name.get(kind, kind) for kind in call.app.conf.accept_content]
     names = [came_as or own, own, *accepted]
     if came_as is None and set(names) != {"json"} and not _json_carries(call):
-        # Redis does not tell what they came as. JSON would take them, and change them.
-        names.sort(key=lambda name: name == "json")
+        # Redis does not tell what they came as. JSON would take them, and change them; so would others.
+        names.sort(key=lambda name: (not _carries(name, call), name != "pickle"))
     for name in names:
         try:
             serialization.dumps([list(call.received_args), call.received_kwargs], name)
@@ -88,6 +88,17 @@ def message_serializer(call: Call) -> str:
             continue
         return str(name)
     return str(own)
+
+
+def _carries(name: str, call: Call) -> bool:
+    arguments = [list(call.received_args), call.received_kwargs]
+    try:
+        kind, encoding, body = serialization.dumps(arguments, name)
+        return repr(serialization.loads(body, kind, encoding, accept=[kind])) == repr(arguments)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception:  # noqa: BLE001 - what cannot even be shown is not known to come back
+        return False
 
 
 def _json_carries(call: Call) -> bool:
@@ -146,7 +157,6 @@ def _again(call: Call, retry: Retry) -> None:
     """Eager mode: the next attempt is made here, at once and without a broker."""
     call.again(retry.sig.args, retry.sig.kwargs)
     call.request.retries = (call.request.retries or 0) + 1
-    call.asked = None
 
 
 def _send_next(call: Call, retry: Retry) -> None:
@@ -222,9 +232,15 @@ def send_waiting_copy(call: Call, wait: timedelta, **ours: Any) -> None:
 def _show_no_more(call: Call, options: dict[str, Any], *, unchanged: bool) -> None:
     """Keep what the sender chose to show of the arguments, which Celery would write anew for each attempt."""
     limit = call.app.amqp.argsrepr_maxsize
-    for name, value in (("argsrepr", call.received_args), ("kwargsrepr", call.received_kwargs)):
+    args, kwargs = call.received_args, call.received_kwargs
+    # A sender may pass a list for the tuple.
+    plain = {
+        "argsrepr": (saferepr(args, limit), saferepr(list(args), limit)),
+        "kwargsrepr": (saferepr(kwargs, limit),),
+    }
+    for name, texts in plain.items():
         shown = call.request.__dict__.get(name)
-        if isinstance(shown, str) and (unchanged or shown != saferepr(value, limit)):
+        if isinstance(shown, str) and (unchanged or shown not in texts):
             options.setdefault(name, shown)
 
 

@@ -122,8 +122,11 @@ class PatternTask(Task):  # type: ignore[misc]
         attempts = cls._attempts(patterns)
         if attempts is not None:
             cls._set("max_retries", attempts - 1)  # the body's own self.retry() shares the budget
-        elif any("max_retries" in base.__dict__.get("_unsaid", ()) for base in cls.__mro__[1:]):
-            cls._set("max_retries", Task.max_retries)  # what the retry of the task that it inherits from had set
+        else:
+            owners = [base for base in cls.__mro__ if "max_retries" in base.__dict__]
+            said_by = next(base for base in owners if "max_retries" not in base.__dict__.get("_unsaid", ()))
+            if owners[0] is not said_by:  # the retry of a task that it inherits from had set it
+                cls._set("max_retries", said_by.__dict__["max_retries"])
         if any(pattern.layer in (Layer.BURY, Layer.CLAIM) for pattern in patterns):
             for option in ("acks_late", "reject_on_worker_lost"):
                 if said(cls, option) is None:
@@ -181,7 +184,7 @@ class PatternTask(Task):  # type: ignore[misc]
         """
         ours: dict[str, Any] = {}
         headers = options.get("headers")
-        if headers and HEADER in headers and headers[HEADER] == _header_around():
+        if headers and HEADER in headers and headers[HEADER] == _header_around(task_id):
             # A body that hands its headers on to other calls means those of its own making.
             options["headers"] = {name: value for name, value in headers.items() if name != HEADER}
         if "idempotency_key" in options:
@@ -206,13 +209,13 @@ class PatternTask(Task):  # type: ignore[misc]
                 raise
             raise unsafe from None
 
-    def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+    def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Run the task here, as Celery does; an ``idempotency_key`` is taken as in :meth:`apply_async`."""
         if "idempotency_key" in options:
             key = self._given_key(options.pop("idempotency_key"))
             headers = options.get("headers") or {}
             options["headers"] = {**headers, HEADER: {**(headers.get(HEADER) or {}), "key": key}}
-        return super().apply(args, kwargs, **options)
+        return super().apply(args, kwargs, *more, **options)
 
     @classmethod
     def refuse_limit(cls, limit: float) -> None:
@@ -301,8 +304,10 @@ class PatternTask(Task):  # type: ignore[misc]
             call.spent = True
             # Celery's text quotes the arguments.
             raise self.MaxRetriesExceededError(f"{self.name}: attempt {call.attempt} was the last") from None
-        except Exception:
-            call.spent = True  # the error that it was given, which Celery raises again when no attempt is left
+        except Exception as error:
+            given = asking["exc"]  # which Celery raises again when no attempt is left
+            if error is given or (isinstance(given, type) and isinstance(error, given)):
+                call.spent = True
             raise
         finally:
             request.is_eager = was_eager
@@ -348,10 +353,12 @@ class ReliableTask(PatternTask):
     patterns = (logged(), dead_letter(), retry(on=(ConnectionError, TimeoutError), attempts=5))
 
 
-def _header_around() -> Any:
-    """What the patterns carry in the message of the task that runs around this line, if there is one."""
+def _header_around(task_id: str | None) -> Any:
+    """What the patterns carry in the message of the task that runs around this line, if that is another one than this."""
     around = get_current_task()
-    return None if around is None else (around.request.headers or {}).get(HEADER)
+    if around is None or around.request.id == task_id:  # a retry that Celery makes keeps the id, and what is carried
+        return None
+    return (around.request.headers or {}).get(HEADER)
 
 
 def _body_of(cls: type) -> tuple[Callable[..., Any], bool]:

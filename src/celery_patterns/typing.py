@@ -17,14 +17,14 @@ class Attempt:
         run_id: The task id, with the number of times the task was replaced.
         number: Celery's counter of retries, 0 for the first attempt.
         owner: Random for each run, so that two deliveries of one message are two owners.
-        heir_of: The owner that an earlier delivery of the message asked as, when no answer came: what it holds passes to
-            this one, and was no start.
+        heir_of: The owners that earlier deliveries of the message asked as, when no answer came: what one of them holds
+            passes to this one, and was no start.
     """
 
     run_id: str
     number: int
     owner: str
-    heir_of: str = ""
+    heir_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,16 +53,15 @@ class MemoryStore:
         with self._lock:
             now = self._clock()
             record = self._live(key, now) or _Record()
-            if record.state == "running" and record.owner == attempt.heir_of:
-                starts = record.starts
-                self._take(record, attempt, fingerprint, now + lease.total_seconds(), now)
-                record.starts = starts
-            refusal = self._refusal(record, attempt, fingerprint, now)
+            inherited = record.state == "running" and record.owner in attempt.heir_of
+            refusal = None if inherited else self._refusal(record, attempt, fingerprint, now)
             if refusal is not None:
                 return refusal
             repeated = record.state == "running" and record.owner == attempt.owner
             if not repeated:
+                starts = record.starts
                 self._take(record, attempt, fingerprint, now + lease.total_seconds(), now)
+                record.starts = starts if inherited else record.starts
             record.expires = now + lease.total_seconds() + ttl.total_seconds()
             self._records[key] = record
             return Claimed(record.fence, record.starts)

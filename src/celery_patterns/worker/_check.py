@@ -40,13 +40,11 @@ def _refuse_own_letters(app: Any, task: PatternTask) -> None:
     assert task.plan is not None
     consumed = set(app.amqp.queues.consume_from)
     for pattern in task.plan.patterns:
-        if isinstance(pattern, dead_letter):
-            queues = {pattern.queue} if pattern.queue else {f"{name}.dead" for name in consumed}
-            for name in sorted(queues & consumed):
-                raise ConfigurationError(
-                    f"this worker consumes {name}, where {task.name} leaves its dead letters, and would run them again "
-                    "without end; expected it to consume other queues (-Q), or the task to name another dead-letter queue"
-                )
+        if isinstance(pattern, dead_letter) and pattern.queue in consumed:
+            raise ConfigurationError(
+                f"this worker consumes {pattern.queue}, where {task.name} leaves its dead letters, and would run them again "
+                "without end; expected it to consume other queues (-Q), or the task to name another dead-letter queue"
+            )
 
 
 def _check(app: Any, task: PatternTask) -> None:
