@@ -201,7 +201,7 @@ def test_the_options_of_a_page_are_those_of_the_code(page: str, pattern: Callabl
 def test_the_events_of_the_page_are_those_of_the_code() -> None:
     """The page on logs lists each event that the library emits, at the level it has."""
     code = "\n".join(source.read_text(encoding="utf-8") for source in SOURCES)
-    emitted = set(re.findall(r'(?:emit\(\s*|_close\(.*?)logging\.([A-Z]+),\s*"(\w+)"', code))
+    emitted = set(re.findall(r'(?:emit\(\s*|announce\(\s*|_close\(.*?)logging\.([A-Z]+),\s*"(\w+)"', code))
     listed = {(row[1], row[0].strip("`")) for row in _rows("docs/patterns/logged.md", "Every event")}
     assert listed == emitted
 

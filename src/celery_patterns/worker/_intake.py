@@ -36,6 +36,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
         self._consumer = consumer
         self._app = consumer.app
         equipment_of(self._app).recorder = self._recorder = Recorder(consumer)
+        self._keeps = any(wears_dead_letter(task) is not None for task in self._app.tasks.values())
         self._handles = consumer.create_task_handler
         self._decode_error, self._unknown_message = consumer.on_decode_error, consumer.on_unknown_message
         self._unknown_task, self._invalid_task = consumer.on_unknown_task, consumer.on_invalid_task
@@ -85,8 +86,8 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
     def _keep(self, message: Message, reason: str, error: Exception, then: Callable[[], object]) -> None:
         name = message.headers.get("task") if isinstance(message.headers, dict) else None
         task = self._app.tasks.get(name) if isinstance(name, str) else None
-        if task is not None and wears_dead_letter(task) is None:
-            self._end(message, then)  # a plain task's message: what Celery does with it is what its owner asked for
+        if not self._keeps or (task is not None and wears_dead_letter(task) is None):
+            self._end(message, then)  # nobody asked for letters: what Celery does with it stands
             return
         self._recorder.record(
             message,

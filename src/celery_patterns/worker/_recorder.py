@@ -134,15 +134,13 @@ class Recorder:
         try:
             publish_letter(self._app, burial.queue, burial.message, patience=AT_ONCE)
         except PublishFailed as trouble:
-            again = time.monotonic() + pause < burial.deadline
-            level, name = (
-                (logging.WARNING, "dead_letter_postponed") if again else (logging.CRITICAL, "dead_letter_not_published")
-            )
-            announce(level, name, {**_facts(burial), "error.type": type_name(trouble), "requeued": not again})
-            if again:
+            told = {**_facts(burial), "error.type": type_name(trouble)}
+            if time.monotonic() + pause < burial.deadline:
+                announce(logging.WARNING, "dead_letter_postponed", told)
                 # Unacknowledged meanwhile: should the worker go, the broker gives the message to another one.
                 self._timer.call_after(pause, self._try, (burial, min(pause * 2, 30.0)))
             else:
+                announce(logging.CRITICAL, "dead_letter_not_published", {**told, "requeued": True})
                 burial.back()
             return
         announce(logging.ERROR, "dead_lettered", _facts(burial))
