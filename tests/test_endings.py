@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,20 @@ def call(how: str, task: str = "ends", **options: Any) -> Callable[[Floor], str]
     return send
 
 
+def revoke(**options: Any) -> Callable[[Floor], str]:
+    """Call off a task that waits for its time, or one that runs."""
+    running = bool(options)
+
+    def send(shop: Floor) -> str:
+        task_id = call("terminated" if running else "revoked", **({} if running else {"countdown": 4}))(shop)
+        received = (lambda: shop.traces.count("ends") == 1) if running else (lambda: task_id in shop.logs())
+        shop.wait(received, what="the task's arrival")
+        shop.app.control.revoke(task_id, **options)
+        return task_id
+
+    return send
+
+
 ROWS = [
     Row("exception", call("exception"), "failed"),
     Row("rejected", call("reject"), "rejected"),
@@ -48,6 +63,15 @@ ROWS = [
     Row("killed, early", call("kill", "ends_early"), "worker_lost", pools=("prefork",)),
     Row("killed, not waited for", call("kill", "ends_lost"), "worker_lost", pools=("prefork",)),
     Row("hard limit, early", call("hard", "ends_early", time_limit=1), "time_limit", errbacks=2, pools=("prefork",)),
+    Row("revoked", revoke(), "revoked", state="REVOKED", runs=0, errbacks=0),
+    Row(
+        "terminated",
+        revoke(terminate=True, signal="SIGKILL"),
+        "revoked",
+        state="REVOKED",
+        errbacks=0,
+        pools=("prefork",),
+    ),
     Row("expired", call("expired", expires=-1), "expired", state="REVOKED", runs=0, errbacks=0),
 ]
 
@@ -134,6 +158,36 @@ def raw(
 
 
 ABSENT: Any = object()
+
+
+def test_a_letter_that_is_refused_for_a_while(shop: Floor) -> None:
+    """The dead-letter queue takes nothing for some seconds: nothing is acknowledged, nothing runs again, no hot loop."""
+    worker = shop.worker()
+    with _refusing(shop):
+        call("reject")(shop)
+        shop.wait(lambda: worker.text().count("dead_letter_postponed") >= 3, 30, "three tries")
+        assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+        assert worker.text().count("dead_letter_postponed") < 6
+    shop.wait(lambda: len(shop.letters()) == 1, 30, "the letter")
+    assert shop.traces.count("ends") == 1
+    assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+
+
+@contextmanager
+def _refusing(shop: Floor) -> Iterator[None]:
+    with shop.app.connection_for_write() as connection:
+        channel: Any = connection.default_channel
+        if connection.transport.driver_type == "redis":
+            channel.client.set(shop.dead, "no list")
+        else:
+            full = {"x-max-length": 0, "x-overflow": "reject-publish"}
+            channel.queue_declare(shop.dead, durable=True, auto_delete=False, arguments=full)
+        yield
+        if connection.transport.driver_type == "redis":
+            channel.client.delete(shop.dead)
+        else:
+            channel.queue_delete(shop.dead)
+
 
 DAMAGED = [
     ("cut", {"body": b'[["raw"], {}, {"call'}, "unreadable"),

@@ -64,15 +64,25 @@ class Request(request.Request):  # type: ignore[misc]
 
     def revoked(self) -> bool:
         """Celery's door for tasks that are not to run any more."""
-        pattern = wears_dead_letter(self.task)
-        if pattern is not None and self._ending is None:
-            reason = "expired" if self.expires and self.maybe_expire() else "revoked"
-            if reason in pattern.also:
-                self._ending = (reason, TaskRevokedError(reason), "")
+        self._ending = self._ending or self._called_off(
+            "expired" if self.expires and self.maybe_expire() else "revoked"
+        )
         revoked = bool(super().revoked())
         if not revoked:
             self._ending = None
         return revoked
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Celery's door for tasks that are called off while they run."""
+        if self.time_start:
+            self._ending = self._ending or self._called_off("revoked")
+        super().terminate(pool, signal)
+
+    def _called_off(self, reason: str) -> Ending | None:
+        pattern = wears_dead_letter(self.task)
+        if pattern is None or reason not in pattern.also or not self._keeps():
+            return None
+        return reason, TaskRevokedError(reason), ""
 
     def acknowledge(self) -> None:
         """Acknowledge, once the letter stands."""
@@ -111,9 +121,7 @@ class Request(request.Request):  # type: ignore[misc]
         if from_child and reason == "failed" and getattr(exc_info, KEPT, False):
             return None
         if isinstance(error, Terminated):
-            pattern = wears_dead_letter(self.task)
-            if pattern is None or "revoked" not in pattern.also:
-                return None
+            return self._called_off("revoked")
         return reason, error, str(exc_info.traceback or "")
 
     def _record(self) -> None:
@@ -146,8 +154,6 @@ def _reason(error: BaseException) -> str:
         return "time_limit"
     if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
         return "worker_lost"
-    if isinstance(error, Terminated):
-        return "revoked"
     if isinstance(error, Reject):
         return "rejected"
     return "result_not_encodable" if isinstance(error, EncodeError) else "failed"
