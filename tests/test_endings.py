@@ -8,11 +8,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .harness import Floor
+from .harness import Floor, floor
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def revoke(**options: Any) -> Callable[[Floor], str]:
 
     def send(shop: Floor) -> str:
         task_id = call("terminated" if running else "revoked", **({} if running else {"countdown": 4}))(shop)
-        received = (lambda: shop.traces.count("ends") == 1) if running else (lambda: task_id in shop.logs())
-        shop.wait(received, what="the task's arrival")
+        if running:
+            shop.wait(lambda: shop.traces.count("ends") == 1, what="the task's start")
         shop.app.control.revoke(task_id, **options)
         return task_id
 
@@ -76,17 +77,33 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if "prefork" in row.pools], ids=lambda row: row.name)
-def test_an_end_on_prefork(shop: Floor, row: Row) -> None:
-    """One letter with its reason and id; the state Celery gives; the errback as often as Celery calls it."""
-    check(shop, row, "prefork")
+BROKERS = ("redis", "rabbitmq", "quorum")
+#: What every run of the tests has: each row on prefork with each broker, and on each other pool once.
+ALWAYS = {("prefork", broker) for broker in BROKERS} | {("threads", "redis"), ("solo", "rabbitmq")}
+PRODUCT = [
+    pytest.param(
+        row,
+        pool,
+        broker,
+        id=f"{row.name}-{pool}-{broker}",
+        marks=() if (pool, broker) in ALWAYS else (pytest.mark.long,),
+    )
+    for row in ROWS
+    for pool in row.pools
+    for broker in BROKERS
+]
 
 
-@pytest.mark.parametrize("pool", ["threads", "solo"])
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_an_end_on_other_pools(shop: Floor, row: Row, pool: str) -> None:
-    """As on prefork, where the pool has this end."""
-    if pool in row.pools:
+@pytest.mark.parametrize(("row", "pool", "kind"), PRODUCT)
+def test_an_end(request: pytest.FixtureRequest, tmp_path: Path, row: Row, pool: str, kind: str) -> None:
+    """One letter with its reason and id; the state Celery gives; the errback as often as Celery calls it; a worker that goes on."""
+    database = request.getfixturevalue("database")
+    environment = {
+        "FLOOR_BROKER": database if kind == "redis" else request.getfixturevalue("rabbit"),
+        **{f"FLOOR_{name}": database for name in ("BACKEND", "STORE", "TRACES")},
+        **({"FLOOR_QUEUE_TYPE": "quorum"} if kind == "quorum" else {}),
+    }
+    with floor(environment, tmp_path) as shop:
         check(shop, row, pool)
 
 
