@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from celery_patterns._queues import queue_length
+
 from .harness import Floor, floor
 
 
@@ -120,6 +122,15 @@ def check(shop: Floor, row: Row, pool: str) -> None:
     assert shop.traces.count("ends") == row.runs
     assert shop.traces.count("errback") == row.errbacks
     assert worker.alive()
+    assert standing(shop) == 1
+
+
+def standing(shop: Floor) -> int:
+    """How many messages are in the dead-letter queue; a list of letters shows two of one death as one."""
+    with shop.app.connection_for_read() as connection:
+        if connection.transport.driver_type == "redis":
+            return int(connection.default_channel.client.llen(shop.dead))
+        return queue_length(connection, shop.dead) or 0
 
 
 @pytest.mark.parametrize("restarts", [1, 3])

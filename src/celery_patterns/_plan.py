@@ -249,6 +249,7 @@ class Plan:
         self._enter: Proceed = self._attempt
         for _, around in sorted(rooms, key=lambda room: -room[0]):
             self._enter = functools.partial(around, self._enter)
+        self.buries = next((pattern for pattern in patterns if pattern.layer is Layer.BURY), None)
         self.timed = any(pattern.layer is Layer.LOG for pattern in patterns)
         self.checks = [one.check_call for one in patterns if type(one).check_call is not Pattern.check_call]
 

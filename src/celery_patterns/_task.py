@@ -33,6 +33,8 @@ __all__ = ["CHECK", "INTAKE", "PatternTask", "ReliableTask"]
 #: The worker's step that refuses to start where a task's promise cannot be kept; its module is not loaded by senders.
 CHECK = "celery_patterns.worker.CheckPatterns"
 
+#: The request, in the worker's main process, of a task that wears ``dead_letter``.
+REQUEST = "celery_patterns.worker.Request"
 #: The consumer's step that keeps what no task can be found for.
 INTAKE = "celery_patterns.worker.Intake"
 
@@ -47,9 +49,6 @@ class PatternTask(Task):  # type: ignore[misc]
     """
 
     abstract = True
-
-    #: Celery's request in the worker's main process; its module is not loaded by senders.
-    Request: ClassVar[str] = "celery_patterns.worker.Request"
 
     #: The patterns that every task of this class wears.
     patterns: ClassVar[tuple[Pattern, ...]] = ()
@@ -114,6 +113,8 @@ class PatternTask(Task):  # type: ignore[misc]
         cls.plan = plan
         cls._app.steps["worker"].add(CHECK)
         cls._app.steps["consumer"].add(INTAKE)
+        if any(pattern.layer is Layer.BURY for pattern in patterns) and cls.Request == Task.Request:
+            cls.Request = REQUEST  # another one of the user's own is looked at when a worker starts
         cls.run = _wrapper(cls, plan, body, in_class)
 
     @classmethod

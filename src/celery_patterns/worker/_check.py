@@ -6,12 +6,14 @@ import logging
 from typing import Any
 
 from celery import bootsteps
+from celery.utils.imports import symbol_by_name
 
 from .._dead_letter import dead_letter
 from .._equipment import equipment_of
 from .._plan import Layer
 from .._task import PatternTask
 from ..exceptions import ConfigurationError
+from ._request import Request
 
 __all__ = ["CheckPatterns"]
 
@@ -30,6 +32,7 @@ class CheckPatterns(bootsteps.StartStopStep):  # type: ignore[misc]
             if isinstance(task, PatternTask) and task.plan is not None:
                 _check(worker.app, task)
                 _refuse_own_letters(worker.app, task)
+                _refuse_other_requests(task)
                 limit = worker.time_limit or worker.soft_time_limit
                 if limit and not (task.time_limit or task.soft_time_limit):
                     task.refuse_limit(limit)
@@ -45,6 +48,17 @@ def _refuse_own_letters(app: Any, task: PatternTask) -> None:
                 f"this worker consumes {pattern.queue}, where {task.name} leaves its dead letters, and would run them again "
                 "without end; expected it to consume other queues (-Q), or the task to name another dead-letter queue"
             )
+
+
+def _refuse_other_requests(task: PatternTask) -> None:
+    """The main process writes the letters that a child cannot, through the task's request."""
+    assert task.plan is not None
+    buries = any(pattern.layer is Layer.BURY for pattern in task.plan.patterns)
+    if buries and not issubclass(symbol_by_name(task.Request), Request):
+        raise ConfigurationError(
+            f"{task.name} wears dead_letter() and has a Request class of its own; expected one that extends "
+            "celery_patterns.worker.Request"
+        )
 
 
 def _check(app: Any, task: PatternTask) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,14 +31,20 @@ __all__ = ["Recorder", "wears_dead_letter"]
 AT_ONCE = timedelta(seconds=2)
 #: For how long a letter is tried again, later, before its message goes back to its queue.
 PATIENCE = 300.0
+#: The longest pause between two tries, in seconds.
+LAST_PAUSE = 30.0
 #: Redis' own default, in seconds.
 VISIBILITY = 3600.0
+
+
+logger = logging.getLogger("celery_patterns")
 
 
 def wears_dead_letter(task: Any) -> dead_letter | None:
     """The task's pattern, if it wears one."""
     plan = task.plan if isinstance(task, PatternTask) else None
-    return next((one for one in plan.patterns if isinstance(one, dead_letter)), None) if plan is not None else None
+    buries = plan.buries if plan is not None else None
+    return buries if isinstance(buries, dead_letter) else None
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,8 @@ class Recorder:
         self._app: Celery = consumer.app
         self._timer = consumer.timer
         self._worker = consumer.hostname
-        self._unstarted: set[Request] = set()
+        #: Those that are over without a start leave it by themselves.
+        self._unstarted: weakref.WeakSet[Request] = weakref.WeakSet()
 
     def record(
         self,
@@ -86,7 +94,13 @@ class Recorder:
             back: Called when it could not be; the message is to go back to its queue.
             trace: The traceback as text, where there is one.
         """
-        letter = found(self._app, message, reason, error, trace=trace, worker=self._worker)
+        try:
+            letter = found(self._app, message, reason, error, trace=trace, worker=self._worker)
+        except Exception:
+            # Celery would swallow it, and the message would stay here for ever.
+            logger.exception("a letter could not be made; its message goes back to its queue")
+            self._timer.call_after(LAST_PAUSE, back)
+            return
         pattern = wears_dead_letter(task)
         queue = (pattern.queue if pattern is not None else None) or f"{letter.queue}.dead"
         burial = _Burial(
@@ -115,7 +129,7 @@ class Recorder:
 
     def give_back(self) -> None:
         """The worker lets go of what it has not started: being delivered once more, it has crashed nothing."""
-        unstarted, self._unstarted = self._unstarted, set()
+        unstarted, self._unstarted = list(self._unstarted), weakref.WeakSet()
         for request in unstarted:
             headers = request.request_dict
             run_id = f"{request.id}/{headers.get('replaced_task_nesting') or 0}"
@@ -138,7 +152,7 @@ class Recorder:
             if time.monotonic() + pause < burial.deadline:
                 announce(logging.WARNING, "dead_letter_postponed", told)
                 # Unacknowledged meanwhile: should the worker go, the broker gives the message to another one.
-                self._timer.call_after(pause, self._try, (burial, min(pause * 2, 30.0)))
+                self._timer.call_after(pause, self._try, (burial, min(pause * 2, LAST_PAUSE)))
             else:
                 announce(logging.CRITICAL, "dead_letter_not_published", {**told, "requeued": True})
                 burial.back()

@@ -64,9 +64,10 @@ class Request(request.Request):  # type: ignore[misc]
 
     def revoked(self) -> bool:
         """Celery's door for tasks that are not to run any more."""
-        self._ending = self._ending or self._called_off(
-            "expired" if self.expires and self.maybe_expire() else "revoked"
-        )
+        pattern = wears_dead_letter(self.task)
+        if pattern is None or not pattern.also or self._ending is not None:
+            return bool(super().revoked())
+        self._ending = self._called_off("expired" if self.expires and self.maybe_expire() else "revoked")
         revoked = bool(super().revoked())
         if not revoked:
             self._ending = None
