@@ -201,6 +201,23 @@ def test_a_letter_that_is_refused_for_a_while(shop: Floor) -> None:
     assert shop.task("add").delay(1, 1).get(timeout=20) == 2
 
 
+@pytest.mark.parametrize(
+    "broker", ["redis"], indirect=True
+)  # RabbitMQ has no such timeout: there it takes five minutes
+def test_what_cannot_be_buried_goes_back(shop: Floor) -> None:
+    """Half a visibility timeout was in vain: the message is in its queue again, and its task runs once more, as is said."""
+    worker = shop.worker(FLOOR_VISIBILITY="6")
+    with _refusing(shop):
+        call("reject")(shop)
+        raw(shop, body=b"[[")
+        shop.wait(lambda: worker.text().count("dead_letter_not_published") >= 2, 40, "both given up")
+        assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+    shop.wait(lambda: len(shop.letters()) == 2, 40, "the letters")
+    assert {letter.reason for letter in shop.letters()} == {"rejected", "unreadable"}
+    assert shop.traces.count("ends") >= 2
+    assert worker.alive()
+
+
 @contextmanager
 def _refusing(shop: Floor) -> Iterator[None]:
     with shop.app.connection_for_write() as connection:

@@ -95,7 +95,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
             error,
             task=task,
             done=lambda: self._end(message, then),
-            back=lambda: message.requeue_log_error(logger, self._consumer.connection_errors),
+            back=lambda: message.reject_log_error(logger, self._consumer.connection_errors, requeue=True),
         )
 
     def _end(self, message: Message, then: Callable[[], object]) -> None:
