@@ -15,7 +15,7 @@ import pytest
 
 from celery_patterns._queues import queue_length
 
-from .harness import Floor, floor
+from .harness import ROOT, Floor, floor
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,14 @@ def raw(
 ABSENT: Any = object()
 
 
+def test_the_page_tells_each_reason_that_is_shown_here() -> None:
+    """The table of ends has each reason that a row above shows, and no other."""
+    page = (ROOT / "docs/patterns/dead-letter.md").read_text(encoding="utf-8")
+    table = page.partition("## Every end, and its reason")[2].partition("\n\n|")[2].partition("\n\n")[0]
+    told = {line.split("|")[-4].strip(" `") for line in table.splitlines()[2:]}
+    assert told == {row.reason for row in ROWS} | {reason for _, _, reason in DAMAGED}
+
+
 def test_a_letter_that_is_refused_for_a_while(shop: Floor) -> None:
     """The dead-letter queue takes nothing for some seconds: nothing is acknowledged, nothing runs again, no hot loop."""
     worker = shop.worker()
@@ -329,7 +337,7 @@ HEADERS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.long)])
 def test_two_thousand_mutated_messages(shop: Floor, pool: str) -> None:
     """Among healthy tasks: those are done, the worker lives, and each mutated message ran or is one letter."""
     worker = shop.worker(pool=pool)
