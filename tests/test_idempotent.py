@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, WorkerTerminate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -408,7 +408,7 @@ def test_a_result_that_cannot_be_encoded_never_runs_again(app: Celery) -> None:
 def test_a_dead_owner_is_counted_and_buried(app: Celery, store: Switch) -> None:
     """Three starts without an end, and the fourth is a letter; afterwards the key is new."""
 
-    class Killed(SystemExit): ...
+    class Killed(WorkerTerminate): ...
 
     runs = []
 

@@ -245,7 +245,7 @@ def test_a_real_worker_writes_json_only(shop: Floor) -> None:
     text = worker.text()
     lines = [line for line in text.splitlines() if line.startswith("{")]
     told = [json.loads(line) for line in lines]
-    begun = text.splitlines().index(lines[0])
+    begun = text.splitlines().index(next(line for line in lines if "Connected to" in line))
     after = [line for line in text.splitlines()[begun:] if line.strip() and not line.startswith("{")]
     assert after == []
     assert {"retry_scheduled"} <= {line["event"] for line in told}
