@@ -318,6 +318,25 @@ def test_patterns_on_a_task_whose_class_cannot_wear_them(database: str, caplog: 
         retry(on=OSError)(above)
 
 
+def test_the_first_message_protocol_is_refused(database: str) -> None:
+    """It has no headers, so what the patterns remember would be lost on the way: the task says so at the call."""
+    old = Celery("old", broker=database, set_as_current=False)
+    old.conf.task_protocol = 1
+    patterns.use_patterns(old)
+
+    @old.task(shared=False, name="kept", patterns=(retry(on=OSError),))
+    def kept() -> None: ...
+
+    @old.task(shared=False, name="bare")
+    def bare() -> int:
+        return 1
+
+    old.finalize()
+    with pytest.raises(ConfigurationError, match="expected task_protocol=2"):
+        kept.delay()
+    assert bare.apply().get() == 1
+
+
 def test_a_foreign_base_on_an_equipped_app_is_refused(app: Celery) -> None:
     """A task with a base of its own, that is no PatternTask, does not lose its patterns in silence."""
 

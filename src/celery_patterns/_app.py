@@ -145,20 +145,33 @@ def _look_for_misfits(app: Celery) -> None:
 
 
 def _refuse_misfits(sender: Celery, **_: Any) -> None:
-    """Find tasks whose function wears patterns but whose class cannot, and let them neither be sent nor run."""
+    """Find tasks whose patterns would quietly not work, and let them neither be sent nor run."""
     for task in list(sender.tasks.values()):
-        function: Any = getattr(task.run, "__func__", task.run)
-        listed = getattr(task, "patterns", ())
-        worn = [value for value in listed if isinstance(value, Pattern)] if isinstance(listed, tuple | list) else []
-        if isinstance(task, PatternTask) or not [*worn, *getattr(function, WORN, ())]:
+        message = _misfit(sender, task)
+        if message is None:
             continue
-        message = (
-            f"{task.name} wears patterns but its class is not a PatternTask, so they would be silently absent; call "
-            "equip(app) or use_patterns(app) where the app is made, or give the task base=PatternTask"
-        )
         _poison(task, message)
         sender.steps["worker"].add(CHECK)
         logging.getLogger("celery_patterns").critical(message)
+
+
+def _misfit(app: Celery, task: Any) -> str | None:
+    if isinstance(task, PatternTask):
+        if task.plan is None or app.conf.task_protocol != 1:
+            return None
+        return (
+            f"{task.name} wears patterns, but its app sends tasks with task_protocol=1, which has no headers to carry what "
+            "they remember; expected task_protocol=2, which is Celery's default"
+        )
+    function: Any = getattr(task.run, "__func__", task.run)
+    listed = getattr(task, "patterns", ())
+    worn = [value for value in listed if isinstance(value, Pattern)] if isinstance(listed, tuple | list) else []
+    if not [*worn, *getattr(function, WORN, ())]:
+        return None
+    return (
+        f"{task.name} wears patterns but its class is not a PatternTask, so they would be silently absent; call "
+        "equip(app) or use_patterns(app) where the app is made, or give the task base=PatternTask"
+    )
 
 
 def _poison(task: Any, message: str) -> None:
