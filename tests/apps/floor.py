@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -40,6 +41,9 @@ class Traces:
 
     def set(self, name: str) -> None:
         self.redis.set(self._name(f"flag:{name}"), 1)
+
+    def unset(self, name: str) -> None:
+        self.redis.delete(self._name(f"flag:{name}"))
 
     def is_set(self, name: str) -> bool:
         return bool(self.redis.exists(self._name(f"flag:{name}")))
@@ -91,6 +95,15 @@ class Fancy(Exception):
         super().__init__(f"{code}: {text}")
 
 
+class Hooked(patterns.PatternTask):
+    """Fails before its body, where no pattern stands."""
+
+    abstract = True
+
+    def before_start(self, *_: Any) -> None:
+        raise ValueError("a hook of the task's own")
+
+
 class Unprintable:
     """No result backend can encode it."""
 
@@ -111,7 +124,7 @@ def make_app(environment: Any = os.environ) -> Celery:
         patterns.use_structlog(app)
     app.conf.update(
         task_default_queue=f"q-{namespace}",
-        worker_prefetch_multiplier=1,
+        worker_prefetch_multiplier=int(environment.get("FLOOR_PREFETCH", "1")),
         broker_connection_retry_on_startup=True,
         result_expires=600,
         worker_hijack_root_logger=True,
@@ -246,6 +259,33 @@ def make_app(environment: Any = os.environ) -> Celery:
         traces.add("kills", order)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    @task(shared=False, name="killer_whole")
+    @patterns.dead_letter(dead)
+    def killer_whole(order: str) -> None:
+        traces.add("kills", order)
+        time.sleep(0.3)  # so that those that run beside it are others each time
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @task(shared=False, name="killer_whole_keyed")
+    @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=2))
+    @patterns.dead_letter(dead)
+    def killer_whole_keyed(order: str) -> None:
+        traces.add("kills", order)
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @task(shared=False, name="nap")
+    @patterns.dead_letter(dead)
+    def nap(number: int) -> None:
+        time.sleep(0.05)
+        traces.add("naps", number)
+
+    @task(shared=False, name="held")
+    def held() -> None:
+        traces.add("held")
+        traces.wait_for("go", 60)
+
     @task(shared=False, name="killer_keyed")
     @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=2))
     @patterns.dead_letter(dead)
@@ -297,7 +337,17 @@ def make_app(environment: Any = os.environ) -> Celery:
     ends_dead = patterns.dead_letter(dead, max_crashes=2, also={"revoked", "expired"})
 
     def ends(how: str) -> Any:
-        traces.add("ends", how)
+        starts = traces.add("ends", how)
+        if how == "requeue" and starts == 1:
+            raise Reject("again", requeue=True)
+        if how == "ignore":
+            raise Ignore
+        if how == "aborted":
+            raise asyncio.CancelledError
+        if how == "retry" and starts == 1:
+            raise ConnectionError("once")
+        if how == "kill once" and starts == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
         if how == "exception":
             raise ValueError("for good")
         if how == "reject":
@@ -322,6 +372,20 @@ def make_app(environment: Any = os.environ) -> Celery:
     task(ends, shared=False, name="ends_early", patterns=(ends_dead,), acks_late=False)
     task(ends, shared=False, name="ends_lost", patterns=(ends_dead,), reject_on_worker_lost=False)
     task(ends, shared=False, name="ends_plain")
+    task(ends, shared=False, name="ends_quiet", patterns=(patterns.dead_letter(dead),))
+    task(ends, shared=False, name="ends_unacked", patterns=(ends_dead,), acks_on_failure_or_timeout=False)
+    again = patterns.retry(on=ConnectionError, attempts=2, wait=now)
+    task(ends, shared=False, name="ends_retried", patterns=(ends_dead, again))
+    task(ends, shared=False, name="ends_hooked", patterns=(ends_dead,), base=Hooked)
+    # Celery 5.7's own way to treat a lost child as one more attempt.
+    lost = {"retry_on_worker_lost": True, "default_retry_delay": 0}
+    task(ends, shared=False, name="ends_lost_retried", patterns=(ends_dead,), max_retries=1, **lost)
+    task(ends, shared=False, name="ends_lost_retried_early", patterns=(ends_dead,), max_retries=1, acks_late=False, **lost)
+
+    @task(shared=False, name="ends_keyed", patterns=(ends_dead,))
+    @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(minutes=10))
+    def ends_keyed(order: str, how: str) -> str:
+        return str(ends(how))
 
     @task(shared=False, name="fanned")
     @patterns.retry(on=ConnectionError, attempts=2, wait=now)
