@@ -133,7 +133,11 @@ def discarded(shop: Floor, task_id: str) -> object:
 
 
 def _ended_with_a_letter() -> list[Row]:
-    fails, hard, lost = "the body raises for good", "the hard time limit", "a lost child that is not to be started again"
+    fails, hard, lost = (
+        "the body raises for good",
+        "the hard time limit",
+        "a lost child that is not to be started again",
+    )
     crashed = "too many starts that came to no end: SIGKILL, out of memory, `sys.exit()` in a prefork child"
     other = "`MemoryError`, or what is no `Exception`"
     forked, green = ("prefork",), ("gevent",)
@@ -142,7 +146,9 @@ def _ended_with_a_letter() -> list[Row]:
         Row("last attempt", fails, call("exception", "ends_retried"), "failed", CHILD, chord=1),
         Row("unacked failure", fails, call("exception", "ends_unacked"), "failed", CHILD),
         Row("early exception", fails, call("exception", "ends_early"), "failed", CHILD),
-        Row("soft limit", "the soft time limit", call("soft", soft_time_limit=1), "failed", CHILD, chord=1, pools=forked),
+        Row(
+            "soft limit", "the soft time limit", call("soft", soft_time_limit=1), "failed", CHILD, chord=1, pools=forked
+        ),
         Row("memory", other, call("memory"), "failed", CHILD, chord=1, pools=(*EVERYWHERE, "gevent")),
         Row("aborted", other, call("aborted"), "failed", CHILD, chord=1),
         Row("exit outside of prefork", other, call("exit"), "failed", CHILD, pools=("threads", "solo", "gevent")),
@@ -176,9 +182,25 @@ def _ended_with_a_letter() -> list[Row]:
             runs=0,
             chord=1,
         ),
-        Row("rejected", "`Reject(requeue=False)`", call("reject"), "rejected", MAIN, chord=1, pools=(*EVERYWHERE, "gevent")),
+        Row(
+            "rejected",
+            "`Reject(requeue=False)`",
+            call("reject"),
+            "rejected",
+            MAIN,
+            chord=1,
+            pools=(*EVERYWHERE, "gevent"),
+        ),
         Row("hard limit", hard, call("hard", time_limit=1), "time_limit", MAIN, errbacks=2, chord=1, pools=forked),
-        Row("hard limit, early", hard, call("hard", "ends_early", time_limit=1), "time_limit", MAIN, errbacks=2, pools=forked),
+        Row(
+            "hard limit, early",
+            hard,
+            call("hard", "ends_early", time_limit=1),
+            "time_limit",
+            MAIN,
+            errbacks=2,
+            pools=forked,
+        ),
         Row("hard limit, green", hard, call("hard", time_limit=1), "time_limit", MAIN, pools=green),
         Row("killed, early", lost, call("kill", "ends_early"), "worker_lost", MAIN, chord=1, pools=forked),
         Row("killed, not waited for", lost, call("kill", "ends_lost"), "worker_lost", MAIN, chord=1, pools=forked),
@@ -228,7 +250,17 @@ def _ended_with_a_letter() -> list[Row]:
 def _damaged() -> list[Row]:
     refused = {"content_type": "application/x-python-serialize", "encoding": "binary"}
     return [
-        Row(reason, says, damaged(**damage), reason, MAIN, state=state, runs=0, errbacks=0, pools=(*EVERYWHERE, "gevent"))
+        Row(
+            reason,
+            says,
+            damaged(**damage),
+            reason,
+            MAIN,
+            state=state,
+            runs=0,
+            errbacks=0,
+            pools=(*EVERYWHERE, "gevent"),
+        )
         for says, damage, reason, state in [
             ("a task that this worker does not know", {"task": "nobody.knows"}, "unknown_task", "FAILURE"),
             ("a body that cannot be decoded", {"body": b'[["raw"], {}, {"call'}, "unreadable", "PENDING"),
@@ -264,7 +296,16 @@ def _ended_without_a_letter() -> list[Row]:
     ]
     if hasattr(Task, "retry_on_worker_lost"):
         for name in ("ends_lost_retried", "ends_lost_retried_early"):
-            row = none(name, lost_retried, call("kill once", name), "SUCCESS", runs=2, chord=0, pools=("prefork",), shown="RETRY")
+            row = none(
+                name,
+                lost_retried,
+                call("kill once", name),
+                "SUCCESS",
+                runs=2,
+                chord=0,
+                pools=("prefork",),
+                shown="RETRY",
+            )
             rows.append(row)
     return rows
 

@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from celery_patterns._queues import queue_length
 from .endings import ABSENT, ROWS, Row, call, raw
 from .endings_table import PAGE, with_table
 from .harness import BROKERS, Floor
-
 
 #: What every run of the tests has: each row on prefork with each broker, and on each other pool once.
 ALWAYS = {("prefork", broker) for broker in BROKERS} | {("threads", "redis"), ("solo", "rabbitmq"), ("gevent", "redis")}

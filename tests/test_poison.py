@@ -43,8 +43,7 @@ def test_a_body_that_kills_its_child(corner: Floor, kind: str) -> None:
     alone = _naps(corner, 1200, 100)
     task_id = corner.task("killer").delay("o-1").id
     beside = _naps(corner, 1200, 1300)
-    print(f"{kind}: {alone / beside:.2f} of the rate")
-    assert alone / beside > 0.8
+    assert alone / beside > 0.8, f"{alone / beside:.2f} of the rate"
     _one_letter(corner, task_id)
     corner.wait(lambda: len(set(corner.traces.all("naps"))) == 2500, 30, "all the others")
     assert worker.alive()
@@ -59,8 +58,7 @@ def test_a_body_that_kills_its_worker(corner: Floor, kind: str) -> None:
         alone = _naps(corner, 6000, 100)
         task_id = corner.task("killer_whole").delay("o-1").id
         beside = _naps(corner, 6000, 6100)
-        print(f"{kind}: {alone / beside:.2f} of the rate")
-        assert alone / beside > 0.8
+        assert alone / beside > 0.8, f"{alone / beside:.2f} of the rate"
         _one_letter(corner, task_id)
         corner.wait(lambda: len(set(corner.traces.all("naps"))) >= _least(kind, 12_100), 30, "all the others")
 

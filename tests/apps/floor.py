@@ -12,9 +12,11 @@ from datetime import timedelta
 from typing import Any
 
 import redis
+from billiard import current_process
 from celery import Celery
+from celery.app.amqp import AMQP
 from celery.exceptions import Ignore, Reject
-from kombu import Exchange, Queue
+from kombu import Exchange, Producer, Queue
 from tenacity import wait_fixed, wait_none
 
 import celery_patterns as patterns
@@ -88,6 +90,32 @@ class CrashingStore(patterns.stores.RedisStore):
         return answer
 
 
+class CrashingProducer(Producer):
+    """Dies, or freezes, with its whole worker at a letter: ``letter.before`` or ``letter.after`` its confirmation."""
+
+    def publish(self, *args: Any, **kwargs: Any) -> Any:
+        self._crash("letter.before", kwargs)
+        answer = super().publish(*args, **kwargs)
+        self._crash("letter.after", kwargs)
+        return answer
+
+    def _crash(self, point: str, said: Any) -> None:
+        if point != os.environ.get("FLOOR_CRASH") or not str(said.get("routing_key")).endswith(".dead"):
+            return
+        traces = Traces(os.environ["FLOOR_TRACES"], os.environ["FLOOR_NAMESPACE"])
+        if not traces.redis.set(traces._name("crashed"), 1, nx=True):
+            return
+        if current_process().name != "MainProcess":
+            os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSTOP if os.environ.get("FLOOR_FREEZES") else signal.SIGKILL)
+
+
+class CrashingAMQP(AMQP):
+    """What an app's producers are made by."""
+
+    Producer = CrashingProducer
+
+
 class Fancy(Exception):
     """Does not survive pickle: two required arguments."""
 
@@ -112,7 +140,13 @@ def make_app(environment: Any = os.environ) -> Celery:
     namespace = environment["FLOOR_NAMESPACE"]
     broker = environment["FLOOR_BROKER"]
     traces = Traces(environment["FLOOR_TRACES"], namespace)
-    app = Celery(f"floor-{namespace}", broker=broker, backend=environment["FLOOR_BACKEND"], set_as_current=False)
+    app = Celery(
+        f"floor-{namespace}",
+        broker=broker,
+        backend=environment["FLOOR_BACKEND"],
+        set_as_current=False,
+        amqp=CrashingAMQP,
+    )
     patterns.use_patterns(app)
     if environment.get("FLOOR_STORE"):
         store = CrashingStore(environment["FLOOR_STORE"], prefix=f"cp-{namespace}", patience=timedelta(seconds=0.3))
@@ -130,6 +164,9 @@ def make_app(environment: Any = os.environ) -> Celery:
         worker_hijack_root_logger=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,
     )
+    if not broker.startswith("redis"):
+        # Sent is sent, also when the broker is killed.
+        app.conf.broker_transport_options = {"confirm_publish": True}
     if environment.get("FLOOR_QUEUE_TYPE"):
         app.conf.task_default_queue_type = environment["FLOOR_QUEUE_TYPE"]
         app.conf.task_default_exchange_type = "topic"
@@ -231,6 +268,16 @@ def make_app(environment: Any = os.environ) -> Celery:
             traces.add("effects", order)
             return f"mended {order}"
         raise ValueError(f"cannot do {order}")
+
+    def order(number: int, fails: bool = False) -> None:
+        time.sleep(0.01)
+        if fails and not traces.is_set("mended"):
+            raise ValueError(f"no {number}")
+        traces.add("orders", number)
+
+    task(order, shared=False, name="order", patterns=(patterns.dead_letter(dead),))
+    once = patterns.idempotent(key="number", ttl=timedelta(hours=1), lease=timedelta(seconds=3))
+    task(order, shared=False, name="order_keyed", patterns=(patterns.dead_letter(dead), once))
 
     @task(shared=False, name="flaky_held")
     @patterns.retry(on=ConnectionError, attempts=3, wait=now)
@@ -380,7 +427,15 @@ def make_app(environment: Any = os.environ) -> Celery:
     # Celery 5.7's own way to treat a lost child as one more attempt.
     lost = {"retry_on_worker_lost": True, "default_retry_delay": 0}
     task(ends, shared=False, name="ends_lost_retried", patterns=(ends_dead,), max_retries=1, **lost)
-    task(ends, shared=False, name="ends_lost_retried_early", patterns=(ends_dead,), max_retries=1, acks_late=False, **lost)
+    task(
+        ends,
+        shared=False,
+        name="ends_lost_retried_early",
+        patterns=(ends_dead,),
+        max_retries=1,
+        acks_late=False,
+        **lost,
+    )
 
     @task(shared=False, name="ends_keyed", patterns=(ends_dead,))
     @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(minutes=10))

@@ -31,8 +31,8 @@ def keyed(task: Any) -> idempotent | None:
 def free_lost_key(request: Request) -> None:
     """Free the key that a lost run held, and remember that its attempt failed.
 
-    The run is known by the owner that its delivery was given; a key that is done, or that another run has taken since, is left
-    as it is. A key that a function of the user's makes is left to its lease: the function may be what hung.
+    The run is known by the owner that its delivery was given; a key that is done, or that another run has taken since, is
+    left as it is. A key that a function of the user's makes is left to its lease: the function may be what hung.
 
     Args:
         request: The request whose letter stands.
