@@ -25,6 +25,7 @@ WITHOUT_STORE: tuple[Pattern, ...] = (
     patterns.dead_letter("bench.dead", max_crashes=None),
     patterns.retry(on=(ConnectionError, TimeoutError)),
 )
+LETTERS: tuple[Pattern, ...] = (patterns.dead_letter("bench.dead", max_crashes=None),)
 EVERYTHING: tuple[Pattern, ...] = (*WITHOUT_STORE, patterns.idempotent(key="order_id", ttl=timedelta(days=1)))
 
 
@@ -35,7 +36,7 @@ class Row:
     Attributes:
         says: What stands in the table.
         level: The worker's ``-l``.
-        wears: The task's patterns; an app with any is equipped.
+        wears: The task's patterns; an app with any is equipped, and with ``LETTERS`` only so far as these need it.
         celerys_lines: Whether Celery's two lines a task are written, beside our one event.
     """
 
@@ -47,12 +48,15 @@ class Row:
 
 PLAIN, PLAIN_INFO = "plain", "plain-info"
 NO_STORE, ALL, ALL_INFO = "no-store", "all", "all-info"
+PLAIN_AGAIN, DEAD = "plain-again", "dead-letter"
 ROWS = {
     PLAIN: Row("plain Celery, -l WARNING", "WARNING"),
     PLAIN_INFO: Row("plain Celery, -l INFO", celerys_lines=True),
     NO_STORE: Row("all patterns without a store, one event", wears=WITHOUT_STORE),
     ALL: Row("everything, one event", wears=EVERYTHING),
     ALL_INFO: Row("everything, one event and Celery's lines", wears=EVERYTHING, celerys_lines=True),
+    PLAIN_AGAIN: Row("plain Celery once more: the noise", "WARNING"),
+    DEAD: Row("dead_letter alone, -l WARNING", "WARNING", wears=LETTERS),
 }
 
 
@@ -78,8 +82,9 @@ def make_app(site: Site) -> Celery:
     app = Celery(site.queue, broker=site.broker, set_as_current=False)
     if row.wears:
         patterns.use_patterns(app)
-        patterns.use_strict_json(app)
-        patterns.use_structlog(app)
+        if row.wears is not LETTERS:
+            patterns.use_strict_json(app)
+            patterns.use_structlog(app)
         if row.wears is EVERYTHING:
             patterns.use_store(app, site.store)
     if not row.celerys_lines:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,17 @@ import redis
 
 from tests.servers import RabbitServer
 
-from .app import ALL, EVERYTHING, NO_STORE, PLAIN, PLAIN_INFO, ROWS, Site
+from .app import ALL, ALL_INFO, DEAD, EVERYTHING, LETTERS, NO_STORE, PLAIN, PLAIN_AGAIN, PLAIN_INFO, ROWS, Site
 from .lane import BenchRedis, Drained, Lane
 from .measure import Section, Spread, Table, Target, at_least, differences, ratios, rotated
 
 REDIS, RABBIT = "Redis", "RabbitMQ"
 DRAIN_TARGETS = {(RABBIT, ALL): 0.62, (REDIS, ALL): 0.88, (RABBIT, NO_STORE): 0.88, (REDIS, NO_STORE): 0.95}
 PUBLISH_TARGET = 0.95
+LETTERS_TARGET = 0.95
+#: The rows that are measured beside each other.
+ALL_ROWS = (PLAIN, PLAIN_INFO, NO_STORE, ALL, ALL_INFO)
+LETTERS_ROWS = (PLAIN, PLAIN_AGAIN, DEAD)
 WARM, BLOCK = 100, 25
 
 
@@ -40,6 +44,8 @@ class Effort:
 
 
 FULL, QUICK = Effort(800, 9, 25, 240), Effort(400, 3, 3, 30)
+#: Less differs between fewer rows.
+LETTERS_FULL = Effort(800, 9, 40, 60)
 
 
 @dataclass
@@ -55,16 +61,26 @@ class Rounds:
 
 def measure(*, quick: bool, say: Callable[[str], None]) -> list[Section]:
     effort = QUICK if quick else FULL
+    return [_section(name, found, effort.tasks) for name, found in _on_both_brokers(ALL_ROWS, effort, say)]
+
+
+def measure_letters(*, quick: bool, say: Callable[[str], None]) -> list[Section]:
+    """What a succeeding task pays for ``dead_letter``, beside plain Celery with the same acknowledgement."""
+    effort = QUICK if quick else LETTERS_FULL
+    return [_letters_section(name, found, effort.tasks) for name, found in _on_both_brokers(LETTERS_ROWS, effort, say)]
+
+
+def _on_both_brokers(
+    rows: Sequence[str], effort: Effort, say: Callable[[str], None]
+) -> Iterator[tuple[str, dict[str, Rounds]]]:
     store, rabbit = BenchRedis(), RabbitServer()
     with ExitStack() as stack:
         for server in (store, rabbit):
             stack.callback(server.close)
             server.start()
         processes = [server.process.pid for server in (store, rabbit) if server.process is not None]
-        return [
-            _section(name, _broker(name, url, store, processes[:count], effort, say), effort.tasks)
-            for name, url, count in ((REDIS, store.url(), 1), (RABBIT, rabbit.url, 2))
-        ]
+        for name, url, count in ((REDIS, store.url(), 1), (RABBIT, rabbit.url, 2)):
+            yield name, _broker(name, url, store, processes[:count], rows, effort, say)
 
 
 def _broker(
@@ -72,14 +88,15 @@ def _broker(
     url: str,
     store: BenchRedis,
     servers: list[int],
+    rows: Sequence[str],
     effort: Effort,
     say: Callable[[str], None],
 ) -> dict[str, Rounds]:
-    found = {row: Rounds() for row in ROWS}
+    found = {row: Rounds() for row in rows}
     with ExitStack() as stack, redis.Redis.from_url(store.url(1)) as records:
         records.flushdb()
         lanes: dict[str, Lane] = {}
-        for row in ROWS:
+        for row in rows:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             lane = Lane(Site(row, url, store.url(1), f"bench-{row}"), folder, servers)
             lanes[row] = stack.enter_context(closing(lane))
@@ -122,7 +139,7 @@ def _refuse_other_work(lanes: dict[str, Lane], tasks: int, records: int) -> None
     for row, lane in lanes.items():
         text = lane.log.read_text()
         events = text.count("task_succeeded")
-        if events != (tasks if ROWS[row].wears else 0):
+        if events != (0 if ROWS[row].wears in ((), LETTERS) else tasks):
             raise AssertionError(f"{row}: expected {tasks} events, got {events}; the log ends {text[-500:]}")
         lines = text.count("received")
         if (lines >= tasks) != ROWS[row].celerys_lines:
@@ -163,6 +180,40 @@ def _section(broker: str, found: dict[str, Rounds], tasks: int) -> Section:
         broker,
         [Table(title, columns, rows)],
         _targets(broker, drain, publish),
+        {"tasks": tasks, "seconds per task": {row: vars(rounds) for row, rounds in found.items()}},
+    )
+
+
+def _letters_section(broker: str, found: dict[str, Rounds], tasks: int) -> Section:
+    plain = found[PLAIN]
+    drain = {row: ratios(plain.drained, rounds.drained) for row, rounds in found.items()}
+    rows = [
+        (
+            ROWS[row].says,
+            f"{1 / Spread.of(rounds.drained).median:.0f}",
+            Spread.of(drain[row]).text(3),
+            _added(rounds.main_cpu, plain.main_cpu),
+            _added(rounds.child_cpu, plain.child_cpu),
+            Spread.of(ratios(plain.published, rounds.published)).text(3),
+        )
+        for row, rounds in found.items()
+    ]
+    columns = (
+        "row",
+        "drain/s",
+        "of plain",
+        "CPU added, µs/task: main process",
+        "its children",
+        "publish rate of plain",
+    )
+    title = (
+        f"{broker}, a succeeding task that wears dead_letter: {tasks} tasks a round, median of {len(plain.drained)} "
+        "interleaved rounds (quartiles)"
+    )
+    return Section(
+        f"{broker}, dead_letter",
+        [Table(title, columns, rows)],
+        [at_least(f"{broker}, drain rate of plain: {ROWS[DEAD].says}", LETTERS_TARGET, drain[DEAD])],
         {"tasks": tasks, "seconds per task": {row: vars(rounds) for row, rounds in found.items()}},
     )
 

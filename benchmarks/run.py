@@ -19,6 +19,7 @@ PARTS: dict[str, Callable[[bool], list[Section]]] = {
     "round-trips": lambda quick: [round_trips.measure(quick=quick)],
     "encoder": lambda quick: [encoder.measure(quick=quick)],
     "end-to-end": lambda quick: end_to_end.measure(quick=quick, say=_say),
+    "letters": lambda quick: end_to_end.measure_letters(quick=quick, say=_say),
 }
 
 

@@ -69,3 +69,16 @@ def environment(broker: str, database: str) -> dict[str, str]:
 def shop(environment: dict[str, str], tmp_path: Path) -> Iterator[Floor]:
     with floor(environment, tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def corner(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> Iterator[Floor]:
+    """A corner of the broker that the test's parameter ``kind`` names, one of ``BROKERS``."""
+    database = request.getfixturevalue("database")
+    environment = {
+        "FLOOR_BROKER": database if kind == "redis" else request.getfixturevalue("rabbit"),
+        **{f"FLOOR_{name}": database for name in ("BACKEND", "STORE", "TRACES")},
+        **({"FLOOR_QUEUE_TYPE": "quorum"} if kind == "quorum" else {}),
+    }
+    with floor(environment, tmp_path) as made:
+        yield made

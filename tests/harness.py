@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from celery import Celery
 
 from .apps.floor import Traces, make_app
 from .servers import _children, wait_until
+
+#: A Redis list, a classic queue and a quorum queue.
+BROKERS = ("redis", "rabbitmq", "quorum")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -136,6 +140,26 @@ class Floor:
         )
         self.workers.append(worker)
         return worker.wait_ready() if ready else worker
+
+    @contextmanager
+    def supervised(self, number: int, **settings: Any) -> Iterator[None]:
+        """Workers that are started again whenever they are gone, as a supervisor does it."""
+        keeping = [self.worker(**settings) for _ in range(number)]
+        over = threading.Event()
+
+        def keep() -> None:
+            while not over.wait(0.05):
+                for at, worker in enumerate(keeping):
+                    if not worker.alive():
+                        keeping[at] = self.worker(ready=False, **settings)
+
+        thread = threading.Thread(target=keep)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def letters(self) -> list[Any]:
         from celery_patterns import dead_letters

@@ -4,84 +4,21 @@ from __future__ import annotations
 
 import json
 import random
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import chord
 
 from celery_patterns._queues import queue_length
 
-from .harness import ROOT, Floor, floor
+from .endings import ABSENT, ROWS, Row, call, raw
+from .endings_table import PAGE, with_table
+from .harness import BROKERS, Floor
 
-
-@dataclass(frozen=True)
-class Row:
-    """One way to end."""
-
-    name: str
-    send: Callable[[Floor], str]
-    reason: str
-    state: str = "FAILURE"
-    runs: int = 1
-    errbacks: int = 1
-    pools: tuple[str, ...] = ("prefork", "threads", "solo")
-
-
-def call(how: str, task: str = "ends", **options: Any) -> Callable[[Floor], str]:
-    def send(shop: Floor) -> str:
-        errback = shop.task("failed_errback").si(how)
-        return str(shop.task(task).apply_async((how,), link_error=errback, **options).id)
-
-    return send
-
-
-def revoke(**options: Any) -> Callable[[Floor], str]:
-    """Call off a task that waits for its time, or one that runs."""
-    running = bool(options)
-
-    def send(shop: Floor) -> str:
-        task_id = call("terminated" if running else "revoked", **({} if running else {"countdown": 4}))(shop)
-        if running:
-            shop.wait(lambda: shop.traces.count("ends") == 1, what="the task's start")
-        shop.app.control.revoke(task_id, **options)
-        return task_id
-
-    return send
-
-
-ROWS = [
-    Row("exception", call("exception"), "failed"),
-    Row("rejected", call("reject"), "rejected"),
-    Row("not encodable", call("unencodable"), "result_not_encodable"),
-    Row("memory", call("memory"), "failed"),
-    Row("soft limit", call("soft", soft_time_limit=1), "failed", pools=("prefork",)),
-    Row("hard limit", call("hard", time_limit=1), "time_limit", errbacks=2, pools=("prefork",)),
-    Row("killed", call("kill"), "crashed", runs=2, pools=("prefork",)),
-    Row("exit", call("exit"), "crashed", runs=2, pools=("prefork",)),
-    Row("exit outside of prefork", call("exit"), "failed", pools=("threads", "solo")),
-    Row("killed, early", call("kill", "ends_early"), "worker_lost", pools=("prefork",)),
-    Row("killed, not waited for", call("kill", "ends_lost"), "worker_lost", pools=("prefork",)),
-    Row("hard limit, early", call("hard", "ends_early", time_limit=1), "time_limit", errbacks=2, pools=("prefork",)),
-    Row("revoked", revoke(), "revoked", state="REVOKED", runs=0, errbacks=0),
-    Row(
-        "terminated",
-        revoke(terminate=True, signal="SIGKILL"),
-        "revoked",
-        state="REVOKED",
-        errbacks=0,
-        pools=("prefork",),
-    ),
-    Row("expired", call("expired", expires=-1), "expired", state="REVOKED", runs=0, errbacks=0),
-]
-
-
-BROKERS = ("redis", "rabbitmq", "quorum")
 #: What every run of the tests has: each row on prefork with each broker, and on each other pool once.
-ALWAYS = {("prefork", broker) for broker in BROKERS} | {("threads", "redis"), ("solo", "rabbitmq")}
+ALWAYS = {("prefork", broker) for broker in BROKERS} | {("threads", "redis"), ("solo", "rabbitmq"), ("gevent", "redis")}
 PRODUCT = [
     pytest.param(
         row,
@@ -97,32 +34,52 @@ PRODUCT = [
 
 
 @pytest.mark.parametrize(("row", "pool", "kind"), PRODUCT)
-def test_an_end(request: pytest.FixtureRequest, tmp_path: Path, row: Row, pool: str, kind: str) -> None:
-    """One letter with its reason and id; the state Celery gives; the errback as often as Celery calls it; a worker that goes on."""
-    database = request.getfixturevalue("database")
-    environment = {
-        "FLOOR_BROKER": database if kind == "redis" else request.getfixturevalue("rabbit"),
-        **{f"FLOOR_{name}": database for name in ("BACKEND", "STORE", "TRACES")},
-        **({"FLOOR_QUEUE_TYPE": "quorum"} if kind == "quorum" else {}),
-    }
-    with floor(environment, tmp_path) as shop:
-        check(shop, row, pool)
-
-
-def check(shop: Floor, row: Row, pool: str) -> None:
-    worker = shop.worker(pool=pool)
-    task_id = row.send(shop)
-    shop.wait(lambda: len(shop.letters()) == 1, 40, "the letter")
-    after = shop.task("add").delay(1, 1)
-    assert after.get(timeout=20) == 2
-    shop.wait(lambda: shop.traces.count("errback") >= row.errbacks, 10, "the errbacks")
-    (letter,) = shop.letters()
-    assert (letter.reason, letter.task_id) == (row.reason, task_id)
-    assert shop.app.AsyncResult(task_id).state == row.state
-    assert shop.traces.count("ends") == row.runs
-    assert shop.traces.count("errback") == row.errbacks
+def test_an_end(corner: Floor, row: Row, pool: str) -> None:
+    """One letter, or none where that is said, with its reason and id; the state Celery gives; the errback as often as Celery
+    calls it; a worker that goes on."""
+    worker = corner.worker(pool=pool)
+    task_id = row.send(corner)
+    if row.reason is None:
+        corner.wait(lambda: row.over(corner, task_id), 40, "the end")
+    else:
+        corner.wait(lambda: len(corner.letters()) == 1, 40, "the letter")
+    assert corner.task("add").delay(1, 1).get(timeout=20) == 2
+    corner.wait(lambda: corner.traces.count("errback") >= row.errbacks, 10, "the errbacks")
+    letters = corner.letters()
+    named = [(letter.reason, letter.task_id) for letter in letters]
+    assert named == ([] if row.reason is None else [(row.reason, task_id)])
+    assert corner.app.AsyncResult(task_id).state == row.state
+    assert corner.traces.count("ends") == row.runs
+    assert corner.traces.count("errback") == row.errbacks
     assert worker.alive()
-    assert standing(shop) == 1
+    assert standing(corner) == len(letters)
+
+
+CHORDS = [
+    pytest.param(row, kind, id=f"{row.name}-{kind}", marks=() if kind == "redis" else (pytest.mark.long,))
+    for row in ROWS
+    if row.chord is not None and "prefork" in row.pools
+    for kind in BROKERS
+]
+
+
+@pytest.mark.parametrize(("row", "kind"), CHORDS)
+def test_the_end_of_a_chords_member(corner: Floor, row: Row) -> None:
+    """The chord hears of it once, or as often as plain Celery tells it."""
+    worker = corner.worker()
+    ended = row.signature(corner)
+    told = corner.task("failed_errback").si("chord")
+    result = chord([ended, corner.task("add").s(1, 1)])(corner.task("collect").s().on_error(told))
+    expected = row.chord
+    corner.wait(lambda: result.state == ("SUCCESS" if expected == 0 else "FAILURE"), 40, "the chord's end")
+    corner.wait(lambda: corner.traces.count("errback") >= (expected or 0), 10, "the errbacks")
+    if row.reason is not None:
+        corner.wait(lambda: len(corner.letters()) == 1, 40, "the letter")
+    assert corner.task("add").delay(1, 1).get(timeout=20) == 2
+    assert corner.traces.count("collected") == (1 if expected == 0 else 0)
+    assert corner.traces.count("errback") == expected
+    assert [letter.reason for letter in corner.letters()] == ([] if row.reason is None else [row.reason])
+    assert worker.alive()
 
 
 def standing(shop: Floor) -> int:
@@ -133,67 +90,10 @@ def standing(shop: Floor) -> int:
         return queue_length(connection, shop.dead) or 0
 
 
-@pytest.mark.parametrize("restarts", [1, 3])
-def test_a_rolling_restart_is_no_crash(shop: Floor, restarts: int) -> None:
-    """What a worker gives back unstarted has crashed nothing: the body still runs as often as it may."""
-    task_id = shop.task("killer").apply_async(("o-1",), countdown=3 + 4 * restarts).id
-    for _ in range(restarts):
-        _hold_and_stop(shop, task_id)
-    shop.worker(concurrency=1)
-    shop.wait(lambda: len(shop.letters()) == 1, 60, "the letter")
-    assert shop.traces.count("kills") == 3
-    assert shop.letters()[0].reason == "crashed"
-
-
-def _hold_and_stop(shop: Floor, task_id: str) -> None:
-    worker = shop.worker(concurrency=1)
-    shop.wait(lambda: task_id in worker.text(), what="the message")
-    assert worker.stop() == 0
-
-
-def raw(
-    shop: Floor,
-    *,
-    body: Any = b'[["raw"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]',
-    content_type: str | None = "application/json",
-    encoding: str = "utf-8",
-    properties: dict[str, Any] | None = None,
-    **headers: Any,
-) -> str:
-    """Send a message as it is, with the headers of a good one of ``ends`` where nothing else is said."""
-    task_id = str(uuid.uuid4())
-    good = {
-        "lang": "py",
-        "task": "ends",
-        "id": task_id,
-        "root_id": task_id,
-        "retries": 0,
-        "argsrepr": "",
-        "kwargsrepr": "",
-    }
-    kept = {name: value for name, value in {**good, **headers}.items() if value is not ABSENT}
-    with shop.app.connection_for_write() as connection, connection.Producer() as producer:
-        producer.publish(
-            body,
-            exchange="",
-            routing_key=shop.queue,
-            headers=kept,
-            content_type=content_type,
-            content_encoding=encoding,
-            **(properties or {"correlation_id": task_id}),
-        )
-    return task_id
-
-
-ABSENT: Any = object()
-
-
-def test_the_page_tells_each_reason_that_is_shown_here() -> None:
-    """The table of ends has each reason that a row above shows, and no other."""
-    page = (ROOT / "docs/patterns/dead-letter.md").read_text(encoding="utf-8")
-    table = page.partition("## Every end, and its reason")[2].partition("\n\n|")[2].partition("\n\n")[0]
-    told = {line.split("|")[-4].strip(" `") for line in table.splitlines()[2:]}
-    assert told == {row.reason for row in ROWS} | {reason for _, _, reason in DAMAGED}
+def test_the_page_tells_each_end() -> None:
+    """The page's table of ends is made from these rows; ``python -m tests.endings_table`` writes it."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == with_table(page), "run: python -m tests.endings_table"
 
 
 def test_a_letter_that_is_refused_for_a_while(shop: Floor) -> None:

@@ -52,7 +52,7 @@ class Bench:
     def complete(self, who: Attempt, fence: int, result: bytes | None = b"1", fingerprint: str = "fp") -> Any:
         return self.store.complete("k", who, fingerprint, fence, result, ttl=TTL)
 
-    def release(self, who: Attempt, fence: int, ended: Ended | None = None) -> bool:
+    def release(self, who: Attempt, fence: int | None, ended: Ended | None = None) -> bool:
         return self.store.release("k", who, fence, ended=ended, ttl=TTL)
 
 
@@ -190,6 +190,30 @@ def test_a_release_without_an_end_lets_the_attempt_run_again(bench: Bench) -> No
     assert isinstance(bench.claim(run()), Claimed)
 
 
+def test_the_owner_alone_gives_a_lost_runs_key_back(bench: Bench) -> None:
+    """Who knows only the owner frees what that run holds, and the record itself says which attempt has ended."""
+    me = run(number=1)
+    claimed = bench.claim(me)
+    assert bench.release(Attempt("", 0, me.owner), None, Ended(failed=True)) is True
+    assert bench.claim(run(number=1)) == Ended(failed=True)
+    after = bench.claim(run("t2/0"), "other")
+    assert isinstance(after, Claimed)
+    assert (after.starts, after.fence > claimed.fence) == (1, True)
+
+
+def test_the_owner_alone_frees_nothing_of_anybody_else(bench: Bench) -> None:
+    """Neither what is done, nor what another run has taken since, be it of the same task and attempt."""
+    me, copy = run(), run()
+    bench.claim(me)
+    bench.let_pass(LEASE)
+    taken = bench.claim(copy)
+    assert isinstance(taken, Claimed)
+    assert bench.release(me, None, Ended(failed=True)) is False
+    assert bench.complete(copy, taken.fence) == Done(b"1")
+    assert bench.release(copy, None, Ended(failed=True)) is False
+    assert bench.claim(run("t2/0")) == Done(b"1")
+
+
 def test_a_later_attempt_takes_over_from_its_own_predecessor(bench: Bench) -> None:
     """It exists only once the earlier body is over: it does not wait for a release that a kill swallowed."""
     first = run(number=0)
@@ -315,7 +339,9 @@ def test_keys_do_not_meet(bench: Bench) -> None:
             st.tuples(st.just("claim"), st.integers(0, 2), st.integers(0, 1), st.sampled_from(["fp", "other"])),
             st.tuples(st.just("complete"), st.integers(0, 2), st.sampled_from([b"1", None])),
             st.tuples(
-                st.just("release"), st.integers(0, 2), st.sampled_from([None, Ended(failed=True), Ended(failed=False)])
+                st.sampled_from(["release", "release by owner"]),
+                st.integers(0, 2),
+                st.sampled_from([None, Ended(failed=True), Ended(failed=False)]),
             ),
             st.tuples(st.just("expire")),
         ),
@@ -349,9 +375,10 @@ def test_redis_and_memory_answer_alike(database: str, steps: list[Any]) -> None:
                     for s, f in zip(pair, fences, strict=True)
                 ]
             else:
+                known: list[int | None] = [*fences] if step[0] == "release" else [None, None]
                 answers = [
                     s.release("k", who, f, ended=step[2], ttl=timedelta(hours=1))
-                    for s, f in zip(pair, fences, strict=True)
+                    for s, f in zip(pair, known, strict=True)
                 ]
         kinds = [
             (type(a), a.starts if isinstance(a, Claimed) else None if isinstance(a, Running) else a) for a in answers

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kombu.message import Message
 
     from ._call import Call
+    from ._publish import Publisher
 
 __all__ = ["found", "found_message", "letter_message", "publish_letter", "written"]
 
@@ -219,7 +220,14 @@ def found_message(message: Message, letter: Letter) -> dict[str, Any]:
     }
 
 
-def publish_letter(app: Celery, queue: str, message: dict[str, Any], *, patience: timedelta = PATIENCE) -> None:
+def publish_letter(
+    app: Celery,
+    queue: str,
+    message: dict[str, Any],
+    *,
+    patience: timedelta = PATIENCE,
+    publisher: Publisher | None = None,
+) -> None:
     """Publish a letter's message, confirmed, to a queue that is made when there is none.
 
     Args:
@@ -227,6 +235,7 @@ def publish_letter(app: Celery, queue: str, message: dict[str, Any], *, patience
         queue: The dead-letter queue.
         message: The arguments of ``Producer.publish``.
         patience: For how long a passing trouble is tried again; 30 seconds by default.
+        publisher: Whose connection it takes; the app's by default.
 
     Raises:
         PublishFailed: When it was not confirmed.
@@ -236,4 +245,4 @@ def publish_letter(app: Celery, queue: str, message: dict[str, Any], *, patience
         ensure_queue(app, producer.connection, queue)
         producer.publish(exchange="", routing_key=queue, **message, **CONFIRM)
 
-    equipment_of(app).publisher.publish(send, patience=patience)
+    (publisher or equipment_of(app).publisher).publish(send, patience=patience)

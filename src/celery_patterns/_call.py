@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HEADER",
     "MARK",
+    "OWNER",
     "Call",
     "Claim",
     "Proceed",
@@ -46,6 +47,10 @@ HEADER = "celery_patterns"
 #: Where the running call hangs in its request. ``Task.__call__`` copies a request's attributes into the request of a
 #: nested direct call, which is what keeps such a call from being taken for an attempt of its own.
 MARK = "_celery_patterns_call"
+
+#: Where a worker's main process writes, into the delivery's own notes, the owner that its run is to claim as. No message
+#: carries it: the next delivery is another run.
+OWNER = "celery_patterns_owner"
 
 # A delayed delivery puts its 28 bits before the routing key.
 _DELAY = re.compile(r"^(?:[01]\.){28}")
@@ -318,6 +323,12 @@ class Call:
     def run_id(self) -> str:
         """The task id, told apart from a replacement of the task, which keeps the id."""
         return f"{self.id}/{self.request.replaced_task_nesting or 0}"
+
+    @property
+    def owner(self) -> str | None:
+        """Who this run is to claim as, if the worker's main process said so."""
+        owner = (self.request.delivery_info or _NO_HEADER).get(OWNER)
+        return owner if isinstance(owner, str) else None
 
     @property
     def first_started(self) -> float:

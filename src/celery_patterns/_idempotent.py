@@ -219,7 +219,7 @@ class _Run:
         self.unheard = tuple(str(owner) for owner in call.header.get("asked_by", ()))
         anew = call.header.get("anew")
         run_id = call.run_id if anew is None else f"{call.run_id}/{anew}"
-        self.attempt = Attempt(run_id, call.attempt - 1, secrets.token_hex(8), self.unheard)
+        self.attempt = Attempt(run_id, call.attempt - 1, call.owner or secrets.token_hex(8), self.unheard)
         self.fence = 0
         self.crashed = False
         self.looks = int(call.header.get("looks") or 0)

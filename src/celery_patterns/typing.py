@@ -126,10 +126,12 @@ class Store(Protocol):
         """
         ...
 
-    def release(self, key: str, attempt: Attempt, fence: int, *, ended: Ended | None, ttl: timedelta) -> bool:
+    def release(self, key: str, attempt: Attempt, fence: int | None, *, ended: Ended | None, ttl: timedelta) -> bool:
         """Give the key back, forgetting owner, arguments and starts; the fence is kept.
 
         Args:
+            attempt: Who gives it back: its ``owner`` must hold the key. Which run ended is what the record says.
+            fence: That of the claim; None where only the owner is known, which claims no key twice.
             ended: How the attempt ended, or None when it is to be delivered and run once more.
             ttl: How long the mark is kept.
 

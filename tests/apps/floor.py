@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,9 +12,11 @@ from datetime import timedelta
 from typing import Any
 
 import redis
+from billiard import current_process
 from celery import Celery
+from celery.app.amqp import AMQP
 from celery.exceptions import Ignore, Reject
-from kombu import Exchange, Queue
+from kombu import Exchange, Producer, Queue
 from tenacity import wait_fixed, wait_none
 
 import celery_patterns as patterns
@@ -40,6 +43,9 @@ class Traces:
 
     def set(self, name: str) -> None:
         self.redis.set(self._name(f"flag:{name}"), 1)
+
+    def unset(self, name: str) -> None:
+        self.redis.delete(self._name(f"flag:{name}"))
 
     def is_set(self, name: str) -> bool:
         return bool(self.redis.exists(self._name(f"flag:{name}")))
@@ -84,11 +90,46 @@ class CrashingStore(patterns.stores.RedisStore):
         return answer
 
 
+class CrashingProducer(Producer):
+    """Dies, or freezes, with its whole worker at a letter: ``letter.before`` or ``letter.after`` its confirmation."""
+
+    def publish(self, *args: Any, **kwargs: Any) -> Any:
+        self._crash("letter.before", kwargs)
+        answer = super().publish(*args, **kwargs)
+        self._crash("letter.after", kwargs)
+        return answer
+
+    def _crash(self, point: str, said: Any) -> None:
+        if point != os.environ.get("FLOOR_CRASH") or not str(said.get("routing_key")).endswith(".dead"):
+            return
+        traces = Traces(os.environ["FLOOR_TRACES"], os.environ["FLOOR_NAMESPACE"])
+        if not traces.redis.set(traces._name("crashed"), 1, nx=True):
+            return
+        if current_process().name != "MainProcess":
+            os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSTOP if os.environ.get("FLOOR_FREEZES") else signal.SIGKILL)
+
+
+class CrashingAMQP(AMQP):
+    """What an app's producers are made by."""
+
+    Producer = CrashingProducer
+
+
 class Fancy(Exception):
     """Does not survive pickle: two required arguments."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{code}: {text}")
+
+
+class Hooked(patterns.PatternTask):
+    """Fails before its body, where no pattern stands."""
+
+    abstract = True
+
+    def before_start(self, *_: Any) -> None:
+        raise ValueError("a hook of the task's own")
 
 
 class Unprintable:
@@ -99,7 +140,13 @@ def make_app(environment: Any = os.environ) -> Celery:
     namespace = environment["FLOOR_NAMESPACE"]
     broker = environment["FLOOR_BROKER"]
     traces = Traces(environment["FLOOR_TRACES"], namespace)
-    app = Celery(f"floor-{namespace}", broker=broker, backend=environment["FLOOR_BACKEND"], set_as_current=False)
+    app = Celery(
+        f"floor-{namespace}",
+        broker=broker,
+        backend=environment["FLOOR_BACKEND"],
+        set_as_current=False,
+        amqp=CrashingAMQP,
+    )
     patterns.use_patterns(app)
     if environment.get("FLOOR_STORE"):
         store = CrashingStore(environment["FLOOR_STORE"], prefix=f"cp-{namespace}", patience=timedelta(seconds=0.3))
@@ -111,12 +158,15 @@ def make_app(environment: Any = os.environ) -> Celery:
         patterns.use_structlog(app)
     app.conf.update(
         task_default_queue=f"q-{namespace}",
-        worker_prefetch_multiplier=1,
+        worker_prefetch_multiplier=int(environment.get("FLOOR_PREFETCH", "1")),
         broker_connection_retry_on_startup=True,
         result_expires=600,
         worker_hijack_root_logger=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,
     )
+    if not broker.startswith("redis"):
+        # Sent is sent, also when the broker is killed.
+        app.conf.broker_transport_options = {"confirm_publish": True}
     if environment.get("FLOOR_QUEUE_TYPE"):
         app.conf.task_default_queue_type = environment["FLOOR_QUEUE_TYPE"]
         app.conf.task_default_exchange_type = "topic"
@@ -219,6 +269,16 @@ def make_app(environment: Any = os.environ) -> Celery:
             return f"mended {order}"
         raise ValueError(f"cannot do {order}")
 
+    def order(number: int, fails: bool = False) -> None:
+        time.sleep(0.01)
+        if fails and not traces.is_set("mended"):
+            raise ValueError(f"no {number}")
+        traces.add("orders", number)
+
+    task(order, shared=False, name="order", patterns=(patterns.dead_letter(dead),))
+    once = patterns.idempotent(key="number", ttl=timedelta(hours=1), lease=timedelta(seconds=3))
+    task(order, shared=False, name="order_keyed", patterns=(patterns.dead_letter(dead), once))
+
     @task(shared=False, name="flaky_held")
     @patterns.retry(on=ConnectionError, attempts=3, wait=now)
     @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=60))
@@ -245,6 +305,33 @@ def make_app(environment: Any = os.environ) -> Celery:
     def killer(order: str) -> None:
         traces.add("kills", order)
         os.kill(os.getpid(), signal.SIGKILL)
+
+    @task(shared=False, name="killer_whole")
+    @patterns.dead_letter(dead)
+    def killer_whole(order: str) -> None:
+        traces.add("kills", order)
+        time.sleep(0.3)  # so that those that run beside it are others each time
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @task(shared=False, name="killer_whole_keyed")
+    @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=2))
+    @patterns.dead_letter(dead)
+    def killer_whole_keyed(order: str) -> None:
+        traces.add("kills", order)
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @task(shared=False, name="nap")
+    @patterns.dead_letter(dead)
+    def nap(number: int) -> None:
+        time.sleep(0.05)
+        traces.add("naps", number)
+
+    @task(shared=False, name="held")
+    def held() -> None:
+        traces.add("held")
+        traces.wait_for("go", 60)
 
     @task(shared=False, name="killer_keyed")
     @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=2))
@@ -297,7 +384,17 @@ def make_app(environment: Any = os.environ) -> Celery:
     ends_dead = patterns.dead_letter(dead, max_crashes=2, also={"revoked", "expired"})
 
     def ends(how: str) -> Any:
-        traces.add("ends", how)
+        starts = traces.add("ends", how)
+        if how == "requeue" and starts == 1:
+            raise Reject("again", requeue=True)
+        if how == "ignore":
+            raise Ignore
+        if how == "aborted":
+            raise asyncio.CancelledError
+        if how == "retry" and starts == 1:
+            raise ConnectionError("once")
+        if how == "kill once" and starts == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
         if how == "exception":
             raise ValueError("for good")
         if how == "reject":
@@ -322,6 +419,28 @@ def make_app(environment: Any = os.environ) -> Celery:
     task(ends, shared=False, name="ends_early", patterns=(ends_dead,), acks_late=False)
     task(ends, shared=False, name="ends_lost", patterns=(ends_dead,), reject_on_worker_lost=False)
     task(ends, shared=False, name="ends_plain")
+    task(ends, shared=False, name="ends_quiet", patterns=(patterns.dead_letter(dead),))
+    task(ends, shared=False, name="ends_unacked", patterns=(ends_dead,), acks_on_failure_or_timeout=False)
+    again = patterns.retry(on=ConnectionError, attempts=2, wait=now)
+    task(ends, shared=False, name="ends_retried", patterns=(ends_dead, again))
+    task(ends, shared=False, name="ends_hooked", patterns=(ends_dead,), base=Hooked)
+    # Celery 5.7's own way to treat a lost child as one more attempt.
+    lost = {"retry_on_worker_lost": True, "default_retry_delay": 0}
+    task(ends, shared=False, name="ends_lost_retried", patterns=(ends_dead,), max_retries=1, **lost)
+    task(
+        ends,
+        shared=False,
+        name="ends_lost_retried_early",
+        patterns=(ends_dead,),
+        max_retries=1,
+        acks_late=False,
+        **lost,
+    )
+
+    @task(shared=False, name="ends_keyed", patterns=(ends_dead,))
+    @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(minutes=10))
+    def ends_keyed(order: str, how: str) -> str:
+        return str(ends(how))
 
     @task(shared=False, name="fanned")
     @patterns.retry(on=ConnectionError, attempts=2, wait=now)

@@ -89,14 +89,16 @@ class MemoryStore:
             record.expires = now + ttl.total_seconds()
             return Done(result, ours=True)
 
-    def release(self, key: str, attempt: Attempt, fence: int, *, ended: Ended | None, ttl: timedelta) -> bool:
+    def release(self, key: str, attempt: Attempt, fence: int | None, *, ended: Ended | None, ttl: timedelta) -> bool:
         with self._lock:
             now = self._clock()
             record = self._live(key, now)
-            if record is None or record.state != "running" or record.owner != attempt.owner or record.fence != fence:
+            if record is None or record.state != "running" or record.owner != attempt.owner:
+                return False
+            if fence not in (None, record.fence):
                 return False
             if ended is not None:
-                record.mark(attempt.run_id, attempt.number, ended.failed)
+                record.mark(*record.run, ended.failed)
             record.state, record.owner, record.fingerprint, record.starts = "free", "", "", 0
             record.run = ("", -1)
             record.expires = now + ttl.total_seconds()

@@ -129,13 +129,13 @@ return record()
 
 _RELEASE = (
     """
-local key, me, my_run, my_fence, ttl_ms, how = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local key, me, my_fence, ttl_ms, how = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 """
     + _LOOK
     + """
-if state ~= 'r' or owner ~= me or fence ~= my_fence then return 0 end
+if state ~= 'r' or owner ~= me or (my_fence ~= '' and fence ~= my_fence) then return 0 end
 if how ~= '' then
-  mark(run_of(my_run), number_of(my_run), how)
+  mark(run_of(run), number_of(run), how)
   redis.call('HSET', key, 'e', ended)
 end
 redis.call('HSET', key, 's', 'f')
@@ -269,9 +269,10 @@ class RedisStore:
             return Done(result, ours=True)
         return self._answer(reply)
 
-    def release(self, key: str, attempt: Attempt, fence: int, *, ended: Ended | None, ttl: timedelta) -> bool:
+    def release(self, key: str, attempt: Attempt, fence: int | None, *, ended: Ended | None, ttl: timedelta) -> bool:
         how = "" if ended is None else "f" if ended.failed else "h"
-        return bool(self._run("release", self._name(key), attempt.owner, _run(attempt), fence, _ms(ttl), how))
+        held = "" if fence is None else fence
+        return bool(self._run("release", self._name(key), attempt.owner, held, _ms(ttl), how))
 
     def count_start(self, key: str, owner: str, *, ttl: timedelta) -> int:
         return int(self._run("count", f"{self._prefix}:starts:{key}", owner, _ms(ttl)))

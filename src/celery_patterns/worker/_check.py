@@ -43,9 +43,13 @@ def _refuse_own_letters(app: Any, task: PatternTask) -> None:
     assert task.plan is not None
     consumed = set(app.amqp.queues.consume_from)
     for pattern in task.plan.patterns:
-        if isinstance(pattern, dead_letter) and pattern.queue in consumed:
+        if not isinstance(pattern, dead_letter):
+            continue
+        # What is damaged is kept beside the queue that it came from, wherever the task's own letters go.
+        own = consumed & {pattern.queue, *(f"{name}.dead" for name in consumed)}
+        if own:
             raise ConfigurationError(
-                f"this worker consumes {pattern.queue}, where {task.name} leaves its dead letters, and would run them again "
+                f"this worker consumes {min(own)}, where {task.name} leaves its dead letters, and would run them again "
                 "without end; expected it to consume other queues (-Q), or the task to name another dead-letter queue"
             )
 

@@ -46,9 +46,17 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer.on_invalid_task = self._on_invalid_task
         consumer.create_task_handler = self._create_task_handler
 
+    def start(self, _consumer: Consumer) -> None:
+        """The consumer has a connection, or has one again."""
+        self._recorder.connected()
+
     def stop(self, _consumer: Consumer) -> None:
         """The consumer loses its connection, or ends."""
-        self._recorder.give_back()
+        self._recorder.disconnected()
+
+    def shutdown(self, _consumer: Consumer) -> None:
+        """The worker ends, and its pool has ended."""
+        self._recorder.close()
 
     def _create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], object]:
         handle = self._handles(*args, **kwargs)

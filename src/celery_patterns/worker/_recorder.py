@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from .._bury import found, found_message, publish_letter
 from .._dead_letter import STARTS_TTL, dead_letter, starts_key, task_dead_lettered
 from .._equipment import equipment_of
 from .._events import announce, type_name
+from .._publish import Publisher
 from .._task import PatternTask
 from ..exceptions import PublishFailed, StoreUnavailable
 
@@ -31,8 +34,8 @@ __all__ = ["Recorder", "wears_dead_letter"]
 AT_ONCE = timedelta(seconds=2)
 #: For how long a letter is tried again, later, before its message goes back to its queue.
 PATIENCE = 300.0
-#: The longest pause between two tries, in seconds.
-LAST_PAUSE = 30.0
+#: The first and the longest pause between two tries, in seconds.
+FIRST_PAUSE, LAST_PAUSE = 1.0, 30.0
 #: Redis' own default, in seconds.
 VISIBILITY = 3600.0
 
@@ -47,7 +50,7 @@ def wears_dead_letter(task: Any) -> dead_letter | None:
     return buries if isinstance(buries, dead_letter) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Burial:
     letter: Letter
     message: dict[str, Any]
@@ -56,10 +59,35 @@ class _Burial:
     done: Callable[[], object]
     back: Callable[[], object]
     deadline: float
+    delivery: Message
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        letter = self.letter
+        return {
+            "task": letter.task,
+            "messaging.message.id": letter.task_id,
+            "messaging.destination.name": letter.queue,
+            "attempt": letter.attempt,
+            "queue": self.queue,
+            "reason": letter.reason,
+            "letter": letter.id,
+            "error.type": letter.error,
+        }
+
+
+@dataclass
+class _Backlog:
+    """What waits for one dead-letter queue, since that did not take the last letter that was tried."""
+
+    burials: deque[_Burial] = field(default_factory=deque)
+    pause: float = FIRST_PAUSE
 
 
 class Recorder:
     """Writes a letter before its message is acknowledged; the event loop goes on meanwhile.
+
+    A dead-letter queue that takes nothing is tried with one letter at a time, whatever their number.
 
     Args:
         consumer: The worker's consumer.
@@ -67,8 +95,15 @@ class Recorder:
 
     def __init__(self, consumer: Consumer) -> None:
         self._app: Celery = consumer.app
-        self._timer = consumer.timer
+        self._consumer = consumer
         self._worker = consumer.hostname
+        # Not the app's, which in the threads pool a task may hold for half a minute.
+        self._publisher = Publisher(consumer.app)
+        # In the threads pool requests end in the threads that ran them.
+        self._lock = threading.Lock()
+        self._backlogs: dict[str, _Backlog] = {}
+        #: Which connection a pause was begun on.
+        self._connection = 0
         #: Those that are over without a start leave it by themselves.
         self._unstarted: weakref.WeakSet[Request] = weakref.WeakSet()
 
@@ -99,20 +134,12 @@ class Recorder:
         except Exception:
             # Celery would swallow it, and the message would stay here for ever.
             logger.exception("a letter could not be made; its message goes back to its queue")
-            self._timer.call_after(LAST_PAUSE, back)
+            self._after(LAST_PAUSE, back)
             return
         pattern = wears_dead_letter(task)
         queue = (pattern.queue if pattern is not None else None) or f"{letter.queue}.dead"
-        burial = _Burial(
-            letter,
-            found_message(message, letter),
-            queue,
-            task,
-            done,
-            back,
-            time.monotonic() + min(PATIENCE, self._visibility() / 2),
-        )
-        self._try(burial, 1.0)
+        deadline = time.monotonic() + min(PATIENCE, self._visibility() / 2)
+        self._bury(_Burial(letter, found_message(message, letter), queue, task, done, back, deadline, message))
 
     def await_start(self, request: Request) -> None:
         """Remember a request until it is started, when its starts are counted in the store."""
@@ -121,15 +148,48 @@ class Recorder:
         if terms is None or terms.keyed or terms.crash_limit is None or request.delivery_info.get("redelivered"):
             return
         if wears_dead_letter(task) is not None:
-            self._unstarted.add(request)
+            with self._lock:
+                self._unstarted.add(request)
 
     def started(self, request: Request) -> None:
         """The pool took it."""
-        self._unstarted.discard(request)
+        with self._lock:
+            self._unstarted.discard(request)
 
-    def give_back(self) -> None:
-        """The worker lets go of what it has not started: being delivered once more, it has crashed nothing."""
-        unstarted, self._unstarted = list(self._unstarted), weakref.WeakSet()
+    def connected(self) -> None:
+        """There is a connection: what still waits, being acknowledged long ago, is tried again."""
+        for queue, backlog in tuple(self._backlogs.items()):
+            self._later(queue, backlog)
+
+    def disconnected(self) -> None:
+        """The connection goes, and the broker gives out again what is not acknowledged.
+
+        Nothing of that is buried from here any more: on Redis its late acknowledgement would be taken for that of the
+        message that came back.
+        """
+        self._connection += 1
+        with self._lock:
+            for queue, backlog in tuple(self._backlogs.items()):
+                backlog.burials = deque(one for one in backlog.burials if one.delivery.acknowledged)
+                backlog.pause = FIRST_PAUSE
+                if not backlog.burials:
+                    del self._backlogs[queue]
+        self._excuse_unstarted()
+
+    def close(self) -> None:
+        """The worker ends: one last try for what nobody will give out again."""
+        while self._backlogs:
+            _, backlog = self._backlogs.popitem()
+            for burial in backlog.burials:
+                trouble = self._trouble_with(burial)
+                if trouble is not None:
+                    self._give_up(burial, trouble)
+        self._publisher.close()
+
+    def _excuse_unstarted(self) -> None:
+        """What was not started is delivered once more, and has crashed nothing."""
+        with self._lock:
+            unstarted, self._unstarted = list(self._unstarted), weakref.WeakSet()
         for request in unstarted:
             headers = request.request_dict
             run_id = f"{request.id}/{headers.get('replaced_task_nesting') or 0}"
@@ -144,33 +204,75 @@ class Recorder:
         options = self._app.conf.broker_transport_options or {}
         return float(options.get("visibility_timeout", VISIBILITY))
 
-    def _try(self, burial: _Burial, pause: float) -> None:
-        try:
-            publish_letter(self._app, burial.queue, burial.message, patience=AT_ONCE)
-        except PublishFailed as trouble:
-            told = {**_facts(burial), "error.type": type_name(trouble)}
-            if time.monotonic() + pause < burial.deadline:
-                announce(logging.WARNING, "dead_letter_postponed", told)
-                # Unacknowledged meanwhile: should the worker go, the broker gives the message to another one.
-                self._timer.call_after(pause, self._try, (burial, min(pause * 2, LAST_PAUSE)))
-            else:
-                announce(logging.CRITICAL, "dead_letter_not_published", {**told, "requeued": True})
-                burial.back()
+    def _bury(self, burial: _Burial) -> None:
+        with self._lock:
+            backlog = self._backlogs.get(burial.queue)
+            if backlog is not None:
+                backlog.burials.append(burial)
+                return
+        trouble = self._trouble_with(burial)
+        if trouble is None:
             return
-        announce(logging.ERROR, "dead_lettered", _facts(burial))
+        with self._lock:
+            known = self._backlogs.get(burial.queue)
+            backlog = self._backlogs[burial.queue] = known or _Backlog()
+            backlog.burials.append(burial)
+        self._give_up_late(backlog, trouble)
+        if known is None:
+            self._later(burial.queue, backlog)
+
+    def _again(self, queue: str, connection: int) -> None:
+        backlog = self._backlogs.get(queue)
+        if backlog is None or connection != self._connection:
+            return
+        try:
+            while backlog.burials:
+                burial = backlog.burials.popleft()
+                trouble = self._trouble_with(burial)
+                if trouble is not None:
+                    # To the end: a letter that is refused for itself must not stop the others.
+                    backlog.burials.append(burial)
+                    backlog.pause = min(backlog.pause * 2, LAST_PAUSE)
+                    self._give_up_late(backlog, trouble)
+                    break
+        finally:
+            with self._lock:
+                over = not backlog.burials
+                if over:
+                    self._backlogs.pop(queue, None)
+            if not over:
+                self._later(queue, backlog)
+
+    def _later(self, queue: str, backlog: _Backlog) -> None:
+        self._after(backlog.pause, self._again, queue, self._connection)
+
+    def _after(self, seconds: float, call: Callable[..., object], *args: Any) -> None:
+        # The timer belongs to the event loop's thread.
+        self._consumer.call_soon(self._consumer.timer.call_after, seconds, call, args)
+
+    def _trouble_with(self, burial: _Burial) -> PublishFailed | None:
+        """Publish a letter, and do what is to be done once it stands; or say why it does not."""
+        try:
+            publish_letter(self._app, burial.queue, burial.message, patience=AT_ONCE, publisher=self._publisher)
+        except PublishFailed as trouble:
+            return trouble
+        announce(logging.ERROR, "dead_lettered", burial.facts)
         task_dead_lettered.send(sender=burial.task, letter=burial.letter)
         burial.done()
+        return None
 
+    def _give_up_late(self, backlog: _Backlog, trouble: PublishFailed) -> None:
+        """Give up those whose time is over before the next try; the others wait for it, unacknowledged."""
+        told = {**backlog.burials[-1].facts, "error.type": type_name(trouble)}
+        next_try = time.monotonic() + backlog.pause
+        for burial in [one for one in tuple(backlog.burials) if one.deadline < next_try]:
+            backlog.burials.remove(burial)
+            self._give_up(burial, trouble)
+        if backlog.burials:
+            announce(logging.WARNING, "dead_letter_postponed", {**told, "waiting": len(backlog.burials)})
 
-def _facts(burial: _Burial) -> dict[str, Any]:
-    letter = burial.letter
-    return {
-        "task": letter.task,
-        "messaging.message.id": letter.task_id,
-        "messaging.destination.name": letter.queue,
-        "attempt": letter.attempt,
-        "queue": burial.queue,
-        "reason": letter.reason,
-        "letter": letter.id,
-        "error.type": letter.error,
-    }
+    def _give_up(self, burial: _Burial, trouble: PublishFailed) -> None:
+        requeued = not burial.delivery.acknowledged
+        told = {**burial.facts, "error.type": type_name(trouble), "requeued": requeued}
+        announce(logging.CRITICAL, "dead_letter_not_published", told)
+        burial.back()

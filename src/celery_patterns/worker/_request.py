@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
-from celery.states import SUCCESS
 from celery.worker import request
 from kombu.exceptions import EncodeError
 
+from .._call import OWNER
 from .._dead_letter import KEPT
 from .._equipment import equipment_of
+from ._lost_key import free_lost_key, keyed
 from ._recorder import wears_dead_letter
 
 __all__ = ["Request"]
 
 Ending = tuple[str, BaseException, str]
+
+#: Ends at which nobody was left to give a key back.
+_LOST = frozenset({"time_limit", "worker_lost", "revoked"})
 
 
 class Request(request.Request):  # type: ignore[misc]
@@ -29,9 +34,17 @@ class Request(request.Request):  # type: ignore[misc]
     #: How the message ended, when that is for this process to record.
     _ending: Ending | None = None
     _recorded = False
+    #: Called off while it ran: that it then ends is no news.
+    _stopped = False
+    #: A child is lost, and Celery has still to say whether that is the end.
+    _undecided = False
+    _acknowledge_then = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if keyed(self.task):
+            # Of this delivery, and of no message: a child that is lost held its key in this name.
+            self.delivery_info[OWNER] = secrets.token_hex(8)
         recorder = equipment_of(self.app).recorder
         if recorder is not None:
             recorder.await_start(self)
@@ -46,12 +59,23 @@ class Request(request.Request):  # type: ignore[misc]
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Celery's door for every failure, a child's own and its loss."""
         self._ending = self._ending or self._ending_of(exc_info, from_child=return_ok)
-        if self._ending is not None and self._ending[0] == "worker_lost" and self._succeeded():
-            self._ending = None
+        self._undecided = self._ending is not None and self._ending[0] == "worker_lost"
         try:
             return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         finally:
+            self._undecided = False
+            if self._acknowledge_then:
+                self.acknowledge()
             self._record_acknowledged()
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
+        """Celery's door for what it tells: here, after the acknowledgement, that a lost child is not the end.
+
+        It had stored its result before, or the task's ``retry_on_worker_lost`` has sent it again.
+        """
+        if self._undecided and type in ("task-succeeded", "task-retried"):
+            self._ending = None
+        super().send_event(type, **fields)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Celery's door for time limits; the hard one comes by :meth:`on_failure` too, and first."""
@@ -76,8 +100,15 @@ class Request(request.Request):  # type: ignore[misc]
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """Celery's door for tasks that are called off while they run."""
         if self.time_start:
+            self._stopped = True
             self._ending = self._ending or self._called_off("revoked")
         super().terminate(pool, signal)
+        self._record_acknowledged()
+
+    def cancel(self, pool: Any, signal: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Celery's door for tasks that it stops because their messages will come back."""
+        self._stopped = True
+        super().cancel(pool, signal, *args, **kwargs)
 
     def _called_off(self, reason: str) -> Ending | None:
         pattern = wears_dead_letter(self.task)
@@ -100,15 +131,6 @@ class Request(request.Request):  # type: ignore[misc]
         else:
             self._record()
 
-    def _succeeded(self) -> bool:
-        """Whether the child had stored its result when it was lost: Celery acknowledges it then, as it would a success."""
-        if self.ignore_result:
-            return False
-        try:
-            return bool(self.task.AsyncResult(self.id).state == SUCCESS)
-        except Exception:  # noqa: BLE001 - no backend, or none that answers: as Celery takes it, it did not succeed
-            return False
-
     def _keeps(self) -> bool:
         return wears_dead_letter(self.task) is not None and equipment_of(self.app).recorder is not None
 
@@ -122,11 +144,15 @@ class Request(request.Request):  # type: ignore[misc]
         if from_child and reason == "failed" and getattr(exc_info, KEPT, False):
             return None
         if isinstance(error, Terminated):
-            return self._called_off("revoked")
+            return None if self._stopped else self._called_off("revoked")
+        if self._stopped and isinstance(error, SystemExit | KeyboardInterrupt):
+            return None
         return reason, error, str(exc_info.traceback or "")
 
     def _record(self) -> None:
-        if self._recorded:
+        if self._undecided:
+            self._acknowledge_then = True
+        if self._undecided or self._recorded:
             return
         self._recorded = True
         assert self._ending is not None
@@ -136,10 +162,16 @@ class Request(request.Request):  # type: ignore[misc]
             reason,
             error,
             task=self.task,
-            done=super().acknowledge,
+            done=self._done,
             back=self._give_back,
             trace=trace,
         )
+
+    def _done(self) -> None:
+        # The durable copy, then the key, then the acknowledgement.
+        if self._ending is not None and self._ending[0] in _LOST:
+            free_lost_key(self)
+        super().acknowledge()
 
     def _give_back(self) -> None:
         super().reject(requeue=True)

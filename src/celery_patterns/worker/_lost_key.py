@@ -1,0 +1,62 @@
+"""Giving back the key of a run that can no longer do so itself."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from .._call import HEADER, OWNER
+from .._equipment import equipment_of
+from .._events import announce, type_name
+from .._idempotent import idempotent
+from .._task import PatternTask
+from ..exceptions import StoreUnavailable
+from ..typing import Attempt, Ended
+
+if TYPE_CHECKING:
+    from celery.worker.request import Request
+
+__all__ = ["free_lost_key", "keyed"]
+
+logger = logging.getLogger("celery_patterns")
+
+
+def keyed(task: Any) -> idempotent | None:
+    """The task's ``idempotent``, if it wears one."""
+    plan = task.plan if isinstance(task, PatternTask) else None
+    patterns = plan.patterns if plan is not None else ()
+    return next((pattern for pattern in patterns if isinstance(pattern, idempotent)), None)
+
+
+def free_lost_key(request: Request) -> None:
+    """Free the key that a lost run held, and remember that its attempt failed.
+
+    The run is known by the owner that its delivery was given; a key that is done, or that another run has taken since, is
+    left as it is. A key that a function of the user's makes is left to its lease: the function may be what hung.
+
+    Args:
+        request: The request whose letter stands.
+    """
+    pattern = keyed(request.task)
+    owner = request.delivery_info.get(OWNER)
+    if pattern is None or owner is None:
+        return
+    try:
+        key = _key_of(pattern, request)
+        if key is not None:
+            attempt = Attempt("", 0, owner)
+            equipment_of(request.app).store.release(key, attempt, None, ended=Ended(failed=True), ttl=pattern.ttl)
+    except StoreUnavailable as error:
+        told = {"task": request.task.name, "messaging.message.id": request.id, "error.type": type_name(error)}
+        announce(logging.ERROR, "claim_not_released", {**told, "reason": str(error)})
+    except Exception:
+        logger.exception("the key of a lost run could not be made; it is free when its lease is over")
+
+
+def _key_of(pattern: idempotent, request: Request) -> str | None:
+    carried = request.request_dict.get(HEADER)
+    given = carried.get("key") if isinstance(carried, dict) else None
+    if callable(pattern.key) and given is None:
+        return None
+    task, args, kwargs = request.task, tuple(request.args), request.kwargs
+    return pattern.key_of(task.name, task.plan.terms.bound(args, kwargs), args, kwargs, given)
