@@ -14,6 +14,7 @@ from .._bury import found, found_message, publish_letter
 from .._dead_letter import STARTS_TTL, dead_letter, starts_key, task_dead_lettered
 from .._equipment import equipment_of
 from .._events import announce, type_name
+from .._queues import dead_queue
 from .._task import PatternTask
 from ..exceptions import PublishFailed, StoreUnavailable
 
@@ -102,7 +103,7 @@ class Recorder:
             self._timer.call_after(LAST_PAUSE, back)
             return
         pattern = wears_dead_letter(task)
-        queue = (pattern.queue if pattern is not None else None) or f"{letter.queue}.dead"
+        queue = (pattern.queue if pattern is not None else None) or dead_queue(letter.queue)
         burial = _Burial(
             letter,
             found_message(message, letter),
