@@ -90,7 +90,7 @@ def written(call: Call, error: BaseException) -> Letter:
     )
 
 
-def _told_by(error: BaseException, trace: str) -> dict[str, str]:
+def _told_by(error: BaseException, trace: str) -> dict[str, Any]:
     return {
         "error": as_text(error_name(error)) or "",
         "message": clipped(text_of(error), MESSAGE_LIMIT),
@@ -186,7 +186,7 @@ def _identity(message: Message, headers: Mapping[str, Any], attempt: int, replay
     )
 
 
-def _origin(app: Celery, delivery_info: Mapping[str, Any]) -> dict[str, str]:
+def _origin(app: Celery, delivery_info: Mapping[str, Any]) -> dict[str, Any]:
     exchange, key = came_by(delivery_info)
     queue: Any = queue_of(app, exchange, key)
     return {

@@ -1,4 +1,4 @@
-"""How much room there is for headers: all those of one AMQP message share one frame, and a larger one ends the connection."""
+"""The room for headers: all those of one AMQP message share one frame, and a larger one ends the connection."""
 
 from __future__ import annotations
 

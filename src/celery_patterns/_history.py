@@ -1,4 +1,4 @@
-"""What is remembered of earlier attempts, in the little room that a message header has: the first, the last few, and counts."""
+"""What is remembered of earlier attempts, in the little room of a header: the first, the last few, and counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def error_name(error: BaseException) -> str:
     try:
         return f"{kind.__module__}.{kind.__qualname__}"
     except Exception:  # noqa: BLE001 - a metaclass may do as it likes, and the letter must be written
-        return type.__getattribute__(kind, "__name__")
+        return str(type.__getattribute__(kind, "__name__"))
 
 
 def remembering(header: Mapping[str, Any], attempt: int, started: float, error: BaseException | None) -> dict[str, Any]:

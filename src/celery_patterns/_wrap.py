@@ -75,7 +75,7 @@ def unwrapped(message: Message) -> Message:
     if message.content_type != WRAPPED:
         return message
     try:
-        told = json.loads(message.body)
+        told = json.loads(message.body or b"")
         data = told["body"].encode()
         body = base64.b64decode(data) if told["body_encoding"] == "base64" else data
         headers = {**told["headers"], **message.headers}

@@ -84,7 +84,7 @@ def _time(value: Any) -> float | None:
     return as_moment(moment(value) if isinstance(value, datetime) else value)
 
 
-def _origin(death: Mapping[str, Any], queue: str) -> dict[str, str]:
+def _origin(death: Mapping[str, Any], queue: str) -> dict[str, Any]:
     """Exchange and routing key; of several keys the first, for the others are copies of their own."""
     keys = death.get("routing-keys")
     key = keys[0] if isinstance(keys, list | tuple) and keys else None
