@@ -17,8 +17,8 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "celery_patterns"
 #: From the bottom to the top. A module may import from lower floors, and from its own floor where there are walls to share.
 FLOORS: list[set[str]] = [
     {"exceptions", "typing"},
-    {"_call", "_codec", "_keys", "_events", "_publish", "_queues"},
-    {"stores", "_equipment", "_plan", "_republish", "_letter", "_bury"},
+    {"_call", "_codec", "_keys", "_events", "_publish", "_queues", "_told", "_history", "_frame"},
+    {"stores", "_equipment", "_plan", "_republish", "_letter", "_wrap", "_x_death", "_bury"},
     {"_retry", "_idempotent", "_dead_letter", "_logged", "_strict_json"},
     {"_fit", "_task", "_replay", "worker", "_app"},
     {"__init__"},
@@ -34,7 +34,10 @@ FENCED = {
     "pickle": set(),
 }
 #: Pure: neither the task nor the app nor a worker is touched here.
-WITHOUT_CELERY = {"exceptions", "typing", "_codec", "_keys", "_events", "_publish", "_queues", "_equipment", "stores"}
+WITHOUT_CELERY = {
+    *("exceptions", "typing", "_codec", "_keys", "_events", "_publish", "_queues", "_told", "_history", "_frame"),
+    *("_equipment", "stores"),
+}
 
 ROOMS = FLOORS[3]
 

@@ -5,23 +5,29 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from kombu import serialization
 
-from ._call import ATOMS, HEADER, came_by
+from ._call import ATOMS, HEADER, came_by, first_sent
 from ._codec import text_of
 from ._equipment import equipment_of
+from ._frame import room_in
+from ._history import error_name, errors_of, history_of
 from ._keys import digest
-from ._letter import LETTER, MESSAGE_LIMIT, TRACEBACK_LIMIT, Letter, clipped, header_of
+from ._letter import LETTER, MESSAGE_LIMIT, TRACEBACK_LIMIT, Letter, clipped, header_of, properties_of
 from ._publish import CONFIRM, PATIENCE
-from ._queues import ensure_queue, queue_of
+from ._queues import LONGEST_NAME, ensure_queue, fitting, queue_of
 from ._republish import carried_headers, message_serializer
+from ._told import as_count, as_moment, as_text
+from ._wrap import fitted
 from .exceptions import TooManyCrashes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from celery import Celery
     from kombu.message import Message
 
@@ -52,32 +58,54 @@ _PROTOCOL = (
     "stamped_headers",
     "stamps",
 )
+# What RabbitMQ would carry out again, and send the letter to other queues, too.
+_ORDERS = frozenset({"CC", "BCC"})
 _EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 
 
 def written(call: Call, error: BaseException) -> Letter:
     """The letter of a call that died of ``error``."""
-    kind = type(error)
-    info = call.request.delivery_info or {}
-    replay = int(call.header.get("replay", 0))
+    request = call.request
+    info = request.delivery_info or {}
+    replay = as_count(call.header.get("replay")) or 0
     return Letter(
         id=digest(call.run_id, str(call.attempt), str(replay), _seen(call.received_args, call.received_kwargs)),
         task=call.task,
         task_id=call.id,
-        root_id=call.request.root_id,
+        root_id=as_text(request.root_id),
+        parent_id=as_text(request.parent_id),
+        group_id=as_text(request.group),
         reason="crashed" if isinstance(error, TooManyCrashes) else "failed",
-        error=f"{kind.__module__}.{kind.__qualname__}",
-        message=clipped(text_of(error), MESSAGE_LIMIT),
-        traceback=clipped("".join(traceback.format_exception(kind, error, error.__traceback__)), TRACEBACK_LIMIT),
+        **_told_by(error, _traced(error)),
         attempt=call.attempt,
-        history=list(call.header.get("history", ())),
+        history=history_of(call.header),
+        errors=errors_of(call.header),
         **_origin(call.app, info),
-        priority=info.get("priority"),
+        priority=as_count(info.get("priority")),
+        properties=properties_of(request.properties),
+        first_published=call.first_sent,
         first_started=call.first_started,
         died_at=time.time(),
-        worker=call.request.hostname,
+        worker=request.hostname,
         replay=replay,
     )
+
+
+def _told_by(error: BaseException, trace: str) -> dict[str, Any]:
+    return {
+        "error": as_text(error_name(error)) or "",
+        "message": clipped(text_of(error), MESSAGE_LIMIT),
+        "traceback": clipped(trace, TRACEBACK_LIMIT),
+    }
+
+
+def _traced(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as broken:  # noqa: BLE001 - the error is a user's, and so may its attributes be
+        return f"the traceback cannot be shown: {error_name(broken)}"
 
 
 def _seen(args: Any, kwargs: Any) -> str:
@@ -115,25 +143,25 @@ def found(
     properties = message.properties if isinstance(message.properties, dict) else {}
     ours = headers.get(HEADER)
     ours = ours if isinstance(ours, dict) else {}
-    kind = type(error)
-    now = time.time()
-    attempt, replay = _number(headers.get("retries")) + 1, _number(ours.get("replay"))
-    history = ours.get("history")
+    attempt, replay = (as_count(headers.get("retries")) or 0) + 1, as_count(ours.get("replay")) or 0
     return Letter(
         id=_identity(message, headers, attempt, replay),
-        task=_text(headers.get("task")),
-        task_id=_text(headers.get("id")),
-        root_id=_text(headers.get("root_id")),
+        task=as_text(headers.get("task")),
+        task_id=as_text(headers.get("id")),
+        root_id=as_text(headers.get("root_id")),
+        parent_id=as_text(headers.get("parent_id")),
+        group_id=as_text(headers.get("group")),
         reason=reason,
-        error=f"{kind.__module__}.{kind.__qualname__}",
-        message=clipped(text_of(error), MESSAGE_LIMIT),
-        traceback=clipped(trace, TRACEBACK_LIMIT),
+        **_told_by(error, trace),
         attempt=attempt,
-        history=[one for one in history if isinstance(one, dict)] if isinstance(history, list) else [],
+        history=history_of(ours),
+        errors=errors_of(ours),
         **_origin(app, message.delivery_info or {}),
-        priority=_number(properties.get("priority")) or None,
-        first_started=_moment(ours.get("started"), now),
-        died_at=now,
+        priority=as_count(properties.get("priority")),
+        properties=properties_of(properties),
+        first_published=first_sent(ours, attempt),
+        first_started=as_moment(ours.get("started")),
+        died_at=time.time(),
         worker=worker,
         replay=replay,
     )
@@ -143,7 +171,7 @@ def _identity(message: Message, headers: Mapping[str, Any], attempt: int, replay
     task_id = headers.get("id")
     body = message.body if isinstance(message.body, bytes) else str(message.body).encode("utf-8", "surrogatepass")
     if isinstance(task_id, str) and task_id:
-        run_id = f"{task_id}/{_number(headers.get('replaced_task_nesting'))}"
+        run_id = f"{task_id}/{as_count(headers.get('replaced_task_nesting')) or 0}"
         try:
             args, kwargs, _ = message.payload
             seen = _seen(args, kwargs)
@@ -159,7 +187,7 @@ def _identity(message: Message, headers: Mapping[str, Any], attempt: int, replay
     )
 
 
-def _origin(app: Celery, delivery_info: Mapping[str, Any]) -> dict[str, str]:
+def _origin(app: Celery, delivery_info: Mapping[str, Any]) -> dict[str, Any]:
     exchange, key = came_by(delivery_info)
     queue: Any = queue_of(app, exchange, key)
     return {
@@ -169,16 +197,10 @@ def _origin(app: Celery, delivery_info: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _number(value: Any) -> int:
-    return value if type(value) is int and value >= 0 else 0
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _moment(value: Any, otherwise: float) -> float:
-    return float(value) if type(value) in (int, float) else otherwise
+def _shortstr(value: Any, otherwise: str) -> str:
+    """What AMQP carries in a property; a hostile id may be longer."""
+    fits = isinstance(value, str) and 0 < len(value.encode("utf-8", "surrogatepass")) <= LONGEST_NAME
+    return value if fits else otherwise
 
 
 def letter_message(call: Call, letter: Letter) -> dict[str, Any]:
@@ -191,31 +213,34 @@ def letter_message(call: Call, letter: Letter) -> dict[str, Any]:
         [list(call.received_args), call.received_kwargs, embed],
         message_serializer(call),
     )
-    headers[LETTER] = header_of(letter, headers)
+    headers[LETTER] = header_of(letter)
     return {
         "body": body,
         "headers": headers,
         "content_type": content_type,
         "content_encoding": encoding,
-        "correlation_id": call.id,
-        "reply_to": known.get("reply_to") or "",
+        "correlation_id": _shortstr(call.id, letter.id),
+        "reply_to": _shortstr(known.get("reply_to"), ""),
         "delivery_mode": 2,
     }
 
 
 def found_message(message: Message, letter: Letter) -> dict[str, Any]:
     """The message itself, byte for byte, as arguments to ``Producer.publish``, with the letter's header."""
-    headers = dict(message.headers) if isinstance(message.headers, dict) else {}
+    headers = message.headers if isinstance(message.headers, dict) else {}
     properties = message.properties if isinstance(message.properties, dict) else {}
-    headers[LETTER] = header_of(letter, headers)
+    without = _ORDERS if message.errors else {*_ORDERS, "compression"}  # the body was unpacked, where that was possible
     return {
         "body": message.body,
-        "headers": headers,
+        "headers": {
+            **{name: value for name, value in headers.items() if name not in without},
+            LETTER: header_of(letter),
+        },
         # Without a type kombu would encode the bytes once more.
-        "content_type": _text(message.content_type) or "application/octet-stream",
-        "content_encoding": _text(message.content_encoding) or "binary",
-        "correlation_id": _text(properties.get("correlation_id")) or letter.task_id or letter.id,
-        "reply_to": _text(properties.get("reply_to")) or "",
+        "content_type": _shortstr(message.content_type, "application/octet-stream"),
+        "content_encoding": _shortstr(message.content_encoding, "binary"),
+        "correlation_id": _shortstr(properties.get("correlation_id"), _shortstr(letter.task_id, letter.id)),
+        "reply_to": _shortstr(properties.get("reply_to"), ""),
         "delivery_mode": 2,
     }
 
@@ -233,7 +258,7 @@ def publish_letter(
     Args:
         app: The app on whose broker the queue is.
         queue: The dead-letter queue.
-        message: The arguments of ``Producer.publish``.
+        message: The arguments of ``Producer.publish``, whose headers are fitted into the room that the connection has.
         patience: For how long a passing trouble is tried again; 30 seconds by default.
         publisher: Whose connection it takes; the app's by default.
 
@@ -242,7 +267,8 @@ def publish_letter(
     """
 
     def send(producer: Any) -> None:
-        ensure_queue(app, producer.connection, queue)
-        producer.publish(exchange="", routing_key=queue, **message, **CONFIRM)
+        connection = producer.connection
+        ensure_queue(app, connection, queue)
+        producer.publish(exchange="", routing_key=fitting(queue), **fitted(message, room_in(connection)), **CONFIRM)
 
     (publisher or equipment_of(app).publisher).publish(send, patience=patience)

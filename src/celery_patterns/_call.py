@@ -19,6 +19,7 @@ from celery import current_task
 from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
 
 from ._keys import Binder
+from ._told import FAR, as_moment
 from .exceptions import NotInTask
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "came_by",
     "current_call",
     "current_claim",
+    "first_sent",
     "moment",
     "received",
 ]
@@ -55,12 +57,11 @@ OWNER = "celery_patterns_owner"
 # A delayed delivery puts its 28 bits before the routing key.
 _DELAY = re.compile(r"^(?:[01]\.){28}")
 
-#: Numbers beyond this are no moments, spans or counts of ours.
-FAR = 10**12
 #: What the first message of a task remembers, when it is logged.
 _FIRST = {"sent"}
 
-_BROKERS_OWN = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "redelivered"})
+# CC and BCC are orders to RabbitMQ, which has carried them out: each queue they name has a copy of its own.
+_BROKERS_OWN = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "redelivered", "CC", "BCC"})
 
 _NO_HEADER: dict[str, Any] = {}
 
@@ -95,6 +96,10 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and -FAR < value < FAR
 
 
+def _number_or_none(value: Any) -> bool:
+    return value is None or _number(value)
+
+
 def _count(value: Any) -> bool:
     return isinstance(value, int) and -FAR < value < FAR
 
@@ -109,6 +114,7 @@ def _list(value: Any) -> bool:
 
 _REMEMBERED: dict[str, Callable[[Any], bool]] = {
     "sent": _number,
+    "first_sent": _number_or_none,
     "started": _number,
     "waited": _number,
     "waiting": _number,
@@ -120,8 +126,15 @@ _REMEMBERED: dict[str, Callable[[Any], bool]] = {
 }
 
 
+def first_sent(header: Mapping[str, Any], attempt: int) -> float | None:
+    """When the task was first published; None where its messages do not say: a later attempt's own time is another one."""
+    if "first_sent" in header:
+        return as_moment(header["first_sent"])
+    return as_moment(header.get("sent")) if attempt == 1 else None
+
+
 def is_brokers_own(header: str) -> bool:
-    """Whether it is a broker's note on a delivery: Celery's retry would copy it into a message that was never delivered."""
+    """Whether it is between the broker and one delivery: Celery's retry would copy it into a message that is another one."""
     return header in _BROKERS_OWN or header.startswith(("x-first-death-", "x-last-death-"))
 
 
@@ -334,6 +347,11 @@ class Call:
     def first_started(self) -> float:
         """When the first attempt started, in seconds since the epoch on that worker's clock."""
         return float(self.header.get("started", self.started))
+
+    @property
+    def first_sent(self) -> float | None:
+        """When the task was first published, by its sender's clock; None when the sender did not say."""
+        return first_sent(self.header, self.attempt)
 
     def facts(self, told: dict[str, Any] | None = None) -> dict[str, Any]:
         """What every event says of the call: of its arguments nothing but those that ``logged`` named.

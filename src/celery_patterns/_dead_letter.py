@@ -9,7 +9,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry
@@ -21,6 +21,7 @@ from ._equipment import equipment_of
 from ._events import emit
 from ._keys import digest
 from ._plan import REQUEUED, Layer, Pattern
+from ._queues import LONGEST_NAME, dead_queue
 from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
 
 if TYPE_CHECKING:
@@ -37,14 +38,13 @@ KEPT = "celery_patterns_kept"
 
 _ALSO = frozenset({"revoked", "expired"})
 
+_QUEUE_TYPES = ("classic", "quorum")
+
 #: How many starts of a message may come to no end, unless its task says otherwise.
 MAX_CRASHES = 3
 
 #: Seconds before a message goes back whose letter the broker refuses for good.
 REFUSED_PAUSE = 5.0
-
-#: The longest name of a queue, in bytes, that AMQP carries.
-LONGEST_NAME = 255
 
 #: How long the starts of a message without a key are remembered.
 STARTS_TTL = timedelta(days=7)
@@ -69,10 +69,16 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
 
     Args:
         queue: The dead-letter queue; by default the name of the task's queue with ``.dead`` behind it. It is taken as it
-            is found, and made a durable classic queue when there is none.
+            is found, and made, durable, when there is none. A name that would be longer than 255 bytes is cut, with a
+            digest of the whole behind it; :func:`dead_letters` finds it by either.
         max_crashes: How many starts may come to no end before the message is buried without being run again; 3 by
             default, counted in the claim for a task with a key and in the store otherwise. None: never.
         also: Ends that are nobody's fault and leave a letter too: ``"revoked"``, ``"expired"``, or both; none by default.
+        queue_type: What is made on RabbitMQ when there is no queue yet: ``"classic"``, the default, or ``"quorum"``, a
+            replicated queue whose limit of deliveries is switched off, so that looking at letters loses none. Whether a
+            policy of the broker's limits them all the same cannot be seen, which a warning says when the queue is made.
+            A broker that is not known to leave the limit off gets a classic queue, and the same warning. A list of Redis
+            has no type.
 
     Raises:
         ConfigurationError: When an argument is wrong.
@@ -83,9 +89,15 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
     queue: str | None
     max_crashes: int | None
     also: frozenset[str]
+    queue_type: str
 
     def __init__(
-        self, queue: str | None = None, *, max_crashes: int | None = MAX_CRASHES, also: Collection[str] = ()
+        self,
+        queue: str | None = None,
+        *,
+        max_crashes: int | None = MAX_CRASHES,
+        also: Collection[str] = (),
+        queue_type: Literal["classic", "quorum"] = "classic",
     ) -> None:
         if queue is not None and (not isinstance(queue, str) or not 0 < len(queue.encode()) <= LONGEST_NAME):
             raise ConfigurationError(
@@ -97,6 +109,9 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
             )
         if isinstance(also, str) or not set(also) <= _ALSO:
             raise ConfigurationError(f'expected also to hold "revoked", "expired", or both, got {also!r}')
+        if queue_type not in _QUEUE_TYPES:
+            raise ConfigurationError(f'expected queue_type to be "classic" or "quorum", got {queue_type!r}')
+        object.__setattr__(self, "queue_type", queue_type)
         object.__setattr__(self, "also", frozenset(also))
         object.__setattr__(self, "queue", queue)
         object.__setattr__(self, "max_crashes", max_crashes)
@@ -127,7 +142,7 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
         queue = self.queue
         try:
             letter = written(call, error)
-            queue = queue or f"{letter.queue}.dead"
+            queue = queue or dead_queue(letter.queue)
             publish_letter(call.app, queue, letter_message(call, letter))
         except SoftTimeLimitExceeded:
             raise

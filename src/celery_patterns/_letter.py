@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import Any
 
-from ._call import HEADER, is_brokers_own
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from ._call import HEADER, is_brokers_own, moment
+from ._history import errors_of, history_of
+from ._told import as_count, as_moment, as_text
 
 __all__ = [
     "LETTER",
@@ -19,6 +20,7 @@ __all__ = [
     "Letter",
     "clipped",
     "header_of",
+    "properties_of",
     "read_letter",
     "replay_id",
     "replayed_headers",
@@ -27,15 +29,29 @@ __all__ = [
 #: The header that makes a message a letter: JSON text, so that any tool can read it.
 LETTER = "celery_patterns_letter"
 
-#: All headers of an AMQP message share one frame of 128 KiB, and a broker drops the connection over a larger one.
-HEADER_BUDGET = 110_000
 TRACEBACK_LIMIT = 16_000
 MESSAGE_LIMIT = 2_000
+
+#: The properties of a message that a letter tells of. The others, its content type and encoding, are the letter's own.
+_PROPERTIES = (
+    "correlation_id",
+    "reply_to",
+    "expiration",
+    "priority",
+    "delivery_mode",
+    "message_id",
+    "timestamp",
+    "type",
+    "user_id",
+    "app_id",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Letter:
     """What is known of a dead message. The arguments are in the message, and not here.
+
+    What is not known is None, or empty, and never guessed.
 
     Attributes:
         id: 32 hexadecimal digits made from task id, attempt, replay and arguments: two letters of one id are the same
@@ -43,65 +59,149 @@ class Letter:
         task: The task's name; None where the message does not tell.
         task_id: The id of the task that died; None where the message does not tell.
         root_id: The id of the first task of its workflow.
+        parent_id: The id of the task that sent it, if a task did.
+        group_id: The id of the group it was a member of, if it was one.
         reason: How it ended. ``failed``: with an exception; ``result_not_encodable``: with a result that no backend can
-            carry; ``rejected``: with ``Reject(requeue=False)``; ``time_limit``: at its hard time limit; ``worker_lost``:
-            with its worker, where the task does not go back to its queue then; ``crashed``: it took its worker down too
-            often; ``revoked`` and ``expired``: where the task asks for a letter then; ``unknown_task``, ``unreadable``,
-            ``content_type_refused`` and ``malformed``: this worker cannot run it.
-        error: The error's type, with its module.
+            carry; ``rejected``: with ``Reject(requeue=False)``, or by a consumer of RabbitMQ's; ``time_limit``: at its hard
+            time limit; ``worker_lost``: with its worker, where the task does not go back to its queue then; ``crashed``: it
+            took its worker down too often; ``revoked`` and ``expired``: where the task asks for a letter then, or its time
+            in a queue of RabbitMQ's was over; ``unknown_task``, ``unreadable``, ``content_type_refused`` and ``malformed``:
+            this worker cannot run it; ``queue_full``, ``delivery_limit`` and ``buried_by_broker``: RabbitMQ took it out of a
+            queue that was full, after too many deliveries, or for a reason that this release does not know.
+        error: The error's type, with its module; empty when RabbitMQ buried it.
         message: The error's text, at most 2,000 characters.
         traceback: The traceback as text, at most 16,000 characters.
         attempt: The attempt that died, the first being 1.
-        history: The attempts before, the last ten: attempt, when it started, and the type of its error.
+        history: The attempts before, the first and the last seven: attempt, when it started (``at``), and the type of its
+            error.
+        errors: How many of the attempts before died of which error: eight types, and what came beside under ``others``.
         queue: The queue it came from.
         exchange: The exchange it came by; empty for the default one.
         routing_key: The routing key it came by.
         priority: The message's priority, if it had one.
-        first_started: When the first attempt started, in seconds since the epoch.
+        properties: The message's own AMQP properties that it had: ``reply_to``, ``expiration`` in milliseconds,
+            ``correlation_id``, ``timestamp`` and so on.
+        first_published: When the task was first published, in seconds since the epoch by the sender's clock. None where
+            the sender did not say: it says so for a task that it knows to wear ``dead_letter`` or ``logged``.
+        first_started: When the first attempt started, in seconds since the epoch; None where that is not known.
         died_at: When it died, in seconds since the epoch.
-        worker: The worker it died on.
+        worker: The worker it died on; None when RabbitMQ buried it.
         replay: How many times it was replayed before.
+        broker_count: How many times RabbitMQ buried it from this queue for this reason; 0 when a worker wrote the letter.
     """
 
     id: str
     task: str | None
     task_id: str | None
     root_id: str | None
+    parent_id: str | None = None
+    group_id: str | None = None
     reason: str
     error: str
     message: str
     traceback: str
     attempt: int
     history: list[dict[str, Any]] = field(default_factory=list)
+    errors: dict[str, int] = field(default_factory=dict)
     queue: str
     exchange: str
     routing_key: str
     priority: int | None
-    first_started: float
+    properties: dict[str, str | int] = field(default_factory=dict)
+    first_published: float | None = None
+    first_started: float | None
     died_at: float
     worker: str | None
     replay: int = 0
+    broker_count: int = 0
 
 
-def header_of(letter: Letter, beside: Mapping[str, Any]) -> str:
-    """The letter's header, as long as the message's own headers leave room for."""
-    room = HEADER_BUDGET - len(json.dumps(beside, default=str))
-    text = json.dumps(asdict(letter))
-    if len(text) <= room:
-        return text
-    spare = max(0, len(letter.traceback) - (len(text) - room))
-    shorter = {**asdict(letter), "traceback": clipped(letter.traceback, spare // 2)}
-    return json.dumps(shorter)
+def header_of(letter: Letter, room: int | None = None) -> str | None:
+    """The letter's header, JSON in ASCII, as long as there is room for.
+
+    The traceback gives way first, then the error's text, then the history and the properties.
+
+    Args:
+        letter: The letter.
+        room: Bytes; None for no limit.
+
+    Returns:
+        None when even the shortest is too long.
+    """
+    for shorter in _ever_shorter(letter):
+        text = json.dumps(asdict(shorter))
+        if room is None or len(text) <= room:
+            return text
+    return None
 
 
-def read_letter(headers: Mapping[str, Any]) -> Letter | None:
-    """The letter that a message's headers hold; None when it is no letter, or not one this release can read."""
+def _ever_shorter(letter: Letter) -> Iterator[Letter]:
+    yield letter
+    limit = len(letter.traceback)
+    while limit:
+        limit = limit * 3 // 4 if limit > 100 else 0  # noqa: PLR2004 - less tells nothing
+        yield replace(letter, traceback=clipped(letter.traceback, limit))
+    bare = replace(letter, traceback="")
+    for limit in (MESSAGE_LIMIT // 4, MESSAGE_LIMIT // 16, 0):
+        yield (bare := replace(bare, message=clipped(letter.message, limit) if limit else ""))
+    yield replace(bare, history=[], errors={}, properties={})
+
+
+def read_letter(headers: Any) -> Letter | None:
+    """The letter that a message's headers hold; None when it is no letter, or not one this release can read.
+
+    Fields that this release does not know are passed over. A field that is missing, or holds what it cannot hold, is as if
+    it were not known. Only ``id``, ``reason``, ``queue`` and ``died_at`` must be there.
+    """
     try:
         known = json.loads(headers[LETTER])
-        names = Letter.__dataclass_fields__
-        return Letter(**{name: value for name, value in known.items() if name in names})
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
+    if not isinstance(known, dict):
+        return None
+    values = {name: reads(known.get(name)) for name, reads in _FIELDS.items()}
+    if not values["id"] or None in (values["reason"], values["queue"], values["died_at"]):
+        return None
+    return Letter(**values, history=history_of(known), errors=errors_of(known))
+
+
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _words(limit: int) -> Callable[[Any], str]:
+    return lambda value: clipped(value, limit) if isinstance(value, str) else ""
+
+
+def properties_of(told: Any) -> dict[str, str | int]:
+    """Of a message's properties what it is good to know, in values that JSON has."""
+    if not isinstance(told, Mapping):
+        return {}
+    known: dict[str, str | int] = {}
+    for name in _PROPERTIES:
+        value = told.get(name)
+        if isinstance(value, datetime):
+            value = int(moment(value))
+        value = as_text(value) if isinstance(value, str) else as_count(value)
+        if value is not None:
+            known[name] = value
+    return known
+
+
+#: How a field is read; what this gives for None is what the field holds when it is not there.
+_FIELDS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("id", "task", "task_id", "root_id", "parent_id", "group_id", "reason", "worker"), as_text),
+    "queue": _string,
+    **dict.fromkeys(("exchange", "routing_key"), lambda value: _string(value) or ""),
+    "error": lambda value: as_text(value) or "",
+    "message": _words(MESSAGE_LIMIT),
+    "traceback": _words(TRACEBACK_LIMIT),
+    "attempt": lambda value: as_count(value) or 1,
+    "priority": as_count,
+    "properties": properties_of,
+    **dict.fromkeys(("first_published", "first_started", "died_at"), as_moment),
+    **dict.fromkeys(("replay", "broker_count"), lambda value: as_count(value) or 0),
+}
 
 
 def clipped(text: str, limit: int) -> str:
@@ -116,9 +216,11 @@ def clipped(text: str, limit: int) -> str:
 def replayed_headers(letter: Letter, headers: Mapping[str, Any]) -> dict[str, Any]:
     """The headers of a replay: a new task id made from the letter's, a fresh budget, no stale time, no chord."""
     kept = {name: value for name, value in headers.items() if name != LETTER and not is_brokers_own(name)}
-    carried = kept.get(HEADER) or {}
-    ours = {"replay": letter.replay + 1, "replay_of": letter.id, "sent": round(time.time(), 6)}
-    if carried.get("key") is not None:
+    carried = kept.get(HEADER)
+    ours: dict[str, Any] = {"replay": letter.replay + 1, "replay_of": letter.id, "sent": round(time.time(), 6)}
+    if letter.first_published is not None:
+        ours["first_sent"] = letter.first_published
+    if isinstance(carried, Mapping) and carried.get("key") is not None:
         ours["key"] = carried["key"]
     # A chord has long been told that this member failed; to report to it again would count the member twice.
     return {

@@ -250,7 +250,7 @@ class Plan:
         for _, around in sorted(rooms, key=lambda room: -room[0]):
             self._enter = functools.partial(around, self._enter)
         self.buries = next((pattern for pattern in patterns if pattern.layer is Layer.BURY), None)
-        self.timed = any(pattern.layer is Layer.LOG for pattern in patterns)
+        self.timed = any(pattern.layer in (Layer.LOG, Layer.BURY) for pattern in patterns)
         self.checks = [one.check_call for one in patterns if type(one).check_call is not Pattern.check_call]
 
     def run(self, task: Task, request: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

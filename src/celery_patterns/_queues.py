@@ -1,33 +1,86 @@
-"""Queues: where a delivery came from, and the dead-letter queue, taken as it is found or made durable and classic."""
+"""Queues: where a delivery came from, and the dead-letter queue, taken as it is found or made durable."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import NotFound
 from kombu.entity import Queue
 
+from ._events import announce
+from ._keys import digest
+
 if TYPE_CHECKING:
     from celery import Celery
     from kombu.connection import Connection
 
-__all__ = ["ensure_queue", "queue_length", "queue_of", "topic_takes"]
+__all__ = ["LONGEST_NAME", "dead_queue", "ensure_queue", "fitting", "queue_length", "queue_of", "topic_takes"]
+
+#: The longest name of a queue, in bytes, that AMQP carries.
+LONGEST_NAME = 255
+
+# Since then a quorum queue limits deliveries unless it is told not to; before, -1 would be taken for 0.
+_LIMITS_DELIVERIES = 4
+
+
+def dead_queue(queue: str) -> str:
+    """The dead-letter queue beside a queue: its name with ``.dead`` behind it."""
+    return fitting(f"{queue}.dead")
+
+
+def fitting(name: str) -> str:
+    """A queue's name that AMQP carries: of one over 255 bytes the beginning, and a digest of it all."""
+    data = name.encode("utf-8", "surrogatepass")
+    if len(data) <= LONGEST_NAME:
+        return name
+    end = f"~{digest(name)[:16]}.dead" if name.endswith(".dead") else f"~{digest(name)[:16]}"
+    return data[: LONGEST_NAME - len(end)].decode("utf-8", "ignore") + end
 
 
 def ensure_queue(app: Celery, connection: Connection, name: str) -> None:
     """Make sure the queue exists, without ever declaring a user's queue with arguments of ours."""
     if connection.transport.driver_type != "amqp":
         return  # a virtual transport's queue is there once something is in it
+    name = fitting(name)
     if queue_length(connection, name) is not None:
         return
-    # Classic, because a quorum queue with a delivery limit drops a letter that was looked at a few times.
-    ours = Queue(name, durable=True, queue_arguments={"x-queue-type": "classic"})
-    queue = app.amqp.queues.get(name, ours)
+    queue = app.amqp.queues.get(name) or Queue(name, durable=True, queue_arguments=_arguments(app, connection, name))
     channel: Any = connection.channel()
     try:
         queue(channel).declare()
     finally:
         channel.close()
+
+
+def _arguments(app: Celery, connection: Connection, name: str) -> dict[str, Any]:
+    """Classic, because a quorum queue with a delivery limit drops a letter that was looked at a few times; or as asked."""
+    if not _is_to_be_quorum(app, name):
+        return {"x-queue-type": "classic"}
+    release = _release_of_rabbit(connection)
+    told = {"queue": name, "queue_type": "quorum", "not_checked": "whether a policy sets a delivery-limit"}
+    if release is None:
+        told |= {"queue_type": "classic", "not_checked": "whether this broker limits deliveries"}
+        announce(logging.WARNING, "dead_letter_queue_made", told)
+        return {"x-queue-type": "classic"}
+    announce(logging.WARNING, "dead_letter_queue_made", told)
+    return {"x-queue-type": "quorum", **({"x-delivery-limit": -1} if release >= _LIMITS_DELIVERIES else {})}
+
+
+def _is_to_be_quorum(app: Celery, name: str) -> bool:
+    """Whether a task that buries there asks for it; those that name the queue are asked before those that name none."""
+    patterns = [plan.buries for task in app.tasks.values() if (plan := getattr(task, "plan", None)) and plan.buries]
+    asked = {one.queue_type for one in patterns if one.queue == name} or {
+        one.queue_type for one in patterns if one.queue is None
+    }
+    return "quorum" in asked
+
+
+def _release_of_rabbit(connection: Connection) -> int | None:
+    """RabbitMQ's first number; None for another broker, or one that does not tell."""
+    told: Any = getattr(connection.connection, "server_properties", None) or {}
+    first = str(told.get("version")).split(".")[0]
+    return int(first) if told.get("product") == "RabbitMQ" and first.isdecimal() else None
 
 
 def queue_length(connection: Connection, name: str) -> int | None:

@@ -14,9 +14,11 @@ from kombu.utils.encoding import bytes_to_str
 
 from ._equipment import equipment_of
 from ._fit import expect_app
-from ._letter import Letter, read_letter, replay_id, replayed_headers
+from ._letter import Letter, replay_id, replayed_headers
 from ._publish import CONFIRM
-from ._queues import queue_length, topic_takes
+from ._queues import fitting, queue_length, topic_takes
+from ._wrap import unwrapped
+from ._x_death import letter_of
 from .exceptions import ConfigurationError, LetterNotFound, PublishFailed
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class DeadLetters:
 
     def __init__(self, app: Celery, queue: str) -> None:
         self._app = app
-        self.queue = queue
+        self.queue = fitting(queue)
         with self._connected() as connection:
             kind = connection.transport.driver_type
         if kind not in ("amqp", "redis"):
@@ -228,8 +230,8 @@ class DeadLetters:
                 raw = channel.basic_get(self.queue, no_ack=False)
                 if raw is None:
                     return
-                message = channel.message_to_python(raw)
-                letter = read_letter(message.headers)
+                message = unwrapped(channel.message_to_python(raw))
+                letter = letter_of(message)
                 if letter is not None:
                     yield _Held(letter, message)
         finally:
@@ -246,7 +248,7 @@ class DeadLetters:
             for raw in reversed(page):
                 passed += 1
                 message = _parsed(channel, raw)
-                letter = None if message is None else read_letter(message.headers)
+                letter = None if message is None else letter_of(unwrapped(message))
                 if letter is not None and message is not None:
                     held = _Held(letter, message, raw)
                     yield held

@@ -24,6 +24,8 @@ from ._call import HEADER, is_brokers_own
 from ._codec import dumps_arguments
 from ._equipment import equipment_of
 from ._events import emit
+from ._frame import FRAME, size_of
+from ._history import remembering
 from ._publish import CONFIRM
 from ._queues import queue_of
 from .exceptions import PublishFailed, UnsafeValue
@@ -48,7 +50,8 @@ __all__ = [
 #: The name under which kombu knows our encoder.
 STRICT = "celery-patterns-json"
 
-_HISTORY = 10
+# A message's own headers may nearly fill a frame: what is remembered of the attempts is then not told.
+_OTHER_HEADERS = 8_000
 
 
 def whole_seconds(wait: float) -> int:
@@ -63,7 +66,8 @@ def carried_headers(call: Call, extra: Mapping[str, Any] | None = None, **ours: 
     """The message's own headers, without the broker's notes, and with what the patterns carry."""
     headers = {**(call.request.headers or {}), **(extra or {})}
     return {
-        **{name: value for name, value in headers.items() if not is_brokers_own(name)},
+        # The body was unpacked when it was received.
+        **{name: value for name, value in headers.items() if not is_brokers_own(name) and name != "compression"},
         HEADER: {**call.header, **ours},
     }
 
@@ -162,12 +166,11 @@ def _again(call: Call, retry: Retry) -> None:
 def _send_next(call: Call, retry: Retry) -> None:
     signature = retry.sig
     cause = retry.__cause__ or retry.__context__ or retry.exc
-    history = [*call.header.get("history", ()), _remembered(call, cause)][-_HISTORY:]
     countdown = signature.options.get("countdown")
     ours = {
         "started": call.first_started,
         "waited": call.header.get("waited", 0) + (countdown or 0),
-        "history": history,
+        **remembering(call.header, call.attempt, call.started, cause),
         "waiting": None,
         "looks": 0,
         "asked_by": None,
@@ -189,12 +192,6 @@ def _not_sent(call: Call, cause: BaseException | None, error: Exception) -> None
     if back:
         raise Reject("the next attempt could not be published; the message goes back to its queue", requeue=True)
     raise cause if isinstance(cause, Exception) and not isinstance(cause, TaskPredicate) else error
-
-
-def _remembered(call: Call, cause: BaseException | None) -> dict[str, Any]:
-    kind = type(cause) if cause is not None else None
-    name = None if kind is None else f"{kind.__module__}.{kind.__qualname__}"[:120]
-    return {"attempt": call.attempt, "at": round(call.started, 3), "error": name}
 
 
 def send_waiting_copy(call: Call, wait: timedelta, **ours: Any) -> None:
@@ -244,9 +241,16 @@ def _show_no_more(call: Call, options: dict[str, Any], *, unchanged: bool) -> No
             options.setdefault(name, shown)
 
 
+def _headers(call: Call, asked: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[str, Any]:
+    headers = carried_headers(call, asked, first_sent=call.first_sent, **ours)
+    if size_of(headers) > FRAME - _OTHER_HEADERS:
+        headers[HEADER] = {name: value for name, value in headers[HEADER].items() if name not in ("history", "errors")}
+    return headers
+
+
 def _send(call: Call, signature: Signature, ours: Mapping[str, Any]) -> None:
     options = signature.options
-    options["headers"] = carried_headers(call, options.get("headers"), **ours)
+    options["headers"] = _headers(call, options.get("headers"), ours)
     options.pop("redelivered", None)
     queue = (
         queue_of(call.app, *call.came_by) if "queue" not in options else None

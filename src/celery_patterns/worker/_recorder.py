@@ -17,6 +17,7 @@ from .._dead_letter import STARTS_TTL, dead_letter, starts_key, task_dead_letter
 from .._equipment import equipment_of
 from .._events import announce, type_name
 from .._publish import Publisher
+from .._queues import dead_queue
 from .._task import PatternTask
 from ..exceptions import PublishFailed, StoreUnavailable
 
@@ -137,7 +138,7 @@ class Recorder:
             self._after(LAST_PAUSE, back)
             return
         pattern = wears_dead_letter(task)
-        queue = (pattern.queue if pattern is not None else None) or f"{letter.queue}.dead"
+        queue = (pattern.queue if pattern is not None else None) or dead_queue(letter.queue)
         deadline = time.monotonic() + min(PATIENCE, self._visibility() / 2)
         self._bury(_Burial(letter, found_message(message, letter), queue, task, done, back, deadline, message))
 

@@ -1,0 +1,27 @@
+"""What a header tells, taken as far as it can be true: it may be written by hand, damaged, or of another release."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["FAR", "NAME_LIMIT", "as_count", "as_moment", "as_text"]
+
+#: Numbers beyond this are no moments, spans or counts of ours.
+FAR = 10**12
+#: Characters of a name or an id that are told.
+NAME_LIMIT = 500
+
+
+def as_count(value: Any) -> int | None:
+    """A whole number from 0; None for anything else."""
+    return value if type(value) is int and 0 <= value < FAR else None
+
+
+def as_moment(value: Any) -> float | None:
+    """Seconds since the epoch; None for anything else."""
+    return float(value) if type(value) in (int, float) and -FAR < value < FAR else None
+
+
+def as_text(value: Any) -> str | None:
+    """A text of at most 500 characters; None for anything else."""
+    return value[:NAME_LIMIT] if isinstance(value, str) else None

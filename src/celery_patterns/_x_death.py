@@ -1,0 +1,116 @@
+"""Letters that RabbitMQ wrote: messages that a queue of the user's buried, by a policy or by its arguments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from ._call import HEADER, came_by, first_sent, moment
+from ._history import errors_of, history_of
+from ._keys import digest
+from ._letter import Letter, properties_of, read_letter
+from ._told import as_count, as_moment, as_text
+
+if TYPE_CHECKING:
+    from kombu.message import Message
+
+__all__ = ["letter_of"]
+
+#: RabbitMQ's words for why a queue buried a message, and ours.
+_REASONS = {
+    "rejected": "rejected",
+    "expired": "expired",
+    "maxlen": "queue_full",
+    "delivery_limit": "delivery_limit",
+}
+_UNKNOWN = "buried_by_broker"
+
+
+def letter_of(message: Message) -> Letter | None:
+    """The letter that a message is, ours or RabbitMQ's; None when it is none."""
+    return read_letter(message.headers) or _brokers(message)
+
+
+def _brokers(message: Message) -> Letter | None:
+    headers = message.headers if isinstance(message.headers, Mapping) else {}
+    properties = message.properties if isinstance(message.properties, Mapping) else {}
+    death = _last_death(headers)
+    queue, died_at = death.get("queue"), _time(death.get("time"))
+    if not isinstance(queue, str) or not isinstance(death.get("reason"), str) or died_at is None:
+        return None
+    ours = headers.get(HEADER)
+    ours = ours if isinstance(ours, Mapping) else {}
+    attempt, replay = (as_count(headers.get("retries")) or 0) + 1, as_count(ours.get("replay")) or 0
+    count = as_count(death.get("count")) or 1
+    # RabbitMQ takes a message's own time to live from it, and keeps it here.
+    told = {**properties, "expiration": death.get("original-expiration")}
+    return Letter(
+        id=_identity(message, headers, (queue, death["reason"], str(count), str(attempt), str(replay))),
+        task=as_text(headers.get("task")),
+        task_id=as_text(headers.get("id")),
+        root_id=as_text(headers.get("root_id")),
+        parent_id=as_text(headers.get("parent_id")),
+        group_id=as_text(headers.get("group")),
+        reason=_REASONS.get(death["reason"], _UNKNOWN),
+        error="",
+        message="",
+        traceback="",
+        attempt=attempt,
+        history=history_of(ours),
+        errors=errors_of(ours),
+        queue=queue,
+        **_origin(death, queue),
+        priority=as_count(properties.get("priority")),
+        properties=properties_of(told),
+        first_published=first_sent(ours, attempt),
+        first_started=as_moment(ours.get("started")),
+        died_at=died_at,
+        worker=None,
+        replay=replay,
+        broker_count=count,
+    )
+
+
+def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """RabbitMQ puts the last one first."""
+    deaths = headers.get("x-death")
+    last = deaths[0] if isinstance(deaths, list | tuple) and deaths else None
+    return last if isinstance(last, Mapping) else {}
+
+
+def _time(value: Any) -> float | None:
+    return as_moment(moment(value) if isinstance(value, datetime) else value)
+
+
+def _origin(death: Mapping[str, Any], queue: str) -> dict[str, Any]:
+    """Exchange and routing key; of several keys the first, for the others are copies of their own."""
+    keys = death.get("routing-keys")
+    key = keys[0] if isinstance(keys, list | tuple) and keys else None
+    exchange, key = came_by({"exchange": _string(death.get("exchange")), "routing_key": _string(key)})
+    # After a delayed delivery, and where no key is told, the queue itself is all that is known.
+    return {"exchange": exchange, "routing_key": key} if exchange and key else {"exchange": "", "routing_key": queue}
+
+
+def _string(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _identity(message: Message, headers: Mapping[str, Any], death: tuple[str, ...]) -> str:
+    """The same for each reader; without the time, which differs when RabbitMQ has to write its letter a second time."""
+    body = message.body if isinstance(message.body, bytes) else str(message.body).encode("utf-8", "surrogatepass")
+    task_id = _string(headers.get("id"))
+    named = (
+        (task_id, str(headers.get("replaced_task_nesting")))
+        if task_id
+        else (_shown(headers), _shown(message.properties))
+    )
+    return digest("by the broker", *named, *death, body.hex())
+
+
+def _shown(value: Any) -> str:
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):
+        return ""
