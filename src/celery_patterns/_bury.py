@@ -76,6 +76,7 @@ def written(call: Call, error: BaseException) -> Letter:
         died_at=time.time(),
         worker=call.request.hostname,
         replay=replay,
+        corrected=list(call.header.get("corrected", ())),
     )
 
 
@@ -117,7 +118,6 @@ def found(
     kind = type(error)
     now = time.time()
     attempt, replay = _number(headers.get("retries")) + 1, _number(ours.get("replay"))
-    history = ours.get("history")
     return Letter(
         id=_identity(message, headers, attempt, replay),
         task=_text(headers.get("task")),
@@ -128,13 +128,14 @@ def found(
         message=clipped(text_of(error), MESSAGE_LIMIT),
         traceback=clipped(trace, TRACEBACK_LIMIT),
         attempt=attempt,
-        history=[one for one in history if isinstance(one, dict)] if isinstance(history, list) else [],
+        history=_dicts(ours.get("history")),
         **_origin(app, message.delivery_info or {}),
         priority=_number(properties.get("priority")) or None,
         first_started=_moment(ours.get("started"), now),
         died_at=now,
         worker=worker,
         replay=replay,
+        corrected=_dicts(ours.get("corrected")),
     )
 
 
@@ -170,6 +171,10 @@ def _origin(app: Celery, delivery_info: Mapping[str, Any]) -> dict[str, str]:
 
 def _number(value: Any) -> int:
     return value if type(value) is int and value >= 0 else 0
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str | None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LETTER",
     "MESSAGE_LIMIT",
+    "REASONS",
     "TRACEBACK_LIMIT",
     "Letter",
     "clipped",
@@ -26,6 +27,27 @@ __all__ = [
 
 #: The header that makes a message a letter: JSON text, so that any tool can read it.
 LETTER = "celery_patterns_letter"
+
+#: Why a letter was written; there is no other reason.
+REASONS = frozenset(
+    {
+        "failed",
+        "crashed",
+        "result_not_encodable",
+        "rejected",
+        "time_limit",
+        "worker_lost",
+        "revoked",
+        "expired",
+        "unknown_task",
+        "unreadable",
+        "content_type_refused",
+        "malformed",
+        "queue_full",
+        "delivery_limit",
+        "buried_by_broker",
+    }
+)
 
 #: All headers of an AMQP message share one frame of 128 KiB, and a broker drops the connection over a larger one.
 HEADER_BUDGET = 110_000
@@ -61,6 +83,8 @@ class Letter:
         died_at: When it died, in seconds since the epoch.
         worker: The worker it died on.
         replay: How many times it was replayed before.
+        corrected: The arguments that replays have changed, the last ten: ``name``, ``was`` as JSON text of at most 200
+            characters, and the ``replay`` that changed it. ``was`` is None where the message shows its arguments to nobody.
     """
 
     id: str
@@ -81,6 +105,7 @@ class Letter:
     died_at: float
     worker: str | None
     replay: int = 0
+    corrected: list[dict[str, Any]] = field(default_factory=list)
 
 
 def header_of(letter: Letter, beside: Mapping[str, Any]) -> str:
@@ -116,10 +141,12 @@ def clipped(text: str, limit: int) -> str:
 def replayed_headers(letter: Letter, headers: Mapping[str, Any]) -> dict[str, Any]:
     """The headers of a replay: a new task id made from the letter's, a fresh budget, no stale time, no chord."""
     kept = {name: value for name, value in headers.items() if name != LETTER and not is_brokers_own(name)}
-    carried = kept.get(HEADER) or {}
+    carried = kept.get(HEADER)
+    carried = carried if isinstance(carried, dict) else {}
     ours = {"replay": letter.replay + 1, "replay_of": letter.id, "sent": round(time.time(), 6)}
-    if carried.get("key") is not None:
-        ours["key"] = carried["key"]
+    for name in ("key", "corrected"):
+        if carried.get(name) is not None:
+            ours[name] = carried[name]
     # A chord has long been told that this member failed; to report to it again would count the member twice.
     return {
         **kept,
