@@ -630,7 +630,7 @@ def test_letters_in_lists_of_priorities_without_zero(database: str) -> None:
 
     run_here(t)
     assert len(letters(app)) == 1
-    assert len(dead_letters(app, "dead").replay_all()) == 1
+    assert dead_letters(app, "dead").replay_all().sent == 1
     assert letters(app) == []
     app.close()
 
@@ -650,8 +650,8 @@ def test_a_replay_by_an_app_that_knows_no_queues(database: str) -> None:
     came = {"exchange": "ex", "routing_key": "pay.card", "priority": 0, "redelivered": False}
     run_here(t, headers={"delivery_info": came})
     bare = Celery("bare", broker=database, set_as_current=False)
-    with pytest.raises(PublishFailed, match="no queue is known to take"):
-        dead_letters(bare, "dead").replay_all()
+    (failure,) = dead_letters(bare, "dead").replay_all().failures
+    assert "no queue is known to take" in failure.error
     assert len(letters(bare)) == 1
     with app.connection_for_write() as connection:
         app.amqp.queues["pay"](connection.default_channel).declare()  # as a worker does

@@ -184,7 +184,7 @@ class OnRedis:
     def _unless_to_all(self, queue: str) -> str:
         exchange = self._app.amqp.queues[queue].exchange
         if exchange is not None and exchange.type == "fanout":
-            raise PublishFailed(f"{queue} takes what is sent to all, and nothing that is sent to it alone")
+            raise PublishFailed(f"{queue} takes what is sent to all, and nothing that is sent to it alone; expected to= with another queue")
         return queue
 
     def _taker(self, letter: Letter) -> str:
@@ -194,10 +194,12 @@ class OnRedis:
         takers = sorted(queue for key, pattern, queue in rows if pattern and topic_takes(key.split("."), words))
         if letter.queue in takers or takers:
             return str(letter.queue if letter.queue in takers else takers[0])
-        raise PublishFailed(
-            f"{letter.queue} is unknown to this app, and the exchange {letter.exchange!r} may send to all; expected an app "
-            "that declares the queue, or the name of a queue to send it to instead"
+        what = (
+            f"this app does not know {letter.queue}, and whether {letter.exchange!r} sends to one queue or to all"
+            if rows
+            else f"no queue is known to take {letter.routing_key!r} from the exchange {letter.exchange!r}"
         )
+        raise PublishFailed(f"{what}; expected an app that declares it, or to= with the queue to send it to")
 
     def _bound(self, exchange: str) -> bool:
         name = self._key(self._channel.keyprefix_queue % exchange)

@@ -146,7 +146,8 @@ class DeadLetters:
         raise self._not_found(letter_id)
 
     def _not_found(self, letter_id: str) -> LetterNotFound:
-        return LetterNotFound(f"no letter {letter_id} stands in {self.queue}")
+        held = "; on RabbitMQ one that somebody is reading is not seen" if self._kind == "amqp" else ""
+        return LetterNotFound(f"no letter {letter_id} stands in {self.queue}{held}")
 
     def stats(self) -> list[Cause]:
         """What the letters died of, the most frequent cause first: task, type of error, and place in the code."""
