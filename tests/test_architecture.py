@@ -20,13 +20,13 @@ FLOORS: list[set[str]] = [
     {"_call", "_codec", "_keys", "_events", "_publish", "_queues", "_told", "_history", "_frame"},
     {"stores", "_equipment", "_plan", "_republish", "_letter", "_wrap", "_x_death", "_bury"},
     {"_retry", "_idempotent", "_dead_letter", "_logged", "_strict_json"},
-    {"_fit", "_task", "_replay", "worker", "_app"},
+    {"_fit", "_task", "letters", "worker", "_app", "_screens", "cli"},
     {"__init__"},
 ]
 #: What only these modules may import.
 FENCED = {
     "tenacity": {"_retry"},
-    "redis": {"stores"},
+    "redis": {"stores", "letters"},
     "structlog": {"_events", "_logged"},
     "orjson": {"_codec"},
     "amqp": {"_queues"},

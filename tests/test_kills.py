@@ -62,8 +62,8 @@ def test_killed_between_letter_release_and_ack(shop: Floor, point: str, who: str
     shop.wait(lambda: len(shop.letters()) == 1, 30, "one letter")
     assert shop.traces.count("doomed") == (1 if point == "release.after" else 2)
     shop.traces.set("mended")
-    replayed = dead_letters(shop.app, shop.dead).replay_all()
-    assert [one.get(timeout=60) for one in replayed] == ["mended o-1"]
+    letters = dead_letters(shop.app, shop.dead)
+    assert [letters.replay(one).get(timeout=60) for one in list(letters)] == ["mended o-1"]
     assert shop.letters() == []
     assert shop.traces.all("effects") == ["o-1"]
 

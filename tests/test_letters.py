@@ -212,7 +212,7 @@ def test_two_letters_of_one_death_are_one(app: Celery, queue: str) -> None:
     run_here(task, 2)
     letters = dead_letters(app, f"{queue}.dead")
     assert len(letters) == 2
-    assert len(letters.replay_all()) == 2
+    assert letters.replay_all().sent == 2
     assert len(letters) == 0
     assert len(messages(app, queue)) == 2
 
@@ -298,7 +298,7 @@ def test_many_letters_are_replayed_in_order(app: Celery, queue: str) -> None:
     for n in range(450):
         run_here(task, n)
     letters = dead_letters(app, f"{queue}.dead")
-    assert len(letters.replay_all()) == 450
+    assert letters.replay_all().sent == 450
     assert [message.payload[0][0] for message in messages(app, queue)] == list(range(450))
     assert list(letters) == []
 
@@ -319,7 +319,7 @@ def test_foreign_messages_in_the_queue_are_left_alone(app: Celery, queue: str) -
 def test_an_empty_or_missing_queue_has_no_letters(app: Celery, queue: str) -> None:
     """No queue yet is no error."""
     letters = dead_letters(app, f"{queue}.never")
-    assert (list(letters), letters.replay_all()) == ([], [])
+    assert (list(letters), letters.replay_all().sent) == ([], 0)
 
 
 def test_other_brokers_are_an_answer() -> None:
@@ -658,6 +658,6 @@ def test_a_replay_goes_back_behind_its_exchange(app: Celery, queue: str, kind: s
         t, headers={"delivery_info": {"exchange": exchange.name, "routing_key": "orders.eu", "redelivered": False}}
     )
     letters = dead_letters(app, f"{orders.name}.dead")
-    assert len(letters.replay_all()) == 1
+    assert letters.replay_all().sent == 1
     assert [message.headers["task"] for message in messages(app, orders.name)] == ["t"]
     assert len(letters) == 0

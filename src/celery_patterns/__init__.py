@@ -6,7 +6,7 @@ Imports point down, and a test walks them:
 2. what a call, a payload and a key are: ``_call``, ``_codec``, ``_keys``, ``_events``, ``_publish``, ``_queues``
 3. walls and plumbing: ``stores``, ``_equipment``, ``_plan``, ``_republish``, ``_letter``
 4. five rooms with no doors between them: ``_retry``, ``_idempotent``, ``_dead_letter``, ``_logged``, ``_strict_json``
-5. Celery's doors: ``_fit``, ``_task``, ``_replay``, ``worker``, ``_app``
+5. Celery's doors: ``_fit``, ``_task``, ``letters``, ``worker``, ``_app``
 6. this shop window
 """
 
@@ -20,18 +20,21 @@ from ._idempotent import idempotent
 from ._letter import Letter
 from ._logged import logged
 from ._plan import Pattern, without
-from ._replay import DeadLetters, dead_letters
 from ._retry import retry
 from ._task import PatternTask, ReliableTask
+from .letters import Cause, DeadLetters, Failure, Replayed, dead_letters
 
 __all__ = [
     "Call",
+    "Cause",
     "Claim",
     "DeadLetters",
+    "Failure",
     "Letter",
     "Pattern",
     "PatternTask",
     "ReliableTask",
+    "Replayed",
     "current_call",
     "current_claim",
     "dead_letter",

@@ -21,7 +21,7 @@ from ._letter import LETTER, MESSAGE_LIMIT, TRACEBACK_LIMIT, Letter, clipped, he
 from ._publish import CONFIRM, PATIENCE
 from ._queues import LONGEST_NAME, ensure_queue, fitting, queue_of
 from ._republish import carried_headers, message_serializer
-from ._told import as_count, as_moment, as_text
+from ._told import as_count, as_mappings, as_moment, as_text
 from ._wrap import fitted
 from .exceptions import TooManyCrashes
 
@@ -88,6 +88,7 @@ def written(call: Call, error: BaseException) -> Letter:
         died_at=time.time(),
         worker=request.hostname,
         replay=replay,
+        corrected=as_mappings(call.header.get("corrected")),
     )
 
 
@@ -164,6 +165,7 @@ def found(
         died_at=time.time(),
         worker=worker,
         replay=replay,
+        corrected=as_mappings(ours.get("corrected")),
     )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from ._call import HEADER, is_brokers_own, moment
 from ._history import errors_of, history_of
-from ._told import as_count, as_moment, as_text
+from ._told import as_count, as_mappings, as_moment, as_text
 
 __all__ = [
     "LETTER",
     "MESSAGE_LIMIT",
+    "REASONS",
     "TRACEBACK_LIMIT",
     "Letter",
     "clipped",
@@ -28,6 +29,27 @@ __all__ = [
 
 #: The header that makes a message a letter: JSON text, so that any tool can read it.
 LETTER = "celery_patterns_letter"
+
+#: Why a letter was written; there is no other reason.
+REASONS = frozenset(
+    {
+        "failed",
+        "crashed",
+        "result_not_encodable",
+        "rejected",
+        "time_limit",
+        "worker_lost",
+        "revoked",
+        "expired",
+        "unknown_task",
+        "unreadable",
+        "content_type_refused",
+        "malformed",
+        "queue_full",
+        "delivery_limit",
+        "buried_by_broker",
+    }
+)
 
 TRACEBACK_LIMIT = 16_000
 MESSAGE_LIMIT = 2_000
@@ -88,6 +110,8 @@ class Letter:
         worker: The worker it died on; None when RabbitMQ buried it.
         replay: How many times it was replayed before.
         broker_count: How many times RabbitMQ buried it from this queue for this reason; 0 when a worker wrote the letter.
+        corrected: The arguments that replays have changed, the last ten: ``name``, ``was`` as JSON text of at most 200
+            characters, and the ``replay`` that changed it. ``was`` is None where the message shows its arguments to nobody.
     """
 
     id: str
@@ -114,6 +138,7 @@ class Letter:
     worker: str | None
     replay: int = 0
     broker_count: int = 0
+    corrected: list[dict[str, Any]] = field(default_factory=list)
 
 
 def header_of(letter: Letter, room: int | None = None) -> str | None:
@@ -144,7 +169,7 @@ def _ever_shorter(letter: Letter) -> Iterator[Letter]:
     bare = replace(letter, traceback="")
     for limit in (MESSAGE_LIMIT // 4, MESSAGE_LIMIT // 16, 0):
         yield (bare := replace(bare, message=clipped(letter.message, limit) if limit else ""))
-    yield replace(bare, history=[], errors={}, properties={})
+    yield replace(bare, history=[], errors={}, properties={}, corrected=[])
 
 
 def read_letter(headers: Any) -> Letter | None:
@@ -201,6 +226,7 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "properties": properties_of,
     **dict.fromkeys(("first_published", "first_started", "died_at"), as_moment),
     **dict.fromkeys(("replay", "broker_count"), lambda value: as_count(value) or 0),
+    "corrected": as_mappings,
 }
 
 
@@ -217,11 +243,13 @@ def replayed_headers(letter: Letter, headers: Mapping[str, Any]) -> dict[str, An
     """The headers of a replay: a new task id made from the letter's, a fresh budget, no stale time, no chord."""
     kept = {name: value for name, value in headers.items() if name != LETTER and not is_brokers_own(name)}
     carried = kept.get(HEADER)
+    carried = carried if isinstance(carried, Mapping) else {}
     ours: dict[str, Any] = {"replay": letter.replay + 1, "replay_of": letter.id, "sent": round(time.time(), 6)}
     if letter.first_published is not None:
         ours["first_sent"] = letter.first_published
-    if isinstance(carried, Mapping) and carried.get("key") is not None:
-        ours["key"] = carried["key"]
+    for name in ("key", "corrected"):
+        if carried.get(name) is not None:
+            ours[name] = carried[name]
     # A chord has long been told that this member failed; to report to it again would count the member twice.
     return {
         **kept,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["FAR", "NAME_LIMIT", "as_count", "as_moment", "as_text"]
+__all__ = ["FAR", "NAME_LIMIT", "as_count", "as_mappings", "as_moment", "as_text"]
 
 #: Numbers beyond this are no moments, spans or counts of ours.
 FAR = 10**12
@@ -25,3 +25,8 @@ def as_moment(value: Any) -> float | None:
 def as_text(value: Any) -> str | None:
     """A text of at most 500 characters; None for anything else."""
     return value[:NAME_LIMIT] if isinstance(value, str) else None
+
+
+def as_mappings(value: Any) -> list[dict[str, Any]]:
+    """The last ten mappings of a list; none for anything else."""
+    return [one for one in value if isinstance(one, dict)][-10:] if isinstance(value, list) else []

@@ -1,0 +1,178 @@
+"""Correcting an argument of a letter's message, by name, and telling the next letter what it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Any
+
+from celery.utils.saferepr import saferepr
+from kombu.utils import json as kombu_json
+
+from .._call import HEADER
+from .._codec import dumps
+from ..exceptions import ConfigurationError
+from ._entry import Entry
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["Correction"]
+
+#: How much is remembered of what was corrected: so many times, so many characters each.
+_TIMES = 10
+_CHARACTERS = 200
+
+_NOT_SHOWN = "<corrected by a replay>"
+
+
+@dataclass
+class _Arguments:
+    """A message's arguments as they stand in its JSON, so that what is not corrected stays what it is."""
+
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+    def texts(self, limit: int) -> dict[str, tuple[str, ...]]:
+        """What Celery shows of them, unless the sender chose to show something else."""
+        try:
+            args, kwargs = kombu_json.loads(json.dumps([self.args, self.kwargs]))
+        except (ArithmeticError, LookupError, TypeError, ValueError):  # marked as what kombu cannot read
+            return {"argsrepr": (_NOT_SHOWN,), "kwargsrepr": (_NOT_SHOWN,)}
+        return {
+            "argsrepr": (saferepr(tuple(args), limit), saferepr(args, limit)),
+            "kwargsrepr": (saferepr(kwargs, limit),),
+        }
+
+
+class Correction:
+    """New values for some arguments, checked and encoded once.
+
+    Args:
+        app: Its tasks' signatures say where an argument stands.
+        values: The new values by name.
+
+    Raises:
+        ConfigurationError: When they are no names with values.
+        UnsafeValue: When a value would not arrive as it is.
+    """
+
+    def __init__(self, app: Celery, values: Mapping[str, Any]) -> None:
+        if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+            raise ConfigurationError(
+                f'expected correct to hold values by name, for example {{"order_id": "o-1"}}; got {type(values).__name__}'
+            )
+        self._app = app
+        self._wired = {name: json.loads(dumps(value, name)) for name, value in values.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._wired)
+
+    def apply(self, entry: Entry, body: Any, headers: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+        """The body and the headers with the new values.
+
+        Args:
+            entry: The letter.
+            body: Its body, ``[args, kwargs, embed]`` as JSON; None when it is not of this form.
+            headers: The headers of the replay.
+
+        Raises:
+            ConfigurationError: When this letter's task does not take them.
+        """
+        if body is None:
+            raise ConfigurationError(
+                f"the letter {entry.letter.id} cannot be corrected: its body is not the JSON of a task's message"
+            )
+        args, kwargs, embed = body
+        old, new = _Arguments(args, kwargs), _Arguments(list(args), dict(kwargs))
+        was = self._set(entry, new)
+        return json.dumps([new.args, new.kwargs, embed]).encode(), self._told(entry, headers, old, new, was)
+
+    def _set(self, entry: Entry, new: _Arguments) -> dict[str, tuple[str, Any]]:
+        """Set the values, and give where each stood and what it was."""
+        task = entry.letter.task
+        takes = self._signature_of(task)
+        was = {}
+        for name, value in self._wired.items():
+            position = _position(takes, name)
+            if name in new.kwargs:
+                was[name] = "kwargsrepr", new.kwargs[name]
+                new.kwargs[name] = value
+            elif position is not None and position < len(new.args):
+                was[name] = "argsrepr", new.args[position]
+                new.args[position] = value
+            elif takes is not None and _takes(takes, name):
+                was[name] = "kwargsrepr", None
+                new.kwargs[name] = value
+            else:
+                raise ConfigurationError(f"{_of(entry)} {_refusal(task, takes, name, new)}")
+        if takes is not None:
+            try:
+                takes.bind(*new.args, **new.kwargs)
+            except TypeError as error:
+                raise ConfigurationError(f"{_of(entry)} {task}() would refuse the corrected call: {error}") from None
+        return was
+
+    def _signature_of(self, name: str | None) -> Signature | None:
+        task = self._app.tasks.get(name)
+        return None if task is None else signature(task.run)
+
+    def _told(
+        self,
+        entry: Entry,
+        headers: dict[str, Any],
+        old: _Arguments,
+        new: _Arguments,
+        was: Mapping[str, tuple[str, Any]],
+    ) -> dict[str, Any]:
+        limit = self._app.amqp.argsrepr_maxsize
+        before, after = old.texts(limit), new.texts(limit)
+        open_to_all = {name for name, texts in before.items() if headers.get(name) in texts}
+        changed = [
+            {"name": name, "was": _clipped(value) if where in open_to_all else None, "replay": entry.letter.replay + 1}
+            for name, (where, value) in was.items()
+        ]
+        shown = {name: after[name][0] if name in open_to_all else _NOT_SHOWN for name in {where for where, _ in was.values()}}
+        ours = headers[HEADER]
+        kept = ours.get("corrected")
+        history = [*(kept if isinstance(kept, list) else []), *changed][-_TIMES:]
+        return {**headers, **shown, HEADER: {**ours, "corrected": history}}
+
+
+def _position(takes: Signature | None, name: str) -> int | None:
+    if takes is None:
+        return None
+    by_position = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    places = [known for known, one in takes.parameters.items() if one.kind in by_position]
+    return places.index(name) if name in places else None
+
+
+def _takes(takes: Signature, name: str) -> bool:
+    """Whether an argument may be given by this name."""
+    named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    known = takes.parameters.get(name)
+    if known is not None and known.kind in named:
+        return True
+    return known is None and any(one.kind is Parameter.VAR_KEYWORD for one in takes.parameters.values())
+
+
+def _of(entry: Entry) -> str:
+    return f"the letter {entry.letter.id} cannot be corrected:"
+
+
+def _refusal(task: str | None, takes: Signature | None, name: str, new: _Arguments) -> str:
+    if takes is not None:
+        names = ", ".join(takes.parameters) or "none"
+        return f"{task}() has no argument {name!r}; its arguments are: {names}"
+    names = ", ".join(new.kwargs) or "none"
+    return (
+        f"this app does not know {task}, so that only arguments that were given by name can be corrected, and {name!r} was "
+        f"not; given by name were: {names}"
+    )
+
+
+def _clipped(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 1]}…"

@@ -1,0 +1,98 @@
+"""One letter where it stands: the message of the broker's, and what must be known to take it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .._wrap import unwrapped
+from .._x_death import letter_of
+
+if TYPE_CHECKING:
+    from kombu.message import Message
+
+    from .._letter import Letter
+
+__all__ = ["Entry", "Look", "Shelf", "Stored", "entry_of"]
+
+#: Told of each message that is looked at: how many there were so far, and how many stood there at the start.
+Look = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A message to the last byte, for whoever puts it back as it was."""
+
+    body: bytes | str
+    headers: dict[str, Any]
+    content_type: str | None
+    content_encoding: str | None
+
+
+@dataclass
+class Entry:
+    """A letter's message.
+
+    Attributes:
+        letter: The letter.
+        message: The message that died, its body decompressed.
+        stored: The same as it stands in the queue.
+        place: How its shelf finds it again.
+        gone: Whether it is out of the queue, by us or by somebody else.
+    """
+
+    letter: Letter
+    message: Message
+    stored: Stored
+    place: Any
+    gone: bool = False
+
+
+def entry_of(message: Message, body: bytes | str, place: Any) -> Entry | None:
+    """The entry of a message; None for what is no letter."""
+    stored = Stored(body, dict(message.headers or {}), message.content_type, message.content_encoding)
+    letter = letter_of(unwrapped(message))
+    return None if letter is None else Entry(letter, message, stored, place)
+
+
+class Shelf(Protocol):
+    """A dead-letter queue on a broker of one kind, with a connection of its own while it is open."""
+
+    def walk(self) -> Iterator[Entry]:
+        """The letters that stand there now, oldest first; one may be shown again after trouble with the connection."""
+
+    def remove(self, entry: Entry) -> bool:
+        """Take a letter out for good; False when it was not there any more, or could not be taken out now."""
+
+    def resend(self, entry: Entry, message: dict[str, Any], target: tuple[str, str]) -> bool:
+        """Send a letter's message on its way and take the letter out.
+
+        Args:
+            entry: The letter.
+            message: The arguments of ``Producer.publish``, but for exchange and routing key.
+            target: Exchange and routing key.
+
+        Returns:
+            False when somebody else did it before: nothing was sent.
+
+        Raises:
+            PublishFailed: When the broker did not take the message; the letter stays.
+        """
+
+    def target_of(self, letter: Letter) -> tuple[str, str]:
+        """Exchange and routing key by which a message reaches the one queue that it came from.
+
+        Raises:
+            PublishFailed: When there is no way.
+        """
+
+    def target_named(self, queue: str) -> tuple[str, str]:
+        """The same for a queue of the user's choice.
+
+        Raises:
+            ConfigurationError: When nobody knows this queue.
+        """
+
+    def forget(self, letter_id: str) -> None:
+        """Let a letter that is put back be replayed again."""

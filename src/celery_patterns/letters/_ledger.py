@@ -1,0 +1,41 @@
+"""Which letters were met, and what was done with them: kept where it does not grow in memory."""
+
+from __future__ import annotations
+
+__all__ = ["Ledger"]
+
+# A hundred thousand ids in a set are 10 MB, and here never more than this.
+_CACHE_KIB = 1024
+
+
+class Ledger:
+    """A word for each id, in a file of SQLite's own that is gone when this object is."""
+
+    def __init__(self) -> None:
+        import sqlite3  # noqa: PLC0415 - a producer that only sends tasks does not pay for it
+
+        # Without a name SQLite keeps its cache in memory and the rest in a file that nobody else can open.
+        self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{_CACHE_KIB}"):
+            self._file.execute(f"PRAGMA {setting}")
+        self._file.execute("CREATE TABLE met (id TEXT PRIMARY KEY, word TEXT NOT NULL) WITHOUT ROWID")
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def get(self, letter_id: str) -> str | None:
+        """The word that was written for this id."""
+        row = self._file.execute("SELECT word FROM met WHERE id = ?", (_key(letter_id),)).fetchone()
+        return None if row is None else str(row[0])
+
+    def put(self, letter_id: str, word: str) -> None:
+        """Write a word for this id, in the place of an earlier one."""
+        self._file.execute("INSERT OR REPLACE INTO met VALUES (?, ?)", (_key(letter_id), word))
+
+
+def _key(letter_id: str) -> str:
+    # An id written by hand may hold half a surrogate pair, which SQLite does not take.
+    return letter_id.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,47 @@
+"""Putting a letter back that was kept in a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .._equipment import equipment_of
+from .._publish import CONFIRM
+from .._queues import ensure_queue
+from ._file import Kept
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["put_back"]
+
+
+def put_back(app: Celery, queue: str, kept: Kept) -> None:
+    """Publish a letter once more, as it was, confirmed.
+
+    Args:
+        app: The app on whose broker the queue is.
+        queue: The dead-letter queue.
+        kept: The letter.
+
+    Raises:
+        PublishFailed: When it was not confirmed.
+    """
+
+    def send(producer: Any) -> None:
+        ensure_queue(app, producer.connection, queue)
+        properties = dict(kept.properties)
+        channel = producer.channel
+        # Not by the producer, which would encode once more what has no content type.
+        message = channel.prepare_message(
+            kept.body,
+            properties.pop("priority", None),
+            kept.content_type,
+            kept.content_encoding,
+            kept.headers,
+            properties,
+        )
+        channel.basic_publish(
+            message, exchange="", routing_key=queue, mandatory=True, confirm_timeout=CONFIRM["confirm_timeout"]
+        )
+
+    equipment_of(app).publisher.publish(send)

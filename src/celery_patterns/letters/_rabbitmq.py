@@ -1,0 +1,159 @@
+"""Letters on RabbitMQ: got one by one and held unacknowledged, which keeps other operators from them, until they are sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .._equipment import equipment_of
+from .._publish import CONFIRM
+from .._queues import queue_length
+from ..exceptions import ConfigurationError, PublishFailed
+from ._entry import Entry, Look, entry_of
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from .._letter import Letter
+
+__all__ = ["OnRabbitMQ"]
+
+#: Seconds that one answer may take, and that a broker which has gone is waited for.
+_ANSWER = 30.0
+_PATIENCE = timedelta(seconds=30)
+#: For how long one message is tried.
+_SENDING = timedelta(seconds=5)
+
+
+class OnRabbitMQ:
+    """The shelf of a RabbitMQ broker.
+
+    Args:
+        app: The app on whose broker the queue is.
+        queue: The dead-letter queue.
+        look: Told of each message that is looked at.
+    """
+
+    def __init__(self, app: Celery, queue: str, look: Look) -> None:
+        self._app = app
+        self._queue = queue
+        self._look = look
+        self._channel: Any = None
+        self._patience = _SENDING
+        self._is_queue: dict[str, bool] = {}
+
+    def __enter__(self) -> OnRabbitMQ:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Closing the channel puts back where it stood what was not taken out.
+        self._connection.release()
+
+    def _open(self) -> None:
+        self._connection = self._app.connection_for_read()
+        for name in ("read_timeout", "write_timeout"):
+            self._connection.transport_options.setdefault(name, _ANSWER)
+        self._connection.connect()
+
+    @property
+    def _passing(self) -> Any:
+        return (*self._connection.connection_errors, *self._connection.channel_errors)
+
+    def walk(self) -> Iterator[Entry]:
+        """The letters, from the first again when the connection was lost.
+
+        RabbitMQ closes a channel that holds a message for 30 minutes, as a slow replay does. What was held is back then.
+        """
+        standing = queue_length(self._connection, self._queue) or 0
+        self._standing = self._left = standing
+        looked = 0
+        deadline, pause = 0.0, 0.1
+        while True:
+            try:
+                for entry in self._pass():
+                    looked, deadline, pause = looked + 1, 0.0, 0.1
+                    self._look(min(looked, standing), standing)
+                    if entry is not None:
+                        yield entry
+                return
+            except self._passing:
+                deadline = deadline or time.monotonic() + _PATIENCE.total_seconds()
+                self._reopen(deadline, pause)
+                pause = min(pause * 2, 2.0)
+
+    def _pass(self) -> Iterator[Entry | None]:
+        if not self._left:
+            return
+        self._channel = self._connection.channel()
+        # Those that stand there now: a worker that still has the bug may write new ones as fast as we send.
+        for _ in range(self._left):
+            raw = self._channel.basic_get(self._queue, no_ack=False)
+            if raw is None:
+                break
+            yield entry_of(self._channel.message_to_python(raw), raw.body, raw.delivery_tag)
+        if self._channel.connection is not None:
+            self._channel.close()  # answers when every acknowledgement before it was dealt with
+
+    def _reopen(self, deadline: float, pause: float) -> None:
+        self._connection.collect()
+        time.sleep(pause)
+        try:
+            self._open()
+        except self._passing:
+            if time.monotonic() > deadline:
+                raise
+
+    def remove(self, entry: Entry) -> bool:
+        try:
+            self._channel.basic_ack(entry.place)
+        except self._passing:  # it comes back, and the walk, which meets the same trouble, begins again
+            return False
+        self._left -= 1
+        entry.gone = True
+        return True
+
+    def resend(self, entry: Entry, message: dict[str, Any], target: tuple[str, str]) -> bool:
+        exchange, key = target
+
+        def send(producer: Any) -> None:
+            producer.publish(exchange=exchange, routing_key=key, **message, **CONFIRM)
+
+        try:
+            equipment_of(self._app).publisher.publish(send, patience=self._patience)
+        except PublishFailed as error:
+            if error.transient:  # a full queue is waited for once, and not once for each letter
+                self._patience = timedelta(0)
+            raise
+        self._patience = _SENDING
+        self.remove(entry)
+        return True
+
+    def target_of(self, letter: Letter) -> tuple[str, str]:
+        # Its exchange may have several queues, and the others have had their copy.
+        if not letter.exchange or self._exists(letter.queue):
+            return "", letter.queue
+        return letter.exchange, letter.routing_key
+
+    def target_named(self, queue: str) -> tuple[str, str]:
+        if not self._exists(queue):
+            raise ConfigurationError(f"there is no queue {queue!r} on the broker; expected the name of one")
+        return "", queue
+
+    def _exists(self, queue: str) -> bool:
+        if queue not in self._is_queue:
+            try:
+                self._is_queue[queue] = queue_length(self._connection, queue) is not None
+            except self._connection.channel_errors:  # somebody's own, whom nobody else may ask
+                self._is_queue[queue] = False
+            except self._connection.connection_errors as error:
+                raise PublishFailed(f"the broker did not answer: {type(error).__name__}", transient=True) from error
+        return self._is_queue[queue]
+
+    def forget(self, letter_id: str) -> None:
+        """RabbitMQ keeps no note of what was replayed."""
