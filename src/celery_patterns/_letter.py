@@ -16,6 +16,7 @@ from ._told import as_count, as_moment, as_text
 __all__ = [
     "LETTER",
     "MESSAGE_LIMIT",
+    "REASONS",
     "TRACEBACK_LIMIT",
     "Letter",
     "clipped",
@@ -28,6 +29,27 @@ __all__ = [
 
 #: The header that makes a message a letter: JSON text, so that any tool can read it.
 LETTER = "celery_patterns_letter"
+
+#: Why a letter was written; there is no other reason.
+REASONS = frozenset(
+    {
+        "failed",
+        "crashed",
+        "result_not_encodable",
+        "rejected",
+        "time_limit",
+        "worker_lost",
+        "revoked",
+        "expired",
+        "unknown_task",
+        "unreadable",
+        "content_type_refused",
+        "malformed",
+        "queue_full",
+        "delivery_limit",
+        "buried_by_broker",
+    }
+)
 
 TRACEBACK_LIMIT = 16_000
 MESSAGE_LIMIT = 2_000

@@ -230,7 +230,7 @@ class DeadLetters:
                 raw = channel.basic_get(self.queue, no_ack=False)
                 if raw is None:
                     return
-                message = unwrapped(channel.message_to_python(raw))
+                message = _unpacked(channel.message_to_python(raw))
                 letter = letter_of(message)
                 if letter is not None:
                     yield _Held(letter, message)
@@ -248,7 +248,7 @@ class DeadLetters:
             for raw in reversed(page):
                 passed += 1
                 message = _parsed(channel, raw)
-                letter = None if message is None else letter_of(unwrapped(message))
+                letter = None if message is None else letter_of(_unpacked(message))
                 if letter is not None and message is not None:
                     held = _Held(letter, message, raw)
                     yield held
@@ -287,6 +287,12 @@ def _parsed(channel: Any, raw: bytes) -> Message | None:
     return message
 
 
+def _unpacked(message: Message) -> Message:
+    if isinstance(message.headers, dict) and not message.errors:
+        message.headers.pop("compression", None)  # kombu has unpacked the body
+    return unwrapped(message)
+
+
 def _payload(raw: bytes) -> Any:
     return serialization.loads(bytes_to_str(raw), "application/json", "utf-8", accept=["application/json"])
 
@@ -295,13 +301,17 @@ def _without_chord(message: Message) -> Any:
     """The body, whose chord is not to be told a second time; bytes that cannot be read go as they are."""
     if "json" not in (message.content_type or ""):
         return message.body
-    body: Any = serialization.loads(
-        message.body,
-        message.content_type,
-        message.content_encoding,
-        accept=[message.content_type],
-    )
-    args, kwargs, embed = body
-    if not embed.get("chord"):
+    try:
+        body: Any = serialization.loads(
+            message.body,
+            message.content_type,
+            message.content_encoding,
+            accept=[message.content_type],
+        )
+        args, kwargs, embed = body
+        chord = embed.get("chord")
+    except (AttributeError, DecodeError, TypeError, ValueError):
+        return message.body
+    if not chord:
         return message.body
     return serialization.dumps([args, kwargs, {**embed, "chord": None}], "json")[2]
