@@ -26,6 +26,7 @@ from sybil.document import PythonDocStringDocument
 from sybil.parsers import myst, rest
 
 import celery_patterns as patterns
+from celery_patterns._letter import REASONS
 
 from .servers import wait_until
 
@@ -207,9 +208,12 @@ def test_the_events_of_the_page_are_those_of_the_code() -> None:
 
 
 def test_the_fields_of_a_letter_are_those_of_the_code() -> None:
-    """The page on dead letters lists each field of a letter."""
-    listed = [row[0].strip("`") for row in _rows("docs/patterns/dead-letter.md", "A letter's fields")]
+    """The page on the format lists each field of a letter, and each reason that its docstring has."""
+    listed = [row[0].strip("`") for row in _rows("docs/letter-format.md", "The fields")]
     assert listed == [field.name for field in dataclasses.fields(patterns.Letter)]
+    reasons = [row[0].strip("`") for row in _rows("docs/letter-format.md", "The reasons")]
+    told = (patterns.Letter.__doc__ or "").split("reason: ", 1)[1].split("error: ", 1)[0]
+    assert set(reasons) == set(re.findall(r"``(\w+)``", told)) == REASONS
 
 
 def test_every_public_name_stands_in_the_reference() -> None:

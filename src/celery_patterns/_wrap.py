@@ -70,8 +70,6 @@ def _told(body: Any) -> dict[str, str]:
 
 def unwrapped(message: Message) -> Message:
     """The message with its own body and headers, if they were moved; else as it is."""
-    if isinstance(message.headers, dict) and not message.errors:
-        message.headers.pop("compression", None)  # kombu has unpacked the body
     if message.content_type != WRAPPED:
         return message
     try:
