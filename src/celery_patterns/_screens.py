@@ -9,6 +9,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from ._letter import LETTER
 from .letters import Cause
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ __all__ = ["SHORT_ID", "causes_table", "letter_page", "letters_table", "visible"
 SHORT_ID = 8
 
 _BEYOND = "Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"
-_LINES = 40
 
 
 def visible(text: str, *, lines: bool = False) -> str:
@@ -54,7 +54,7 @@ def _short(error: str) -> str:
 def _plain(text: str | None) -> Any:
     from rich.text import Text  # noqa: PLC0415 - an extra, and not paid for by other commands
 
-    return Text(visible(text or "-"))
+    return Text(visible(text or "-", lines=True))
 
 
 def _table(*columns: tuple[str, dict[str, Any]]) -> Table:
@@ -75,46 +75,46 @@ def causes_table(causes: Iterable[Cause]) -> Table:
     """Causes, one a row."""
     table = _table(
         ("letters", {**_WHOLE, "justify": "right"}),
-        ("task", _FOLDED),
-        ("error", _FOLDED),
-        ("where", _FOLDED),
+        ("task, error, place", _FOLDED),
         ("first and last death", _WHOLE),
         ("example", _WHOLE),
     )
+    table.leading = 1
     for cause in causes:
+        what = [cause.task or "-", _short(cause.error), cause.place or cause.reason]
         table.add_row(
-            str(cause.count),
-            _plain(cause.task),
-            _plain(_short(cause.error) or cause.reason),
-            _plain(cause.place or cause.reason),
-            _plain(_moment(cause.first_died)) + "\n" + _plain(_moment(cause.last_died)),
+            f"{cause.count:,}",
+            _plain("\n".join(map(visible, filter(None, what)))),
+            _plain(f"{_moment(cause.first_died)}\n{_moment(cause.last_died)}"),
             _plain(cause.example[:SHORT_ID]),
         )
     return table
 
 
-def letters_table() -> Table:
-    """The head of a list of letters; :func:`letter_row` gives its rows."""
-    return _table(
+def letters_table(letters: Iterable[Letter]) -> Table:
+    """Letters, one a line: its text is cut where the room ends."""
+    table = _table(
         ("id", _WHOLE),
         ("died", _WHOLE),
-        ("task", _FOLDED),
-        ("reason", _FOLDED),
-        ("error", {"overflow": "ellipsis", "ratio": 1}),
+        ("task", {**_FOLDED, "max_width": 30}),
+        ("error", {**_WHOLE, "overflow": "ellipsis", "ratio": 1}),
     )
+    table.expand = True
+    for letter in letters:
+        table.add_row(
+            _plain(letter.id[:SHORT_ID]),
+            _plain(_moment(letter.died_at)),
+            _plain(visible(letter.task or "-")),
+            _plain(visible(_said(letter))),
+        )
+    return table
 
 
-def letter_row(letter: Letter) -> tuple[Any, ...]:
-    """One letter in a list: its first line of text, cut where the room ends."""
+def _said(letter: Letter) -> str:
+    """The reason, where it is not the usual one, the error, and the first line of its text."""
+    reason = "" if letter.reason == "failed" else letter.reason
     text = (letter.message.splitlines() or [""])[0]
-    said = f"{_short(letter.error)}: {text}" if text else _short(letter.error)
-    return (
-        _plain(letter.id[:SHORT_ID]),
-        _plain(_moment(letter.died_at)),
-        _plain(letter.task),
-        _plain(letter.reason),
-        _plain(said),
-    )
+    return ": ".join(filter(None, (reason, _short(letter.error), text)))
 
 
 def letter_page(console: Console, letter: Letter, message: dict[str, Any] | None) -> None:
@@ -137,8 +137,9 @@ def letter_page(console: Console, letter: Letter, message: dict[str, Any] | None
     _block(console, "message", letter.message)
     _block(console, "traceback", letter.traceback)
     if message is not None:
-        for name in ("headers", "properties"):
-            _block(console, name, json.dumps(message[name], indent=2, ensure_ascii=False))
+        headers = {name: value for name, value in message["headers"].items() if name != LETTER}
+        for name, told in (("headers", headers), ("properties", message["properties"])):
+            _block(console, name, json.dumps(told, indent=2, ensure_ascii=False))
         _block(console, "body", message.get("body", message.get("body_base64", "")))
 
 

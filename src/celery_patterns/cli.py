@@ -9,8 +9,9 @@ import io
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from kombu.exceptions import OperationalError
 
 from ._letter import REASONS, Letter
 from ._plan import Layer
-from ._screens import SHORT_ID, causes_table, letter_page, letter_row, letters_table, visible
+from ._screens import SHORT_ID, causes_table, letter_page, letters_table, visible
 from ._task import PatternTask
 from .exceptions import ConfigurationError, LetterNotFound, PatternsError, UnsafeValue
 from .letters import CANARY_PATIENCE, DeadLetters, Replayed, dead_letters
@@ -35,6 +36,9 @@ __all__ = ["patterns"]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 NOT_ALL_DONE, WRONG_USE, STOPPED = 1, 2, 3
+
+#: Seconds that need no bar, and between two looks of one.
+_SHORT, _REDRAWN = 1.0, 0.1
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _SPAN = re.compile(r"^(\d+(?:\.\d+)?)([smhdw])$")
@@ -168,12 +172,9 @@ def list_(ctx: click.Context, as_json: bool, **filters: Any) -> None:
             for letter in found:
                 _json_line(asdict(letter))
             return
-        head, console, count = _rich(letters_table), _console(ctx), 0
+        table, console, count = _rich(letters_table), _console(ctx), 0
         for page in _pages(found):
-            table = head()
-            for letter in page:
-                table.add_row(*letter_row(letter))
-            console.print(table)
+            console.print(table(page))
             count += len(page)
         click.echo(f"\n{_count(count)} in {found.queue}." if count else f"{_count(0)} in {found.queue}.")
 
@@ -352,7 +353,7 @@ def _brokers_own(app: Celery) -> Any:
 
 def _unreachable(app: Celery, error: BaseException) -> str:
     connection = app.connection_for_read()
-    text = f"the broker {connection.as_uri()} did not do it: {error or type(error).__name__}"
+    text = f"the broker at {connection.as_uri()}: {str(error) or type(error).__name__}"
     return text.replace(connection.password, "**") if connection.password else text
 
 
@@ -440,15 +441,23 @@ def _pages(found: DeadLetters) -> Iterator[list[Letter]]:
 
 @contextmanager
 def _progress(found: DeadLetters) -> Iterator[DeadLetters]:
-    """A bar on stderr, when somebody looks at it."""
+    """A bar on stderr, when somebody looks at it and the work is long."""
     if not sys.stderr.isatty():
         yield found
         return
-    with click.progressbar(length=1, file=sys.stderr, label=found.queue, show_pos=True) as bar:
+    began = drawn = time.monotonic()
+    with ExitStack() as stack:
+        bars: list[Any] = []
 
         def look(looked: int, standing: int) -> None:
-            bar.length = standing
-            bar.update(looked - bar.pos)
+            nonlocal drawn
+            now = time.monotonic()
+            if now - began < _SHORT or (now - drawn < _REDRAWN and looked < standing):
+                return
+            drawn = now
+            if not bars:
+                bars.append(stack.enter_context(click.progressbar(length=standing, file=sys.stderr, show_pos=True)))
+            bars[0].update(looked - bars[0].pos)
 
         yield found.watched(look)
 
