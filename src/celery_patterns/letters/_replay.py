@@ -184,7 +184,8 @@ class Replayer:
         """
         letter, message = entry.letter, entry.message
         headers = replayed_headers(letter, message.headers)
-        headers.pop("compression", None)  # kombu has unpacked the body
+        if not message.errors:
+            headers.pop("compression", None)  # kombu has unpacked the body
         known = _parsed(message)
         body: Any = message.body
         if known is not None and known[2].get("chord"):
