@@ -29,12 +29,14 @@ def put_back(app: Celery, queue: str, kept: Kept) -> None:
 
     def send(producer: Any) -> None:
         ensure_queue(app, producer.connection, queue)
-        properties = dict(kept.properties)
-        channel = producer.channel
+        properties, channel = dict(kept.properties), producer.channel
+        priority = properties.pop("priority", None)
+        if producer.connection.transport.driver_type == "redis":
+            priority = None  # which would choose another list
         # Not by the producer, which would encode once more what has no content type.
         message = channel.prepare_message(
             kept.body,
-            properties.pop("priority", None),
+            priority,
             kept.content_type,
             kept.content_encoding,
             kept.headers,

@@ -24,6 +24,8 @@ __all__ = ["OnRabbitMQ"]
 #: Seconds that one answer may take, and that a broker which has gone is waited for.
 _ANSWER = 30.0
 _PATIENCE = timedelta(seconds=30)
+#: Seconds that letters which were held may take to come back.
+_RETURN = 5.0
 #: For how long one message is tried.
 _SENDING = timedelta(seconds=5)
 
@@ -105,9 +107,16 @@ class OnRabbitMQ:
         time.sleep(pause)
         try:
             self._open()
+            self._await_return()
         except self._passing:
             if time.monotonic() > deadline:
                 raise
+
+    def _await_return(self) -> None:
+        """What was held comes back a moment after its channel has gone; fewer come when somebody else took some."""
+        deadline = time.monotonic() + _RETURN
+        while (queue_length(self._connection, self._queue) or 0) < self._left and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def remove(self, entry: Entry) -> bool:
         try:

@@ -1,0 +1,1235 @@
+"""Working with letters: choosing, grouping, replaying, correcting, keeping. On both brokers, killed and shared."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from collections import Counter
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from celery.utils.saferepr import saferepr
+from kombu import Exchange, Queue
+
+import celery_patterns as patterns
+from celery_patterns import dead_letter, dead_letters, idempotent
+from celery_patterns._call import HEADER
+from celery_patterns._equipment import equipment_of
+from celery_patterns._letter import LETTER, Letter, header_of, replay_id
+from celery_patterns.exceptions import ConfigurationError, LetterNotFound, PublishFailed, UnsafeValue
+from celery_patterns.letters import _redis
+from celery_patterns.letters._causes import causes_of
+from celery_patterns.letters._rabbitmq import OnRabbitMQ
+from celery_patterns.stores import MemoryStore
+
+from .harness import ROOT, Floor
+from .here import run_here
+from .servers import RabbitServer, wait_until
+
+
+@pytest.fixture
+def queue() -> str:
+    return f"r-{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture
+def dead(queue: str) -> str:
+    return f"{queue}.dead"
+
+
+def made(broker: str, queue: str, backend: str | None = None) -> Celery:
+    app = Celery("replays", broker=broker, backend=backend, set_as_current=False)
+    patterns.use_patterns(app)
+    patterns.use_store(app, MemoryStore())
+    patterns.use_strict_json(app)
+    app.conf.task_default_queue = queue
+    declare(app, queue)
+    return app
+
+
+def declare(app: Celery, queue: str) -> None:
+    with app.connection_for_write() as connection:
+        app.amqp.queues[queue](connection.default_channel).declare()
+
+
+@pytest.fixture
+def app(broker: str, queue: str) -> Any:
+    app = made(broker, queue)
+    yield app
+    app.close()
+
+
+def failing(app: Celery, name: str = "fails") -> Any:
+    @app.task(shared=False, name=name)
+    @dead_letter(f"{app.conf.task_default_queue}.dead")
+    def task(order: Any, amount: int = 1, *, note: str = "", error: str = "value") -> None:
+        if error == "key":
+            raise KeyError(order)
+        raise ValueError(f"cannot do {order}")
+
+    return task
+
+
+def messages(app: Celery, queue: str) -> list[Any]:
+    """Everything in a queue, taken out."""
+    found = []
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        try:
+            while (raw := channel.basic_get(queue)) is not None:
+                message = channel.message_to_python(raw)
+                message.ack()
+                found.append(message)
+        except connection.channel_errors:  # no such queue
+            return found
+    return found
+
+
+def written_by_hand(app: Celery, dead: str, **fields: Any) -> Letter:
+    """A letter that no run wrote, published like one."""
+    default = app.conf.task_default_queue
+    known: dict[str, Any] = {
+        "id": uuid.uuid4().hex,
+        "task": "by.hand",
+        "task_id": str(uuid.uuid4()),
+        "root_id": None,
+        "reason": "failed",
+        "error": "builtins.ValueError",
+        "message": "",
+        "traceback": "",
+        "attempt": 1,
+        "queue": default,
+        "exchange": "",
+        "routing_key": default,
+        "priority": None,
+        "first_started": 1.0,
+        "died_at": time.time(),
+        "worker": None,
+    }
+    body = fields.pop("body", b'[["o-1"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]')
+    headers = fields.pop("headers", {})
+    more = fields.pop("publish", {})
+    letter = Letter(**{**known, **fields})
+    headers = {"id": letter.task_id, "task": letter.task, "argsrepr": "('o-1',)", "kwargsrepr": "{}", **headers}
+
+    def send(producer: Any) -> None:
+        queue = Queue(dead, durable=True, queue_arguments={"x-queue-type": "classic"})
+        if producer.connection.transport.driver_type == "amqp":
+            queue(producer.channel).declare()
+        producer.publish(
+            body,
+            exchange="",
+            routing_key=dead,
+            headers={**headers, LETTER: header_of(letter, headers)},
+            content_type=more.pop("content_type", "application/json"),
+            content_encoding=more.pop("content_encoding", "utf-8"),
+            **more,
+        )
+
+    equipment_of(app).publisher.publish(send)
+    return letter
+
+
+def in_another_process(broker: str, dead: str, code: str) -> subprocess.Popen[str]:
+    """An operator of their own: a bare app, the letters as ``letters``, and what they do."""
+    lines = f"""
+        import sys
+        from celery import Celery
+        from celery_patterns import dead_letters
+        letters = dead_letters(Celery(broker={broker!r}), {dead!r})
+        def told(letter, error):
+            sys.stdout.write(f"{{letter.id}} {{error}}\\n")
+            sys.stdout.flush()
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(lines) + textwrap.dedent(code)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+# Choosing
+
+
+def test_a_selection_is_narrowed_by_each_word(app: Celery, dead: str) -> None:
+    """Task, reason, error with its module or without, moment, id, root id and limit; twice narrowed is both."""
+    now = time.time()
+    old = written_by_hand(app, dead, task="a", died_at=now - 7200, error="shop.errors.TooSoon")
+    new = written_by_hand(app, dead, task="b", reason="crashed", root_id="r-1")
+    letters = dead_letters(app, dead)
+    hour, three = timedelta(hours=1), datetime.now(timezone.utc) - timedelta(hours=3)
+    assert [one.id for one in letters] == [old.id, new.id]
+    for chosen, expected in (
+        ({"task": "a"}, [old]),
+        ({"reason": "crashed"}, [new]),
+        ({"error": "TooSoon"}, [old]),
+        ({"error": "shop.errors.TooSoon"}, [old]),
+        ({"error": "ValueError"}, [new]),
+        ({"error": "Error"}, []),
+        ({"since": hour}, [new]),
+        ({"until": hour}, [old]),
+        ({"since": three}, [old, new]),
+        ({"since": three, "until": hour}, [old]),
+        ({"id": old.id}, [old]),
+        ({"root_id": "r-1"}, [new]),
+        ({"limit": 1}, [old]),
+        ({"task": "b", "limit": 1}, [new]),
+        ({"task": "nobody's"}, []),
+    ):
+        assert list(letters.where(**chosen)) == expected, chosen
+        assert len(letters.where(**chosen)) == len(expected)
+    assert list(letters.where(task="a").where(task="b")) == []
+    assert letters.where(task="a").where(task="b").replay_all().sent == 0
+    assert list(letters.where(limit=2).where(task="b", limit=5)) == [new]
+    assert list(letters.where(since=three).where(since=hour)) == [new]
+    assert letters.where(task="b")[new.id] == new
+    with pytest.raises(LetterNotFound):
+        letters.where(task="b")[old.id]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"task": 5}, "expected task to be a text, got 5"),
+        ({"error": ""}, "expected error to be a text"),
+        ({"reason": "tired"}, "expected reason to be one of buried_by_broker, .*; got 'tired'"),
+        ({"since": datetime(2026, 1, 1)}, "has no zone; expected one"),
+        ({"since": 5}, "expected since to be a datetime with a zone, or a timedelta"),
+        ({"until": timedelta(days=-1)}, "a timedelta of at least 0 ago"),
+        ({"since": timedelta(hours=1), "until": timedelta(hours=2)}, "is later than until"),
+        ({"limit": 0}, "expected limit to be at least 1"),
+        ({"limit": True}, "expected limit to be at least 1"),
+    ],
+)
+def test_a_wrong_choice_is_told_at_once(rabbit: str, wrong: dict[str, Any], said: str) -> None:
+    """Before anything is read, with what was expected."""
+    with pytest.raises(ConfigurationError, match=said):
+        dead_letters(Celery(broker=rabbit, set_as_current=False), "q").where(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rate": 0}, "expected rate to be letters a second, over 0"),
+        ({"rate": float("nan")}, "expected rate"),
+        ({"rate": "5"}, "expected rate"),
+        ({"canary": 0}, "expected canary to be at least 1"),
+        ({"canary": 2}, "this app has none; expected an app with a shared result backend"),
+        ({"canary_patience": 5}, "expected canary_patience to be a timedelta over 0"),
+        ({"to": ""}, "expected to to be a queue's name"),
+        ({"to": "DEAD"}, "is where the letters are"),
+        ({"to": "no-such-queue-anywhere"}, "queue 'no-such-queue-anywhere'"),
+        ({"correct": [1]}, "expected correct to hold values by name"),
+        ({"correct": {"nosuch": 1}}, "has no argument 'nosuch'; its arguments are: order, amount, note, error"),
+    ],
+)
+def test_a_wrong_replay_sends_nothing(app: Celery, queue: str, dead: str, wrong: dict[str, Any], said: str) -> None:
+    """It is refused before the first letter, which stays."""
+    run_here(failing(app), "o-1")
+    if wrong.get("to") == "DEAD":
+        wrong = {"to": dead}
+    letters = dead_letters(app, dead)
+    with pytest.raises(ConfigurationError, match=said):
+        letters.replay_all(**wrong)
+    assert len(letters) == 1
+    assert messages(app, queue) == []
+
+
+# Grouping
+
+
+def test_letters_of_one_bug_are_one_cause(app: Celery, dead: str) -> None:
+    """Task, type of error and place in the code; other arguments make no other cause, another line of code does."""
+    task = failing(app)
+    for number in range(3):
+        run_here(task, number)
+    run_here(task, 7, error="key")
+    run_here(failing(app, "other"), 1)
+    causes = dead_letters(app, dead).stats()
+    assert [(cause.task, cause.error, cause.count) for cause in causes] == [
+        ("fails", "builtins.ValueError", 3),
+        ("fails", "builtins.KeyError", 1),
+        ("other", "builtins.ValueError", 1),
+    ]
+    first = causes[0]
+    letters = list(dead_letters(app, dead))
+    assert (first.example, first.first_died, first.last_died) == (
+        letters[0].id,
+        letters[0].died_at,
+        letters[2].died_at,
+    )
+    assert first.place == "tests/test_replay.py, in task"
+    assert (causes[0].fingerprint == causes[2].fingerprint, causes[0].fingerprint == causes[1].fingerprint) == (
+        True,
+        False,
+    )
+
+
+TRACE = """Traceback (most recent call last):
+  File "{folder}/shop/orders.py", line {line}, in charge
+    {code}
+    ~~~~~~~~^^^^^^^
+  File "/usr/lib/python3.12/json/decoder.py", line 353, in decode
+    <function at {address}>
+ValueError: order {order}
+"""
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ({"order": "o-2"}, True),
+        ({"line": "90"}, True),
+        ({"address": "0x7f00deadbeef"}, True),
+        ({"folder": "/releases/2026-11-25"}, True),
+        ({"code": "pay(order, cents)"}, False),
+    ],
+)
+def test_a_fingerprint_is_of_the_place_alone(other: dict[str, str], same: bool) -> None:
+    """Not of arguments, addresses, releases or line numbers; but of the line of code."""
+    usual = {
+        "folder": "/releases/1",
+        "line": "12",
+        "code": "pay(order)",
+        "address": "0x7f1234",
+        "order": "o-1",
+    }
+    letters = [
+        Letter(
+            id=str(number),
+            task="t",
+            task_id=None,
+            root_id=None,
+            reason="failed",
+            error="builtins.ValueError",
+            message="",
+            traceback=TRACE.format(**values),
+            attempt=1,
+            queue="q",
+            exchange="",
+            routing_key="q",
+            priority=None,
+            first_started=1.0,
+            died_at=1.0,
+            worker=None,
+        )
+        for number, values in enumerate((usual, {**usual, **other}))
+    ]
+    assert [cause.count for cause in causes_of(letters)] == ([2] if same else [1, 1])
+
+
+# Replaying: what is sent
+
+
+def test_what_stands_in_the_target_is_what_kombu_puts_there(database: str, queue: str, dead: str) -> None:
+    """Every field of the entry, its list and its type; behind a prefix and with a priority, too."""
+    app = made(database, queue)
+    app.conf.broker_transport_options = {"global_keyprefix": "pre."}
+    letter = written_by_hand(app, dead, priority=6, headers={"retries": 3})
+    with app.connection_for_write() as connection:
+        app.amqp.Producer(connection, auto_declare=False).publish(
+            b'[["o-1"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]',
+            exchange="",
+            routing_key=queue,
+            headers={"some": 1},
+            content_type="application/json",
+            content_encoding="utf-8",
+            delivery_mode=2,
+            correlation_id="c",
+            reply_to="",
+            priority=6,
+        )
+    client = redis.Redis.from_url(database)
+    name = f"pre.{queue}\x06\x166"
+    dead_letters(app, dead).replay(letter)
+    ours, kombus = (json.loads(raw) for raw in client.lrange(name, 0, -1))
+    tags = [entry["properties"].pop("delivery_tag") for entry in (ours, kombus)]
+    assert len(set(tags)) == 2
+    assert ours["headers"]["id"] == ours["properties"].pop("correlation_id") == replay_id(letter)
+    assert kombus["properties"].pop("correlation_id") == "c"
+    assert (ours.pop("headers")["retries"], kombus.pop("headers")) == (0, {"some": 1})
+    assert ours == kombus
+    ours_alone = {key.decode() for key in client.keys() if b"_kombu.binding" not in key}
+    assert ours_alone == {name, f"pre._celery_patterns.replayed.{letter.id}"}
+    app.close()
+
+
+def test_a_replay_goes_to_the_one_queue_it_came_from(app: Celery, queue: str, dead: str) -> None:
+    """Other queues of its exchange have had their copy, and get no second one."""
+    exchange = Exchange(f"{queue}-x", type="topic")
+    both = [Queue(f"{queue}-{name}", exchange, routing_key="orders.#") for name in ("one", "two")]
+    with app.connection_for_write() as connection:
+        for one in both:
+            app.amqp.queues.add(one)
+            one(connection.default_channel).declare()
+    written_by_hand(app, dead, queue=both[1].name, exchange=exchange.name, routing_key="orders.eu")
+    assert dead_letters(app, dead).replay_all().sent == 1
+    assert [len(messages(app, one.name)) for one in both] == [0, 1]
+
+
+def test_a_letter_of_no_queue_goes_by_its_exchange(rabbit: str, queue: str, dead: str) -> None:
+    """When the queue's name is not known, its exchange and key are all there is."""
+    app = made(rabbit, queue)
+    exchange = Exchange(f"{queue}-x", type="topic")
+    real = Queue(f"{queue}-real", exchange, routing_key="orders.#")
+    with app.connection_for_write() as connection:
+        real(connection.default_channel).declare()
+    written_by_hand(app, dead, queue="orders.eu", exchange=exchange.name, routing_key="orders.eu")
+    assert dead_letters(app, dead).replay_all().sent == 1
+    assert len(messages(app, real.name)) == 1
+    app.close()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_letter_from_a_fanout_queue_is_refused_on_redis(database: str, queue: str, dead: str, known: bool) -> None:
+    """Redis has no list for such a queue: the letter stays, and says what to do, whether the app knows the queue or not."""
+    app = made(database, queue)
+    everybody = Queue(f"{queue}-all", Exchange(f"{queue}-x", type="fanout"), routing_key="k")
+    with app.connection_for_write() as connection:
+        everybody(connection.default_channel).declare()
+    operator = app if known else Celery(broker=database, set_as_current=False)
+    if known:
+        app.amqp.queues.add(everybody)
+    written_by_hand(app, dead, queue=everybody.name, exchange=f"{queue}-x", routing_key="k")
+    report = dead_letters(operator, dead).replay_all()
+    assert (report.sent, report.failed, len(dead_letters(app, dead))) == (0, 1, 1)
+    assert "expected" in report.failures[0].error
+    assert "to= with" in report.failures[0].error
+    assert dead_letters(app, dead).replay_all(to=queue).sent == 1
+    assert len(messages(app, queue)) == 1
+    if known:
+        with pytest.raises(ConfigurationError, match="takes what is sent to all"):
+            dead_letters(app, dead).replay_all(to=everybody.name)
+    app.close()
+
+
+def test_letters_may_be_sent_elsewhere(app: Celery, queue: str, dead: str) -> None:
+    """``to`` names a queue that somebody knows."""
+    other = Queue(f"{queue}-other", Exchange(f"{queue}-other"), routing_key=f"{queue}-other")
+    with app.connection_for_write() as connection:
+        other(connection.default_channel).declare()
+    letter = written_by_hand(app, dead)
+    written_by_hand(app, dead)
+    letters = dead_letters(app, dead)
+    letters.replay(letter, to=other.name)
+    assert letters.replay_all(to=other.name).sent == 1
+    assert (len(messages(app, other.name)), messages(app, queue)) == (2, [])
+
+
+def test_a_compressed_message_is_sent_as_it_can_be_read(app: Celery, queue: str, dead: str) -> None:
+    """It was unpacked here, so nothing says any more that it is packed."""
+    written_by_hand(app, dead, publish={"compression": "gzip"})
+    assert dead_letters(app, dead).replay_all().sent == 1
+    (message,) = messages(app, queue)
+    assert (message.payload[0], "compression" in message.headers) == (["o-1"], False)
+
+
+@pytest.mark.parametrize(
+    "body", [b"[", b"\xff\xfe", b"{}", b"[1, 2, 3]", b'[[], {}, {"chord": {"__type__": "nonsense", "__value__": 1}}]']
+)
+def test_a_damaged_letter_is_replayed_as_it_is(app: Celery, queue: str, dead: str, body: bytes) -> None:
+    """Whoever mended the worker may want it back; those behind it are not held up."""
+    written_by_hand(app, dead, body=body, headers={HEADER: "nonsense"}, reason="unreadable")
+    written_by_hand(app, dead)
+    assert dead_letters(app, dead).replay_all().sent == 2
+    first, second = messages(app, queue)
+    found = first.body.encode() if isinstance(first.body, str) else first.body
+    assert found == (body if b"chord" not in body else b'[[], {}, {"chord": null}]')
+    assert second.payload[0] == ["o-1"]
+
+
+# Replaying: how
+
+
+def test_a_dry_run_counts_and_sends_nothing(app: Celery, queue: str, dead: str) -> None:
+    """It also says what could not be sent."""
+    written_by_hand(app, dead)
+    bad = written_by_hand(app, dead, queue=f"{queue}-gone", exchange=f"{queue}-gone", routing_key="k")
+    letters = dead_letters(app, dead)
+    on_redis = letters._kind == "redis"  # RabbitMQ tells only when it is sent
+    report = letters.replay_all(dry_run=True)
+    assert (report.sent, [one.id for one in report.failures]) == ((1, [bad.id]) if on_redis else (2, []))
+    assert (len(letters), messages(app, queue)) == (2, [])
+
+
+def test_the_rate_is_kept(app: Celery, queue: str, dead: str) -> None:
+    """Six letters at twenty a second take a quarter of a second at least."""
+    for _ in range(6):
+        written_by_hand(app, dead)
+    began = time.monotonic()
+    assert dead_letters(app, dead).replay_all(rate=20).sent == 6
+    assert 0.25 <= time.monotonic() - began < 5
+    assert len(messages(app, queue)) == 6
+
+
+def test_each_letter_is_told_of(app: Celery, dead: str) -> None:
+    """With None, or with the reason why it could not be sent."""
+    good = written_by_hand(app, dead)
+    bad = written_by_hand(app, dead, queue="nowhere", exchange="nowhere", routing_key="k")
+    told = []
+    dead_letters(app, dead).replay_all(on_each=lambda letter, error: told.append((letter.id, type(error))))
+    assert told == [(good.id, type(None)), (bad.id, PublishFailed)]
+
+
+def test_one_letter_alone_says_why_it_cannot_be_sent(app: Celery, dead: str) -> None:
+    """``replay`` raises what ``replay_all`` reports; the letter stays."""
+    bad = written_by_hand(app, dead, queue="nowhere", exchange="nowhere", routing_key="k")
+    letters = dead_letters(app, dead)
+    with pytest.raises(PublishFailed):
+        letters.replay(bad)
+    assert [one.id for one in letters] == [bad.id]
+
+
+def test_a_report_names_the_first_ten(app: Celery, dead: str) -> None:
+    """However many failed."""
+    for _ in range(12):
+        written_by_hand(app, dead, queue="nowhere", exchange="nowhere", routing_key="k")
+    report = dead_letters(app, dead).replay_all()
+    assert (report.sent, report.failed, len(report.failures), report.stopped) == (0, 12, 10, None)
+
+
+def test_a_full_queue_is_waited_for_once(rabbit: str, queue: str, dead: str) -> None:
+    """The first letter is tried for 5 seconds, the others once each; all of them stay."""
+    app = made(rabbit, queue)
+    full = Queue(f"{queue}-full", queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    with app.connection_for_write() as connection:
+        full(connection.default_channel).declare()
+        app.amqp.Producer(connection).publish("there first", routing_key=full.name, confirm_timeout=5)
+    for _ in range(20):
+        written_by_hand(app, dead)
+    began = time.monotonic()
+    report = dead_letters(app, dead).replay_all(to=full.name)
+    assert (report.sent, report.failed) == (0, 20)
+    assert time.monotonic() - began < 15
+    assert len(dead_letters(app, dead)) == 20
+    app.close()
+
+
+# Correcting
+
+
+def test_a_corrected_argument_is_what_the_task_gets(app: Celery, queue: str, dead: str) -> None:
+    """By position, by name, or where a default stood; the rest stays as it is, to the last type."""
+    from decimal import Decimal
+
+    task = failing(app)
+    run_here(task, "o-1", 7, headers={"argsrepr": "('o-1', 7)", "kwargsrepr": "{}"})
+    letter = next(iter(dead_letters(app, dead)))
+    assert dead_letters(app, dead).replay(letter, correct={"order": Decimal("5.10"), "note": "late"})
+    (message,) = messages(app, queue)
+    args, kwargs, _ = message.payload
+    assert (args, kwargs) == ([Decimal("5.10"), 7], {"note": "late"})
+    assert (message.headers["argsrepr"], message.headers["kwargsrepr"]) == ("(Decimal('5.10'), 7)", "{'note': 'late'}")
+    assert message.headers[HEADER]["corrected"] == [
+        {"name": "order", "was": '"o-1"', "replay": 1},
+        {"name": "note", "was": "null", "replay": 1},
+    ]
+
+
+def test_the_next_letter_tells_what_was_corrected(app: Celery, queue: str, dead: str) -> None:
+    """And so does the one after that: the last ten corrections, a long value cut."""
+    task = failing(app)
+    run_here(task, "x" * 500, headers={"argsrepr": saferepr(("x" * 500,)), "kwargsrepr": "{}"})
+    for number in range(12):
+        (letter,) = dead_letters(app, dead)
+        assert dead_letters(app, dead).replay_all(correct={"order": f"o-{number}"}).sent == 1
+        (message,) = messages(app, queue)
+        run_here(task, *message.payload[0], task_id=message.headers["id"], headers=dict(message.headers))
+    (letter,) = dead_letters(app, dead)
+    assert (letter.message, letter.replay, len(letter.corrected)) == ("cannot do o-11", 12, 10)
+    assert letter.corrected[-1] == {"name": "order", "was": '"o-10"', "replay": 12}
+    assert all(len(str(one["was"])) <= 200 for one in letter.corrected)
+
+
+def test_what_was_redacted_stays_so(app: Celery, queue: str, dead: str) -> None:
+    """A sender who hid the arguments does not find the old ones in the history, nor the new ones in the header."""
+    run_here(failing(app), "secret-1", headers={"argsrepr": "('***',)", "kwargsrepr": "{}"})
+    assert dead_letters(app, dead).replay_all(correct={"order": "secret-2"}).sent == 1
+    (message,) = messages(app, queue)
+    told = json.dumps(message.headers)
+    assert ("secret" in told, "***" in told, message.payload[0]) == (False, False, ["secret-2"])
+    assert message.headers[HEADER]["corrected"] == [{"name": "order", "was": None, "replay": 1}]
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, {1: 2}, object(), (1, 2)])
+def test_a_correction_goes_through_the_strict_encoder(app: Celery, dead: str, value: Any) -> None:
+    """What would not arrive as it is is refused, with its name, before anything is sent."""
+    run_here(failing(app), 1)
+    with pytest.raises(UnsafeValue, match="order"):
+        dead_letters(app, dead).replay_all(correct={"order": value})
+    assert len(dead_letters(app, dead)) == 1
+
+
+def test_a_correction_must_fit_all_letters_or_none_is_sent(app: Celery, queue: str, dead: str) -> None:
+    """The error names the letter and the task's arguments."""
+    run_here(failing(app), 1)
+    other = written_by_hand(app, dead, body=b"nonsense")
+    with pytest.raises(ConfigurationError, match=f"the letter {other.id} cannot be corrected"):
+        dead_letters(app, dead).replay_all(correct={"order": 2})
+    assert (len(dead_letters(app, dead)), messages(app, queue)) == (2, [])
+
+
+def test_without_the_task_only_what_was_named_is_corrected(app: Celery, queue: str, dead: str) -> None:
+    """An operator's app may not know the task: an argument that was given by name can be found all the same."""
+    body = json.dumps([["o-1"], {"amount": 5}, {"chord": None}]).encode()
+    written_by_hand(app, dead, body=body)
+    letters = dead_letters(app, dead)
+    with pytest.raises(ConfigurationError, match=r"does not know by.hand.* given by name were: amount"):
+        letters.replay_all(correct={"order": "o-2"})
+    assert letters.replay_all(correct={"amount": 6}).sent == 1
+    (message,) = messages(app, queue)
+    assert message.payload[:2] == [["o-1"], {"amount": 6}]
+
+
+def test_a_call_that_was_wrong_can_be_made_right(app: Celery, queue: str, dead: str) -> None:
+    """An argument that was missing is supplied; a call that would still be refused is refused here."""
+    failing(app, "by.hand")
+    written_by_hand(app, dead, body=b"[[], {}, {}]")
+    letters = dead_letters(app, dead)
+    with pytest.raises(ConfigurationError, match="would refuse the corrected call: missing a required argument: 'order'"):
+        letters.replay_all(correct={"amount": 3})
+    assert letters.replay_all(correct={"order": "o-9"}).sent == 1
+    assert messages(app, queue)[0].payload[1] == {"order": "o-9"}
+
+
+def test_a_corrected_argument_changes_the_key_by_the_keys_rule(app: Celery, queue: str, dead: str) -> None:
+    """A key made of arguments follows them; a key that the sender chose stays."""
+    done = []
+
+    @app.task(shared=False, name="keyed")
+    @idempotent(key="order", ttl=timedelta(hours=1))
+    @dead_letter(dead)
+    def keyed(order: str, amount: int) -> str:
+        if amount > 10:
+            raise ValueError
+        done.append((patterns.current_claim().key, order, amount))
+        return order
+
+    run_here(keyed, "o-1", 1)
+    run_here(keyed, "o-2", 50)
+    run_here(keyed, "o-3", 50, headers={HEADER: {"key": "chosen"}})
+    assert dead_letters(app, dead).replay_all(correct={"amount": 2, "order": "o-4"}).sent == 2
+    for message in messages(app, queue):
+        run_here(keyed, *message.payload[0], headers={HEADER: message.headers[HEADER]})
+    run_here(keyed, "o-4", 2)  # a duplicate of the first correction
+    assert [(order, amount) for _, order, amount in done] == [("o-1", 1), ("o-4", 2), ("o-4", 2)]
+    assert len({key for key, *_ in done}) == 3
+
+
+# What the best of the field has shipped wrong
+
+
+def test_a_letter_in_a_batch_and_alone_is_sent_once(app: Celery, queue: str, dead: str) -> None:
+    """Replayed singly in the middle of a batch: the batch finds it gone, or it finds the batch has it."""
+    ids = [run_here(failing(app), number).id for number in range(5)]
+    letters = dead_letters(app, dead)
+    last = list(letters)[-1]
+    alone = []
+
+    def in_between(letter: Letter, _error: Any) -> None:
+        if not alone:
+            alone.append(letters.replay(last))
+
+    assert letters.replay_all(on_each=in_between).sent == 4
+    sent = Counter(message.headers["id"] for message in messages(app, queue))
+    assert (len(sent), set(sent.values())) == (len(ids), {1})
+
+
+def test_replayed_twice_before_the_first_is_done_is_sent_once(app: Celery, queue: str, dead: str) -> None:
+    """The second call finds no letter: it is gone from the moment its message stands."""
+    run_here(failing(app), 1)
+    letters = dead_letters(app, dead)
+    (letter,) = list(letters)
+    letters.replay(letter)
+    with pytest.raises(LetterNotFound, match=f"no letter {letter.id} stands"):
+        letters.replay(letter)
+    assert len(messages(app, queue)) == 1
+
+
+def test_a_correction_sends_the_corrected_message_only(app: Celery, queue: str, dead: str) -> None:
+    """Never the original beside it."""
+    run_here(failing(app), "wrong")
+    dead_letters(app, dead).replay_all(correct={"order": "right"})
+    assert [message.payload[0] for message in messages(app, queue)] == [["right"]]
+    assert len(dead_letters(app, dead)) == 0
+
+
+def test_a_second_correction_is_not_ignored(app: Celery, queue: str, dead: str) -> None:
+    """The first correction was wrong, too: its letter is corrected like any other."""
+    task = failing(app)
+    run_here(task, "wrong")
+    for value in ("wrong still", "right"):
+        dead_letters(app, dead).replay_all(correct={"order": value})
+        (message,) = messages(app, queue)
+        assert message.payload[0] == [value]
+        run_here(task, *message.payload[0], task_id=message.headers["id"], headers=dict(message.headers))
+
+
+def test_one_letter_that_cannot_be_sent_does_not_stop_the_others(app: Celery, queue: str, dead: str) -> None:
+    """It stays and is reported, this time and the next; no lock is left behind it."""
+    written_by_hand(app, dead)
+    bad = written_by_hand(app, dead, queue="nowhere", exchange="nowhere", routing_key="k")
+    written_by_hand(app, dead)
+    letters = dead_letters(app, dead)
+    report = letters.replay_all()
+    assert (report.sent, report.failed, [one.id for one in report.failures]) == (2, 1, [bad.id])
+    assert (len(messages(app, queue)), [one.id for one in letters]) == (2, [bad.id])
+    written_by_hand(app, dead)
+    assert letters.replay_all().sent == 1
+    assert letters.replay(bad, to=queue).id == replay_id(bad)
+    assert len(letters) == 0
+
+
+def test_an_id_that_stands_twice_does_not_break_the_batch(app: Celery, queue: str, dead: str) -> None:
+    """Two copies of one death: one message, both gone, and the limit counts one."""
+    twice = uuid.uuid4().hex
+    for _ in range(2):
+        written_by_hand(app, dead, id=twice)
+        written_by_hand(app, dead)
+    letters = dead_letters(app, dead)
+    assert len(letters) == 3
+    assert letters.where(limit=1).replay_all().sent == 1
+    assert len(messages(app, queue)) == 1
+    assert (len(letters), twice in {letter.id for letter in letters}) == (2, False)
+
+
+def test_a_letter_of_the_same_id_in_another_queue_is_left_alone(app: Celery, queue: str, dead: str) -> None:
+    """A replay touches the queue that it was asked for, and sends to where that letter came from."""
+    same = uuid.uuid4().hex
+    written_by_hand(app, dead, id=same)
+    written_by_hand(app, f"{dead}-2", id=same)
+    assert dead_letters(app, dead).replay_all().sent == 1
+    assert [letter.id for letter in dead_letters(app, f"{dead}-2")] == [same]
+
+
+def test_what_was_replayed_is_not_offered_again(app: Celery, queue: str, dead: str) -> None:
+    """Neither listed nor counted, nor grouped."""
+    run_here(failing(app), 1)
+    letters = dead_letters(app, dead)
+    letters.replay_all()
+    assert (list(letters), len(letters), letters.stats(), letters.replay_all().sent) == ([], 0, [], 0)
+    assert len(messages(app, queue)) == 1
+
+
+def test_letters_that_others_take_out_meanwhile_hide_none(app: Celery, queue: str, dead: str, monkeypatch: Any) -> None:
+    """Places move when another operator works on the same queue: each letter of the selection is seen all the same."""
+    monkeypatch.setattr(_redis, "_PAGE", 4)
+    for number in range(40):
+        written_by_hand(app, dead, task="odd" if number % 2 else "even")
+    mine, theirs = dead_letters(app, dead).where(task="odd"), dead_letters(app, dead).where(task="even")
+    seen = []
+    for letter in mine:
+        seen.append(letter.id)
+        if len(seen) in (3, 9):
+            theirs.where(limit=6).replay_all()
+    assert len(seen) == len(set(seen)) == 20
+    assert len(mine) == 20
+
+
+# Copies
+
+
+def test_a_second_copy_that_comes_later_is_not_sent_on_redis(database: str, queue: str, dead: str) -> None:
+    """Within the hour, whoever replays it: it is taken out. The very same entry, put back by hand, is sent again."""
+    app = made(database, queue)
+    letter = written_by_hand(app, dead)
+    client = redis.Redis.from_url(database)
+    (raw,) = client.lrange(dead, 0, -1)
+    letters = dead_letters(app, dead)
+    assert letters.replay_all().sent == 1
+    written_by_hand(app, dead, id=letter.id)
+    assert letters.replay_all().sent == 0
+    assert (len(letters), len(messages(app, queue))) == (0, 1)
+    client.lpush(dead, raw)
+    assert letters.replay_all().sent == 1
+    assert 0 < client.ttl(f"_celery_patterns.replayed.{letter.id}") <= 3600
+    app.close()
+
+
+def test_two_operators_with_a_copy_each_send_one_on_redis(database: str, queue: str, dead: str) -> None:
+    """Each took a page before the other began."""
+    app = made(database, queue)
+    same = uuid.uuid4().hex
+    for _ in range(2):
+        written_by_hand(app, dead, id=same)
+    letters = dead_letters(app, dead)
+    told: list[Any] = []
+
+    def other(_letter: Letter, _error: Any) -> None:
+        told.append(letters.replay_all().sent)
+
+    assert letters.replay_all(on_each=other).sent == 1
+    assert (told, len(messages(app, queue)), len(letters)) == ([0], 1, 0)
+    app.close()
+
+
+def test_a_redis_that_refuses_the_message_keeps_the_letter(database: str, queue: str, dead: str) -> None:
+    """The target is no list, or the server is full: nothing has changed, and the report says why."""
+    app = made(database, queue)
+    written_by_hand(app, dead)
+    client = redis.Redis.from_url(database)
+    client.set(queue, "no list")
+    letters = dead_letters(app, dead)
+    (failure,) = letters.replay_all().failures
+    assert "WRONGTYPE" in failure.error
+    assert len(letters) == 1
+    client.delete(queue)
+    assert letters.replay_all().sent == 1
+    app.close()
+
+
+# Killed, and shared
+
+
+def replay_until_killed(broker: str, dead: str, letters: int) -> int:
+    """Replay in a process of its own, which is killed at some point; how many it had told of."""
+    operator = in_another_process(broker, dead, "letters.replay_all(on_each=told)")
+    assert operator.stdout is not None
+    try:
+        for _ in range(random.randint(1, max(1, letters))):
+            if not operator.stdout.readline():
+                break
+        time.sleep(random.random() * 0.002)
+    finally:
+        operator.kill()
+        operator.wait()
+        rest = len(operator.stdout.readlines())
+        operator.stdout.close()
+    return rest
+
+
+def keyed_letters(app: Celery, dead: str, count: int) -> tuple[Any, list[int], list[bool]]:
+    effects: list[int] = []
+    mended: list[bool] = []
+
+    @app.task(shared=False, name="keyed")
+    @idempotent(key="number", ttl=timedelta(hours=1))
+    @dead_letter(dead)
+    def keyed(number: int) -> int:
+        if not mended:
+            raise ValueError("not yet")
+        effects.append(number)
+        return number
+
+    for number in range(count):
+        run_here(keyed, number)
+    return keyed, effects, mended
+
+
+def run_all(app: Celery, queue: str, task: Any) -> Counter[str]:
+    """Run what stands in a queue, as a worker would, and count each task id."""
+    found: Counter[str] = Counter()
+    for message in messages(app, queue):
+        found[message.headers["id"]] += 1
+        run_here(task, *message.payload[0], task_id=message.headers["id"], headers={HEADER: message.headers[HEADER]})
+    return found
+
+
+@pytest.mark.parametrize(("count", "kills"), [(120, 4), pytest.param(1000, 20, marks=pytest.mark.long)])
+def test_a_replay_that_is_killed_anywhere_loses_and_doubles_nothing(
+    app: Celery, broker: str, queue: str, dead: str, count: int, kills: int
+) -> None:
+    """Killed and run again until no letter is left: each was sent, each keyed effect is there once.
+
+    On Redis each was sent once, key or not. On RabbitMQ at most the letter in flight of each kill was sent twice.
+    """
+    task, effects, mended = keyed_letters(app, dead, count)
+    expected = {replay_id(letter) for letter in dead_letters(app, dead)}
+    for _ in range(kills):
+        replay_until_killed(broker, dead, 2 * count // (kills + 1) - 1)
+    # RabbitMQ gives back what a killed reader held when it sees the connection is gone.
+    wait_until(lambda: dead_letters(app, dead).replay_all().sent or len(dead_letters(app, dead)) == 0, 20, "all are sent")
+    wait_until(lambda: dead_letters(app, dead).replay_all().sent == 0, 20, "and nothing is left")
+    mended.append(True)
+    sent = run_all(app, queue, task)
+    assert set(sent) == expected
+    assert sorted(effects) == list(range(count))
+    doubled = sent.total() - len(sent)
+    assert doubled == 0 if broker.startswith("redis") else doubled <= kills
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.long)])
+def test_two_replays_at_once_share_the_work(app: Celery, broker: str, queue: str, dead: str, count: int) -> None:
+    """Each letter is sent by one of them, once, also without a key; both had some."""
+    task, effects, mended = keyed_letters(app, dead, count)
+    expected = {replay_id(letter) for letter in dead_letters(app, dead)}
+    operators = [
+        in_another_process(
+            broker, dead, "print('ready', flush=True); input_ = sys.stdin; letters.replay_all(rate=400, on_each=told)"
+        )
+        for _ in range(2)
+    ]
+    told = [operator.communicate(timeout=200)[0].split("\n")[1:-1] for operator in operators]
+    assert [operator.returncode for operator in operators] == [0, 0]
+    assert sum(map(len, told)) == count
+    mended.append(True)
+    sent = run_all(app, queue, task)
+    assert (set(sent), sent.total()) == (expected, count)
+    assert sorted(effects) == list(range(count))
+    assert len(dead_letters(app, dead)) == 0
+
+
+def test_a_slow_replay_survives_a_closed_channel(queue: str, dead: str) -> None:
+    """RabbitMQ closes a channel that holds a message for too long, 30 minutes by default and a second here."""
+    server = RabbitServer()
+    usual = server.environment
+
+    def impatient() -> dict[str, str]:
+        found = dict(usual())
+        found["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += " -rabbit consumer_timeout 500 -rabbit channel_tick_interval 500"
+        return found
+
+    server.environment = impatient  # type: ignore[method-assign]
+    server.start()
+    try:
+        app = made(server.url, queue)
+        for number in range(12):
+            written_by_hand(app, dead, task="kept" if number < 4 else "sent")
+        letters = dead_letters(app, dead)
+        closed = []
+        reopen = OnRabbitMQ._reopen
+
+        def counted(self: Any, *args: Any) -> None:
+            closed.append(1)
+            reopen(self, *args)
+
+        OnRabbitMQ._reopen = counted  # type: ignore[method-assign]
+        try:
+            report = letters.where(task="sent").replay_all(rate=2)
+        finally:
+            OnRabbitMQ._reopen = reopen  # type: ignore[method-assign]
+        assert closed, "the channel was never closed"
+        assert (report.sent, report.failed) == (8, 0)
+        sent = Counter(message.headers["id"] for message in messages(app, queue))
+        assert (len(sent), set(sent.values())) == (8, {1})
+        assert [letter.task for letter in letters] == ["kept"] * 4
+        app.close()
+    finally:
+        server.close()
+
+
+# Keeping and deleting
+
+
+def test_a_file_holds_all_of_a_letter(app: Celery, queue: str, dead: str, tmp_path: Path) -> None:
+    """Exported, deleted and put back: the same bytes, headers and properties; compressed, binary and odd ones, too."""
+    written_by_hand(app, dead, publish={"message_id": "m-1", "expiration": 3_600_000})
+    written_by_hand(app, dead, publish={"compression": "gzip"})
+    written_by_hand(app, dead, body=b"\xff\x00binary", publish={"content_type": "application/data", "content_encoding": "binary"})
+    written_by_hand(app, dead, body="ö".encode(), headers={"nested": {"a": [1, None, {"b": True}]}})
+    written_by_hand(app, dead, headers={"odd": {"celery_patterns_type": "moment", "value": "no"}})
+    file = tmp_path / "letters.jsonl"
+    letters = dead_letters(app, dead)
+    before = raw_messages(app, dead)
+    assert letters.export(file) == 5
+    assert raw_messages(app, dead) == before
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["letter"]["id"] for line in lines] == [letter.id for letter in letters]
+    assert json.loads(lines[0]["body"])[0] == ["o-1"]
+    assert letters.purge() == 5
+    assert raw_messages(app, dead) == []
+    assert letters.restore(file) == 5
+    assert raw_messages(app, dead) == before
+    assert letters.restore(file) == 0
+    assert letters.replay_all().sent == 5
+
+
+def raw_messages(app: Celery, queue: str) -> list[Any]:
+    """What stands in a queue, as the broker has it, and stays there."""
+    with app.connection_for_read() as connection:
+        if connection.transport.driver_type == "redis":
+            client = connection.default_channel.client
+            found = [json.loads(raw) for raw in reversed(client.lrange(queue, 0, -1))]
+            for one in found:
+                one["properties"].pop("delivery_tag")
+            return found
+        channel = connection.channel()
+        gotten = []
+        while (raw := channel.basic_get(queue)) is not None:
+            gotten.append((raw.body, raw.properties))
+        return gotten
+
+
+def test_what_amqp_knows_and_json_does_not_comes_back(rabbit: str, queue: str, dead: str, tmp_path: Path) -> None:
+    """Moments, bytes and decimals in headers, as RabbitMQ's own notes have them."""
+    from decimal import Decimal
+
+    app = made(rabbit, queue)
+    odd = {"time": datetime(2026, 1, 2, 3, 4, 5), "raw": b"\x00\xff", "exact": Decimal("1.50")}
+    written_by_hand(app, dead, headers=odd, publish={"timestamp": 1_767_323_045, "priority": 3})
+    letters = dead_letters(app, dead)
+    before = raw_messages(app, dead)
+    letters.export(tmp_path / "f")
+    letters.purge()
+    letters.restore(tmp_path / "f")
+    assert raw_messages(app, dead) == before
+    app.close()
+
+
+def test_letters_are_deleted_by_age(app: Celery, dead: str) -> None:
+    """``older_than`` counts from the death; copies go together, and others stay in order."""
+    old = written_by_hand(app, dead, died_at=time.time() - 40 * 86400)
+    young = [written_by_hand(app, dead).id for _ in range(2)]
+    written_by_hand(app, dead, id=old.id, died_at=old.died_at)
+    letters = dead_letters(app, dead)
+    assert letters.purge(older_than=timedelta(days=30)) == 1
+    assert [letter.id for letter in letters] == young
+    with pytest.raises(ConfigurationError, match="older_than"):
+        letters.purge(older_than=30)  # type: ignore[arg-type]
+
+
+def test_only_what_the_file_holds_is_deleted(app: Celery, dead: str, tmp_path: Path) -> None:
+    """A letter that was written after the export stays."""
+    written_by_hand(app, dead)
+    letters = dead_letters(app, dead)
+    letters.export(tmp_path / "f")
+    late = written_by_hand(app, dead)
+    assert letters.purge(kept_in=tmp_path / "f") == 1
+    assert [letter.id for letter in letters] == [late.id]
+
+
+def test_a_file_is_there_whole_or_not_at_all(app: Celery, dead: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """Nothing stands under its name while it is written, and an older file is never overwritten."""
+    written_by_hand(app, dead)
+    letters = dead_letters(app, dead)
+    file = tmp_path / "f"
+    file.write_text("precious")
+    with pytest.raises(ConfigurationError, match="is there already"):
+        letters.export(file)
+    assert (file.read_text(), list(tmp_path.iterdir())) == ("precious", [file])
+    file.unlink()
+    seen = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (seen.append(file.exists()), fsync(handle)))
+    letters.export(file)
+    assert seen == [False, True]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_export_and_purge_killed_half_way_lose_nothing(app: Celery, broker: str, dead: str, tmp_path: Path) -> None:
+    """Each letter is in the queue, or in a file that is whole."""
+    ids = {written_by_hand(app, dead).id for _ in range(60)}
+    for number in range(4):
+        code = f"""
+            letters = letters.watched(lambda *_: told(type("L", (), {{"id": 1}}), None))
+            letters.export({str(tmp_path / f"f{number}")!r})
+            letters.purge(kept_in={str(tmp_path / f"f{number}")!r})
+        """
+        operator = in_another_process(broker, dead, code)
+        assert operator.stdout is not None
+        for _ in range(random.randint(1, 100)):
+            operator.stdout.readline()
+        operator.kill()
+        operator.wait()
+        operator.stdout.close()
+    kept = {
+        json.loads(line)["letter"]["id"]
+        for file in tmp_path.iterdir()
+        if not file.name.startswith(".")
+        for line in file.read_text().splitlines()
+    }
+    wait_until(lambda: kept | {letter.id for letter in dead_letters(app, dead)} == ids, 20, "all are somewhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nonsense\n", "line 1 of .* is no letter"),
+        ("{}\n", "line 1 of .* is no letter"),
+        ('{"format": 2}\n', "has format 2; this release reads format 1"),
+        ("\xff", "is no letter"),
+    ],
+)
+def test_a_file_that_is_none_of_ours_puts_nothing_back(
+    app: Celery, dead: str, tmp_path: Path, text: str, said: str
+) -> None:
+    """The whole file is looked at first."""
+    written_by_hand(app, dead)
+    letters = dead_letters(app, dead)
+    file = tmp_path / "f"
+    letters.export(file)
+    file.write_text(file.read_text() + text)
+    letters.purge()
+    with pytest.raises(ConfigurationError, match=said.replace("line 1", "line 2")):
+        letters.restore(file)
+    assert len(letters) == 0
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        letters.restore(tmp_path / "nothing")
+
+
+# Canaries
+
+
+@pytest.fixture
+def running(shop: Floor) -> Floor:
+    shop.worker(concurrency=2)
+    for number in range(6):
+        shop.task("doomed").delay(f"o-{number}", "mended")
+    shop.wait(lambda: len(shop.letters()) == 6, 30, "six letters")
+    return shop
+
+
+def test_canaries_that_die_again_stop_the_replay(running: Floor) -> None:
+    """Two were sent, and each left a new letter; the other four stand where they stood."""
+    letters = dead_letters(running.app, running.dead)
+    ids = [letter.id for letter in letters]
+    report = letters.replay_all(canary=2)
+    assert (report.sent, report.failed) == (2, 0)
+    assert report.stopped is not None
+    assert "canaries died again" in report.stopped
+    running.wait(lambda: len(running.letters()) == 6, 20, "their new letters")
+    assert [letter.id for letter in letters if letter.replay == 0] == ids[2:]
+
+
+def test_canaries_that_succeed_let_the_others_go(running: Floor) -> None:
+    """All are sent, also when the task ignores its results."""
+    running.traces.set("mended")
+    running.task("doomed").ignore_result = True
+    report = dead_letters(running.app, running.dead).replay_all(canary=2, canary_patience=timedelta(seconds=60))
+    assert (report.sent, report.stopped) == (6, None)
+    running.wait(lambda: running.traces.count("mended") == 6, 20, "six effects")
+
+
+def test_canaries_that_come_to_no_end_stop_the_replay(shop: Floor) -> None:
+    """Nobody runs them: after the patience the others stay."""
+    declare(shop.app, shop.queue)
+    for number in range(3):
+        run_here(shop.task("doomed"), f"o-{number}", queue=shop.queue)
+    began = time.monotonic()
+    report = dead_letters(shop.app, shop.dead).replay_all(canary=1, canary_patience=timedelta(seconds=1))
+    assert report.stopped is not None
+    assert "1 of 1 canaries came to no end within 0:00:01" in report.stopped
+    assert 1 <= time.monotonic() - began < 10
+    assert len(shop.letters()) == 2
+
+
+def test_a_canary_that_is_retried_is_waited_for(shop: Floor) -> None:
+    """RETRY is no end."""
+    shop.worker(concurrency=1)
+    with pytest.raises(ConnectionError):
+        shop.task("flaky_keyed").delay("o-1", 99).get(timeout=60)
+    report = dead_letters(shop.app, shop.dead).replay_all(canary=1, correct={"failures": 2})
+    assert (report.sent, report.stopped) == (1, None)
+    assert shop.traces.all("effects") == ["o-1"]
+    assert shop.traces.count("runs") == 6
+
+
+def test_a_canarys_old_result_is_not_its_outcome(shop: Floor) -> None:
+    """A letter that was put back is replayed under the same task id: what the first one left there is forgotten."""
+    declare(shop.app, shop.queue)
+    run_here(shop.task("doomed"), "o-1", queue=shop.queue)
+    (letter,) = shop.letters()
+    shop.app.backend.store_result(replay_id(letter), "fine", "SUCCESS")
+    report = dead_letters(shop.app, shop.dead).replay_all(canary=1, canary_patience=timedelta(seconds=1))
+    assert report.stopped is not None
+    assert "came to no end" in report.stopped
+
+
+def test_a_letter_of_rabbitmqs_is_put_back_into_a_redis(
+    rabbit: str, database: str, queue: str, dead: str, tmp_path: Path
+) -> None:
+    """With what it had, but in the list where letters are looked for, whatever its priority."""
+    ours, theirs = made(rabbit, queue), made(database, queue)
+    letter = written_by_hand(ours, dead, publish={"priority": 9})
+    dead_letters(ours, dead).export(tmp_path / "f")
+    assert dead_letters(theirs, dead).restore(tmp_path / "f") == 1
+    assert [one.id for one in dead_letters(theirs, dead)] == [letter.id]
+    ours.close()
+    theirs.close()
+
+
+def test_a_canary_needs_a_backend_that_tells_everybody(rabbit: str) -> None:
+    """``rpc://`` tells the sender only."""
+    app = Celery(broker=rabbit, backend="rpc://", set_as_current=False)
+    with pytest.raises(ConfigurationError, match="rpc:// gives a result to its sender only"):
+        dead_letters(app, "q").replay_all(canary=1)
+
+
+# In constant memory
+
+MEMORY = """
+    import resource, sys, threading, time
+    def grown():
+        with open("/proc/self/statm") as stream:
+            return int(stream.read().split()[1]) * resource.getpagesize() / 1e6
+    peak = [grown()]
+    def watch():
+        while True:
+            peak[0] = max(peak[0], grown())
+            time.sleep(0.01)
+    threading.Thread(target=watch, daemon=True).start()
+    before = grown()
+    {code}
+    print(peak[0])
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_memory_does_not_grow_with_the_letters(app: Celery, broker: str, queue: str, dead: str, tmp_path: Path) -> None:
+    """Listing, grouping, exporting, deleting and replaying 100,000 letters take what 1,000 take, within 10 MB."""
+    peaks: dict[str, list[float]] = {}
+    for count in (1_000, 100_000):
+        fill(app, dead, count)
+        file = str(tmp_path / f"f{count}")
+        for code in (
+            "len(letters)",
+            "letters.stats()",
+            f"letters.export({file!r})",
+            f"letters.purge(kept_in={file!r})",
+            f"letters.restore({file!r})",
+            "letters.replay_all()",
+        ):
+            operator = in_another_process(broker, dead, MEMORY.format(code=code))
+            peaks.setdefault(code.replace(file, "f"), []).append(float(operator.communicate(timeout=1800)[0]))
+        assert len(dead_letters(app, dead)) == 0
+        with app.connection_for_write() as connection:
+            connection.default_channel.queue_purge(queue)
+    print({code: [round(peak, 1) for peak in found] for code, found in peaks.items()})
+    assert all(many < few + 10 for few, many in peaks.values()), peaks
+
+
+def fill(app: Celery, dead: str, count: int) -> None:
+    """Letters of a usual size, as fast as they can be written."""
+    letter = written_by_hand(app, dead, traceback="x" * 2000)
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        if connection.transport.driver_type == "redis":
+            client = channel.client
+            (raw,) = client.lrange(dead, 0, -1)
+            client.delete(dead)
+            with client.pipeline(transaction=False) as pipe:
+                for number in range(count):
+                    pipe.lpush(dead, raw.replace(letter.id.encode(), f"{number:032x}".encode()))
+                    if number % 1000 == 999:
+                        pipe.execute()
+                pipe.execute()
+            return
+        raw = channel.basic_get(dead)
+        raw.channel = channel
+        channel.basic_ack(raw.delivery_tag)
+        headers = raw.properties["application_headers"]
+        for number in range(count):
+            told = {**headers, LETTER: headers[LETTER].replace(letter.id, f"{number:032x}")}
+            message = channel.prepare_message(raw.body, None, "application/json", "utf-8", told, {"delivery_mode": 2})
+            channel.basic_publish(message, exchange="", routing_key=dead)
+    wait_until(lambda: standing(app, dead) == count, 60, "all letters stand")
+
+
+def standing(app: Celery, queue: str) -> int:
+    with app.connection_for_read() as connection:
+        return int(connection.default_channel.queue_declare(queue=queue, passive=True).message_count)
