@@ -73,7 +73,7 @@ class OnRabbitMQ:
         RabbitMQ closes a channel that holds a message for 30 minutes, as a slow replay does. What was held is back then.
         """
         standing = queue_length(self._connection, self._queue) or 0
-        self._standing = self._left = standing
+        self._left, self._unsure = standing, 0
         looked = 0
         deadline, pause = 0.0, 0.1
         while True:
@@ -96,13 +96,15 @@ class OnRabbitMQ:
         # Those that stand there now: a worker that still has the bug may write new ones as fast as we send.
         for _ in range(self._left):
             raw = self._channel.basic_get(self._queue, no_ack=False)
+            self._unsure = 0  # it answers, so it has heard of every acknowledgement before
             if raw is None:
                 break
             yield entry_of(self._channel.message_to_python(raw), raw.body, raw.delivery_tag)
-        if self._channel.connection is not None:
-            self._channel.close()  # answers when every acknowledgement before it was dealt with
+        self._channel.queue_declare(queue=self._queue, passive=True)  # answers, or raises when it has not heard of all
+        self._channel.close()
 
     def _reopen(self, deadline: float, pause: float) -> None:
+        self._left, self._unsure = self._left + self._unsure, 0
         self._connection.collect()
         time.sleep(pause)
         try:
@@ -123,7 +125,7 @@ class OnRabbitMQ:
             self._channel.basic_ack(entry.place)
         except self._passing:  # it comes back, and the walk, which meets the same trouble, begins again
             return False
-        self._left -= 1
+        self._left, self._unsure = self._left - 1, self._unsure + 1
         entry.gone = True
         return True
 
