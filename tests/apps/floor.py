@@ -325,7 +325,7 @@ def make_app(environment: Any = os.environ) -> Celery:
     @task(shared=False, name="nap")
     @patterns.dead_letter(dead)
     def nap(number: int) -> None:
-        time.sleep(0.05)
+        time.sleep(0.2)
         traces.add("naps", number)
 
     @task(shared=False, name="held")
