@@ -31,6 +31,7 @@ class Worker:
     def __init__(self, environment: dict[str, str], queue: str, log: Path, *, pool: str, concurrency: int) -> None:
         self.log = log
         self.queue = queue
+        self.name = f"{uuid.uuid4().hex[:8]}@localhost"
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
                 [
@@ -47,7 +48,7 @@ class Worker:
                     "-Q",
                     queue,
                     "-n",
-                    f"{uuid.uuid4().hex[:8]}@localhost",
+                    self.name,
                     "-l",
                     "INFO",
                     "--without-gossip",

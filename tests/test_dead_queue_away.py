@@ -88,7 +88,10 @@ def test_the_queue_is_away_for_ten_seconds(own: Floor, server: Any) -> None:
     watch = _Watch(server, own.dead)
     worker = own.worker(concurrency=2, FLOOR_PREFETCH="8", **watch.settings)
     with refusing(own):
-        ids = {call("exception")(own), call("reject")(own), *(raw(own, body=b"[[") for _ in range(DAMAGED))}
+        ids = {
+            *(own.task("ends").delay(how).id for how in ("exception", "reject")),
+            *(raw(own, body=b"[[") for _ in range(DAMAGED)),
+        }
         own.wait(lambda: own.traces.count("ends") == 2, what="the starts")
         began, before = time.monotonic(), watch.tries()
         own.wait(lambda: time.monotonic() - began > AWAY, AWAY + 5, "ten seconds")
@@ -136,7 +139,7 @@ def test_the_broker_goes_while_a_letter_waits(own: Floor, server: Any, task: str
 
 def test_the_worker_ends_while_a_letter_waits(own: Floor) -> None:
     """What will come back is left alone; what was acknowledged early is told of, loudly."""
-    worker = own.worker(concurrency=1)
+    worker = own.worker(concurrency=1, FLOOR_PREFETCH="4")
     with refusing(own):
         late, early = call("reject")(own), call("reject", "ends_early")(own)
         own.wait(lambda: own.traces.count("ends") == 2, what="the starts")

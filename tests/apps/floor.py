@@ -181,6 +181,8 @@ def make_app(environment: Any = os.environ) -> Celery:
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
         }
+        if environment.get("FLOOR_POLLING"):
+            app.conf.broker_transport_options["polling_interval"] = float(environment["FLOOR_POLLING"])
     app.traces = traces
     dead = f"q-{namespace}.dead"
 
@@ -325,7 +327,7 @@ def make_app(environment: Any = os.environ) -> Celery:
     @task(shared=False, name="nap")
     @patterns.dead_letter(dead)
     def nap(number: int) -> None:
-        time.sleep(0.05)
+        time.sleep(0.2)
         traces.add("naps", number)
 
     @task(shared=False, name="held")
@@ -437,10 +439,18 @@ def make_app(environment: Any = os.environ) -> Celery:
         **lost,
     )
 
-    @task(shared=False, name="ends_keyed", patterns=(ends_dead,))
-    @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(minutes=10))
-    def ends_keyed(order: str, how: str) -> str:
+    def keyed_ends(order: str, how: str) -> str:
         return str(ends(how))
+
+    def key_of(order: str, how: str) -> str:
+        traces.add("asked for a key", os.getpid())
+        return order
+
+    by_name = patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(minutes=10))
+    by_function = patterns.idempotent(key=key_of, ttl=timedelta(hours=1), lease=timedelta(minutes=10))
+    task(keyed_ends, shared=False, name="ends_keyed", patterns=(ends_dead, by_name))
+    task(keyed_ends, shared=False, name="ends_keyed_early", patterns=(ends_dead, by_name), acks_late=False)
+    task(keyed_ends, shared=False, name="ends_keyed_by", patterns=(ends_dead, by_function))
 
     @task(shared=False, name="fanned")
     @patterns.retry(on=ConnectionError, attempts=2, wait=now)

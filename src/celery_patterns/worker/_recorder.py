@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -105,8 +104,8 @@ class Recorder:
         self._backlogs: dict[str, _Backlog] = {}
         #: Which connection a pause was begun on.
         self._connection = 0
-        #: Those that are over without a start leave it by themselves.
-        self._unstarted: weakref.WeakSet[Request] = weakref.WeakSet()
+        # Kept here, because a worker that stops has let go of them before it stops us.
+        self._unstarted: set[Request] = set()
 
     def record(
         self,
@@ -143,7 +142,7 @@ class Recorder:
         self._bury(_Burial(letter, found_message(message, letter), queue, task, done, back, deadline, message))
 
     def await_start(self, request: Request) -> None:
-        """Remember a request until it is started, when its starts are counted in the store."""
+        """Remember a request until it is started or called off, when its starts are counted in the store."""
         task = request.task
         terms = task.plan.terms if task.plan is not None else None
         if terms is None or terms.keyed or terms.crash_limit is None or request.delivery_info.get("redelivered"):
@@ -153,7 +152,7 @@ class Recorder:
                 self._unstarted.add(request)
 
     def started(self, request: Request) -> None:
-        """The pool took it."""
+        """The pool took it, or nobody will."""
         with self._lock:
             self._unstarted.discard(request)
 
@@ -190,7 +189,7 @@ class Recorder:
     def _excuse_unstarted(self) -> None:
         """What was not started is delivered once more, and has crashed nothing."""
         with self._lock:
-            unstarted, self._unstarted = list(self._unstarted), weakref.WeakSet()
+            unstarted, self._unstarted = self._unstarted, set()
         for request in unstarted:
             headers = request.request_dict
             run_id = f"{request.id}/{headers.get('replaced_task_nesting') or 0}"

@@ -89,12 +89,16 @@ class Request(request.Request):  # type: ignore[misc]
     def revoked(self) -> bool:
         """Celery's door for tasks that are not to run any more."""
         pattern = wears_dead_letter(self.task)
-        if pattern is None or not pattern.also or self._ending is not None:
-            return bool(super().revoked())
-        self._ending = self._called_off("expired" if self.expires and self.maybe_expire() else "revoked")
-        revoked = bool(super().revoked())
-        if not revoked:
-            self._ending = None
+        if pattern is not None and pattern.also and self._ending is None:
+            self._ending = self._called_off("expired" if self.expires and self.maybe_expire() else "revoked")
+            revoked = bool(super().revoked())
+            if not revoked:
+                self._ending = None
+        else:
+            revoked = bool(super().revoked())
+        recorder = equipment_of(self.app).recorder
+        if revoked and recorder is not None:
+            recorder.started(self)
         return revoked
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
