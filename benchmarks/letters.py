@@ -147,7 +147,7 @@ class _Site:
             worker="w",
         )
         headers = dict(message.headers)
-        return message.body, headers, header_of(letter, headers), LETTER
+        return message.body, headers, header_of(letter), LETTER
 
     def publish(self, count: int) -> float:
         send = self.task.apply_async

@@ -132,7 +132,7 @@ def written_by_hand(app: Celery, dead: str, **fields: Any) -> Letter:
             body,
             exchange="",
             routing_key=dead,
-            headers={**headers, LETTER: header_of(letter, headers)},
+            headers={**headers, LETTER: header_of(letter)},
             content_type=more.pop("content_type", "application/json"),
             content_encoding=more.pop("content_encoding", "utf-8"),
             **more,
