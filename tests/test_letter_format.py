@@ -773,6 +773,29 @@ def test_a_worker_buries_what_nearly_fills_a_frame(rabbit: str, database: str, t
         assert [letter.replay for letter in shop.letters()] == [1] * 4
 
 
+def test_names_that_are_no_text_leave_letters(rabbit: str, database: str, tmp_path: Any) -> None:
+    """RabbitMQ carries a header whose name is not UTF-8: it is kept, and the worker goes on."""
+    environment = {"FLOOR_BROKER": rabbit, "FLOOR_BACKEND": database, "FLOOR_STORE": database, "FLOOR_TRACES": database}
+    with floor(environment, tmp_path) as shop:
+        shop.worker()
+        odd = {b"\xff": "y", "argsrepr": "", "lang": "py", "retries": 0}
+        with shop.app.connection_for_write() as connection:
+            producer = shop.app.amqp.Producer(connection)
+            for headers, body in (({"task": "doomed", "id": "id-1"}, b'[["o"], {}, {}]'), ({}, b'{"no": 1}')):
+                producer.publish(
+                    body,
+                    routing_key=shop.queue,
+                    headers={**odd, **headers},
+                    content_type="application/json",
+                    content_encoding="utf-8",
+                )
+        shop.wait(lambda: len(shop.letters()) == 2, 30, "two letters")
+        assert shop.task("add").delay(1, 2).get(timeout=20) == 3
+        with shop.app.connection_for_read() as connection:
+            raw = connection.default_channel.basic_get(shop.dead, no_ack=False)
+            assert raw.headers[b"\xff"] == "y"
+
+
 @pytest.mark.parametrize("room", [120_000, 20_000, 7_000, 3_584])
 def test_a_smaller_frame_is_no_end(app: Celery, queue: str, room: int) -> None:
     """Broker and client may agree on frames of a few KiB: the letter fits there, too."""

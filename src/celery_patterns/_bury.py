@@ -21,7 +21,7 @@ from ._letter import LETTER, MESSAGE_LIMIT, TRACEBACK_LIMIT, Letter, clipped, he
 from ._publish import CONFIRM, PATIENCE
 from ._queues import LONGEST_NAME, ensure_queue, fitting, queue_of
 from ._republish import carried_headers, message_serializer
-from ._told import as_count, as_mappings, as_moment, as_text
+from ._told import all_of, as_count, as_mappings, as_moment, as_text
 from ._wrap import fitted
 from .exceptions import TooManyCrashes
 
@@ -70,8 +70,8 @@ def written(call: Call, error: BaseException) -> Letter:
     replay = as_count(call.header.get("replay")) or 0
     return Letter(
         id=digest(call.run_id, str(call.attempt), str(replay), _seen(call.received_args, call.received_kwargs)),
-        task=call.task,
-        task_id=call.id,
+        task=as_text(call.task),
+        task_id=as_text(call.id),
         root_id=as_text(request.root_id),
         parent_id=as_text(request.parent_id),
         group_id=as_text(request.group),
@@ -86,7 +86,7 @@ def written(call: Call, error: BaseException) -> Letter:
         first_published=call.first_sent,
         first_started=call.first_started,
         died_at=time.time(),
-        worker=request.hostname,
+        worker=as_text(request.hostname),
         replay=replay,
         corrected=as_mappings(call.header.get("corrected")),
     )
@@ -184,7 +184,7 @@ def _identity(message: Message, headers: Mapping[str, Any], attempt: int, replay
     return digest(
         "nameless",
         body.hex(),
-        json.dumps(headers, default=str, sort_keys=False),
+        all_of(headers),
         text_of((message.properties or {}).get("correlation_id")),
     )
 

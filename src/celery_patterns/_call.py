@@ -136,7 +136,8 @@ def first_sent(header: Mapping[str, Any], attempt: int) -> float | None:
 
 def is_brokers_own(header: str) -> bool:
     """Whether it is between the broker and one delivery: Celery's retry would copy it into a message that is another one."""
-    return header in _BROKERS_OWN or header.startswith(("x-first-death-", "x-last-death-"))
+    # A name that is no text comes as bytes.
+    return header in _BROKERS_OWN or str(header).startswith(("x-first-death-", "x-last-death-"))
 
 
 def received(value: Any, copied: Callable[[Any], Any] = copy.deepcopy) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-__all__ = ["FAR", "NAME_LIMIT", "as_count", "as_mappings", "as_moment", "as_text"]
+__all__ = ["FAR", "NAME_LIMIT", "all_of", "as_count", "as_mappings", "as_moment", "as_text"]
 
 #: Numbers beyond this are no moments, spans or counts of ours.
 FAR = 10**12
@@ -30,3 +31,11 @@ def as_text(value: Any) -> str | None:
 def as_mappings(value: Any) -> list[dict[str, Any]]:
     """The last ten mappings of a list; none for anything else."""
     return [one for one in value if isinstance(one, dict)][-10:] if isinstance(value, list) else []
+
+
+def all_of(value: Any) -> str:
+    """All that is told, as one text that is the same each time it is read; nothing where it is too deep."""
+    try:
+        return json.dumps(value, default=str, skipkeys=True)  # a name that is no text comes as bytes
+    except (TypeError, ValueError, RecursionError):
+        return ""

@@ -39,7 +39,7 @@ def _wrapped(message: dict[str, Any], letter: Letter, room: int) -> dict[str, An
     for name in sorted(stay, key=lambda name: -size_of(stay[name])):
         if size_of(stay) <= room // 2:
             break
-        if name != LETTER and _is_json(stay[name]):
+        if name != LETTER and isinstance(name, str) and _is_json(stay[name]):
             moved[name] = stay.pop(name)
     # Where even this is too much, the broker is to say so.
     stay[LETTER] = header_of(letter, room - size_of(stay)) or header_of(letter)

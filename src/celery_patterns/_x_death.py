@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from ._call import HEADER, came_by, first_sent, moment
 from ._history import errors_of, history_of
 from ._keys import digest
 from ._letter import Letter, properties_of, read_letter
-from ._told import as_count, as_moment, as_text
+from ._told import all_of, as_count, as_moment, as_text
 
 if TYPE_CHECKING:
     from kombu.message import Message
@@ -104,13 +103,6 @@ def _identity(message: Message, headers: Mapping[str, Any], death: tuple[str, ..
     named = (
         (task_id, str(headers.get("replaced_task_nesting")))
         if task_id
-        else (_shown(headers), _shown(message.properties))
+        else (all_of(headers), all_of(message.properties))
     )
     return digest("by the broker", *named, *death, body.hex())
-
-
-def _shown(value: Any) -> str:
-    try:
-        return json.dumps(value, default=str)
-    except (TypeError, ValueError, RecursionError):
-        return ""
