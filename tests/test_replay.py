@@ -599,7 +599,9 @@ def test_a_call_that_was_wrong_can_be_made_right(app: Celery, queue: str, dead: 
     failing(app, "by.hand")
     written_by_hand(app, dead, body=b"[[], {}, {}]")
     letters = dead_letters(app, dead)
-    with pytest.raises(ConfigurationError, match="would refuse the corrected call: missing a required argument: 'order'"):
+    with pytest.raises(
+        ConfigurationError, match="would refuse the corrected call: missing a required argument: 'order'"
+    ):
         letters.replay_all(correct={"amount": 3})
     assert letters.replay_all(correct={"order": "o-9"}).sent == 1
     assert messages(app, queue)[0].payload[1] == {"order": "o-9"}
@@ -851,7 +853,9 @@ def test_a_replay_that_is_killed_anywhere_loses_and_doubles_nothing(
     for _ in range(kills):
         replay_until_killed(broker, dead, 2 * count // (kills + 1) - 1)
     # RabbitMQ gives back what a killed reader held when it sees the connection is gone.
-    wait_until(lambda: dead_letters(app, dead).replay_all().sent or len(dead_letters(app, dead)) == 0, 20, "all are sent")
+    wait_until(
+        lambda: dead_letters(app, dead).replay_all().sent or len(dead_letters(app, dead)) == 0, 20, "all are sent"
+    )
     wait_until(lambda: dead_letters(app, dead).replay_all().sent == 0, 20, "and nothing is left")
     mended.append(True)
     sent = run_all(app, queue, task)
@@ -889,7 +893,9 @@ def test_a_slow_replay_survives_a_closed_channel(queue: str, dead: str) -> None:
 
     def impatient() -> dict[str, str]:
         found = dict(usual())
-        found["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += " -rabbit consumer_timeout 500 -rabbit channel_tick_interval 500"
+        found["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += (
+            " -rabbit consumer_timeout 500 -rabbit channel_tick_interval 500"
+        )
         return found
 
     server.environment = impatient  # type: ignore[method-assign]
@@ -928,7 +934,9 @@ def test_a_file_holds_all_of_a_letter(app: Celery, queue: str, dead: str, tmp_pa
     """Exported, deleted and put back: the same bytes, headers and properties; compressed, binary and odd ones, too."""
     written_by_hand(app, dead, publish={"message_id": "m-1", "expiration": 3_600_000})
     written_by_hand(app, dead, publish={"compression": "gzip"})
-    written_by_hand(app, dead, body=b"\xff\x00binary", publish={"content_type": "application/data", "content_encoding": "binary"})
+    written_by_hand(
+        app, dead, body=b"\xff\x00binary", publish={"content_type": "application/data", "content_encoding": "binary"}
+    )
     written_by_hand(app, dead, body="ö".encode(), headers={"nested": {"a": [1, None, {"b": True}]}})
     written_by_hand(app, dead, headers={"odd": {"celery_patterns_type": "moment", "value": "no"}})
     file = tmp_path / "letters.jsonl"

@@ -157,7 +157,9 @@ def stats(ctx: click.Context, as_json: bool, **filters: Any) -> None:
         if table is not None and causes:
             _console(ctx).print(table(causes))
         if table is not None:
-            click.echo(f"\n{_count(sum(cause.count for cause in causes))} in {found.queue}.".lstrip("\n" * (not causes)))
+            click.echo(
+                f"\n{_count(sum(cause.count for cause in causes))} in {found.queue}.".lstrip("\n" * (not causes))
+            )
 
 
 @letters.command(name="list")
@@ -249,7 +251,9 @@ def replay(ctx: click.Context, as_json: bool, yes: bool, canary_timeout: timedel
 @_SELECTION
 @click.option("--older-than", type=Span(), help="Only letters that died longer ago than this, for example 30d.")
 @click.option("--no-export", is_flag=True, help="Keep no copy.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file that keeps the copy; made up by default.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The file that keeps the copy; made up by default."
+)
 @_YES
 @_JSON
 @click.pass_context

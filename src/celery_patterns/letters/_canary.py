@@ -25,7 +25,7 @@ def expect_backend(app: Celery) -> None:
     Raises:
         ConfigurationError: Naming the cure.
     """
-    cure = "expected an app with a shared result backend, for example backend=\"redis://…\", or a replay without canary"
+    cure = 'expected an app with a shared result backend, for example backend="redis://…", or a replay without canary'
     if isinstance(app.backend, DisabledBackend):
         raise ConfigurationError(f"a canary's outcome comes from the result backend, and this app has none; {cure}")
     if app.backend.as_uri().startswith("rpc"):

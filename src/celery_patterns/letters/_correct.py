@@ -134,7 +134,9 @@ class Correction:
             {"name": name, "was": _clipped(value) if where in open_to_all else None, "replay": entry.letter.replay + 1}
             for name, (where, value) in was.items()
         ]
-        shown = {name: after[name][0] if name in open_to_all else _NOT_SHOWN for name in {where for where, _ in was.values()}}
+        shown = {
+            name: after[name][0] if name in open_to_all else _NOT_SHOWN for name in {where for where, _ in was.values()}
+        }
         ours = headers[HEADER]
         kept = ours.get("corrected")
         history = [*(kept if isinstance(kept, list) else []), *changed][-_TIMES:]

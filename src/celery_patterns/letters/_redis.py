@@ -184,7 +184,9 @@ class OnRedis:
     def _unless_to_all(self, queue: str) -> str:
         exchange = self._app.amqp.queues[queue].exchange
         if exchange is not None and exchange.type == "fanout":
-            raise PublishFailed(f"{queue} takes what is sent to all, and nothing that is sent to it alone; expected to= with another queue")
+            raise PublishFailed(
+                f"{queue} takes what is sent to all, and nothing that is sent to it alone; expected to= with another queue"
+            )
         return queue
 
     def _taker(self, letter: Letter) -> str:

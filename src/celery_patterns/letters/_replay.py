@@ -68,7 +68,9 @@ class Pace:
 
     def __init__(self, rate: float | None) -> None:
         if rate is not None and (type(rate) not in (int, float) or not 0 < rate < float("inf")):
-            raise ConfigurationError(f"expected rate to be letters a second, over 0, or None for no limit; got {rate!r}")
+            raise ConfigurationError(
+                f"expected rate to be letters a second, over 0, or None for no limit; got {rate!r}"
+            )
         self._gap = 0.0 if rate is None else 1 / rate
         self._next = 0.0
 
