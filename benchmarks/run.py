@@ -20,7 +20,7 @@ PARTS: dict[str, Callable[[bool], list[Section]]] = {
     "encoder": lambda quick: [encoder.measure(quick=quick)],
     "letters": lambda quick: letters.measure(quick=quick),
     "end-to-end": lambda quick: end_to_end.measure(quick=quick, say=_say),
-    "letters": lambda quick: end_to_end.measure_letters(quick=quick, say=_say),
+    "dead-letter": lambda quick: end_to_end.measure_letters(quick=quick, say=_say),
 }
 
 

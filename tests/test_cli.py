@@ -321,7 +321,7 @@ def test_loading_the_command_costs_no_more_than_the_package() -> None:
         "print(*sorted(set(sys.modules) - package))"
     )
     more = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert more == ["celery_patterns._screens", "celery_patterns.cli"]
+    assert more == ["celery_patterns._screens", "celery_patterns.cli", "unicodedata"]
     check = "import sys, celery_patterns.cli; print('sqlite3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=True, capture_output=True).stdout == b"False\n"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import stat
 import subprocess
 import sys
@@ -143,12 +142,21 @@ def written_by_hand(app: Celery, dead: str, **fields: Any) -> Letter:
 
 
 def in_another_process(broker: str, dead: str, code: str) -> subprocess.Popen[str]:
-    """An operator of their own: a bare app, the letters as ``letters``, and what they do."""
+    """An operator of their own: an app, its ``letters``, and what they do; ``knows()`` makes the app know the task's key."""
     lines = f"""
         import sys
+        from datetime import timedelta
         from celery import Celery
-        from celery_patterns import dead_letters
-        letters = dead_letters(Celery(broker={broker!r}), {dead!r})
+        from celery_patterns import dead_letter, dead_letters, idempotent, stores, use_patterns, use_store
+        app = Celery(broker={broker!r})
+        use_patterns(app)
+        use_store(app, stores.MemoryStore())
+        letters = dead_letters(app, {dead!r})
+        def knows():
+            @app.task(name="keyed")
+            @idempotent(key="number", ttl=timedelta(hours=1))
+            @dead_letter({dead!r})
+            def keyed(number): ...
         def told(letter, error):
             sys.stdout.write(f"{{letter.id}} {{error}}\\n")
             sys.stdout.flush()
@@ -362,7 +370,7 @@ def test_what_stands_in_the_target_is_what_kombu_puts_there(database: str, queue
     assert kombus["properties"].pop("correlation_id") == "c"
     assert (ours.pop("headers")["retries"], kombus.pop("headers")) == (0, {"some": 1})
     assert ours == kombus
-    ours_alone = {key.decode() for key in client.keys() if b"_kombu.binding" not in key}
+    ours_alone = {key.decode() for key in client.scan_iter() if b"_kombu.binding" not in key}
     assert ours_alone == {name, f"pre._celery_patterns.replayed.{letter.id}"}
     app.close()
 
@@ -796,9 +804,9 @@ def test_a_redis_that_refuses_the_message_keeps_the_letter(database: str, queue:
 # Killed, and shared
 
 
-def replay_until_killed(broker: str, dead: str, letters: int) -> int:
-    """Replay in a process of its own, which is killed at some point; how many it had told of."""
-    operator = in_another_process(broker, dead, "letters.replay_all(on_each=told)")
+def replay_until_killed(broker: str, dead: str, letters: int, *, knows: bool) -> None:
+    """Replay in a process of its own, which is killed at some point."""
+    operator = in_another_process(broker, dead, f"{'knows()' if knows else ''}\nletters.replay_all(on_each=told)")
     assert operator.stdout is not None
     try:
         for _ in range(random.randint(1, max(1, letters))):
@@ -808,9 +816,7 @@ def replay_until_killed(broker: str, dead: str, letters: int) -> int:
     finally:
         operator.kill()
         operator.wait()
-        rest = len(operator.stdout.readlines())
         operator.stdout.close()
-    return rest
 
 
 def keyed_letters(app: Celery, dead: str, count: int) -> tuple[Any, list[int], list[bool]]:
@@ -841,17 +847,19 @@ def run_all(app: Celery, queue: str, task: Any) -> Counter[str]:
 
 
 @pytest.mark.parametrize(("count", "kills"), [(120, 4), pytest.param(1000, 20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("knows", [True, False])
 def test_a_replay_that_is_killed_anywhere_loses_and_doubles_nothing(
-    app: Celery, broker: str, queue: str, dead: str, count: int, kills: int
+    app: Celery, broker: str, queue: str, dead: str, count: int, kills: int, knows: bool
 ) -> None:
     """Killed and run again until no letter is left: each was sent, each keyed effect is there once.
 
-    On Redis each was sent once, key or not. On RabbitMQ at most the letter in flight of each kill was sent twice.
+    On Redis each was sent once, key or not. On RabbitMQ at most the letter in flight of each kill was sent twice, and up to
+    33 where the operator's app knows that the task has a key.
     """
     task, effects, mended = keyed_letters(app, dead, count)
     expected = {replay_id(letter) for letter in dead_letters(app, dead)}
     for _ in range(kills):
-        replay_until_killed(broker, dead, 2 * count // (kills + 1) - 1)
+        replay_until_killed(broker, dead, 2 * count // (kills + 1) - 1, knows=knows)
     # RabbitMQ gives back what a killed reader held when it sees the connection is gone.
     wait_until(
         lambda: dead_letters(app, dead).replay_all().sent or len(dead_letters(app, dead)) == 0, 20, "all are sent"
@@ -862,21 +870,21 @@ def test_a_replay_that_is_killed_anywhere_loses_and_doubles_nothing(
     assert set(sent) == expected
     assert sorted(effects) == list(range(count))
     doubled = sent.total() - len(sent)
-    assert doubled == 0 if broker.startswith("redis") else doubled <= kills
+    assert doubled <= (0 if broker.startswith("redis") else 33 * kills if knows else kills)
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.long)])
-def test_two_replays_at_once_share_the_work(app: Celery, broker: str, queue: str, dead: str, count: int) -> None:
+@pytest.mark.parametrize("knows", ["knows()", ""])
+def test_two_replays_at_once_share_the_work(
+    app: Celery, broker: str, queue: str, dead: str, count: int, knows: str
+) -> None:
     """Each letter is sent by one of them, once, also without a key; both had some."""
     task, effects, mended = keyed_letters(app, dead, count)
     expected = {replay_id(letter) for letter in dead_letters(app, dead)}
     operators = [
-        in_another_process(
-            broker, dead, "print('ready', flush=True); input_ = sys.stdin; letters.replay_all(rate=400, on_each=told)"
-        )
-        for _ in range(2)
+        in_another_process(broker, dead, f"{knows}\nletters.replay_all(rate=400, on_each=told)") for _ in range(2)
     ]
-    told = [operator.communicate(timeout=200)[0].split("\n")[1:-1] for operator in operators]
+    told = [operator.communicate(timeout=200)[0].splitlines() for operator in operators]
     assert [operator.returncode for operator in operators] == [0, 0]
     assert sum(map(len, told)) == count
     mended.append(True)
@@ -1207,7 +1215,6 @@ def test_memory_does_not_grow_with_the_letters(app: Celery, broker: str, queue: 
         assert len(dead_letters(app, dead)) == 0
         with app.connection_for_write() as connection:
             connection.default_channel.queue_purge(queue)
-    print({code: [round(peak, 1) for peak in found] for code, found in peaks.items()})
     assert all(many < few + 10 for few, many in peaks.values()), peaks
 
 

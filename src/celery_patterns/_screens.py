@@ -138,8 +138,8 @@ def letter_page(console: Console, letter: Letter, message: dict[str, Any] | None
     _block(console, "traceback", letter.traceback)
     if message is not None:
         headers = {name: value for name, value in message["headers"].items() if name != LETTER}
-        for name, told in (("headers", headers), ("properties", message["properties"])):
-            _block(console, name, json.dumps(told, indent=2, ensure_ascii=False))
+        for name, values in (("headers", headers), ("properties", message["properties"])):
+            _block(console, name, json.dumps(values, indent=2, ensure_ascii=False))
         _block(console, "body", message.get("body", message.get("body_base64", "")))
 
 

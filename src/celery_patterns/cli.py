@@ -31,6 +31,10 @@ from .letters import CANARY_PATIENCE, DeadLetters, Replayed, dead_letters
 if TYPE_CHECKING:
     from celery import Celery
 
+    _Type = click.ParamType[Any]
+else:
+    _Type = click.ParamType
+
 __all__ = ["patterns"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -51,7 +55,7 @@ Exit codes:
   3  a replay was stopped by its canaries"""
 
 
-class Span(click.ParamType):
+class Span(_Type):
     """``90s``, ``15m``, ``2h``, ``30d`` or ``1w``."""
 
     name = "time"
@@ -78,7 +82,7 @@ class Moment(Span):
             self.fail(f"expected a time ago as 2h or 30d, or a moment as 2026-11-25T09:00; got {value!r}", param, ctx)
 
 
-class NewValue(click.ParamType):
+class NewValue(_Type):
     """``name=value``, the value as JSON or else as text."""
 
     name = "name=value"
@@ -125,8 +129,8 @@ _YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 @click.group()
 @click.pass_context
-@handle_preload_options
-def patterns(ctx: click.Context, **_: Any) -> None:
+@handle_preload_options  # type: ignore[untyped-decorator]
+def patterns(ctx: click.Context, /, **_: Any) -> None:
     """Reliable tasks: what celery-patterns can do from here."""
 
 
@@ -142,7 +146,7 @@ def letters() -> None:
 @_SELECTION
 @_JSON
 @click.pass_context
-def stats(ctx: click.Context, as_json: bool, **filters: Any) -> None:
+def stats(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
     """What the letters died of, the most frequent cause first.
 
     Letters of one task, one type of error and one place in the code are one cause.
@@ -166,7 +170,7 @@ def stats(ctx: click.Context, as_json: bool, **filters: Any) -> None:
 @_SELECTION
 @_JSON
 @click.pass_context
-def list_(ctx: click.Context, as_json: bool, **filters: Any) -> None:
+def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
     """The letters, oldest first."""
     with _told(ctx):
         found = _chosen(ctx, filters)
@@ -187,7 +191,7 @@ def list_(ctx: click.Context, as_json: bool, **filters: Any) -> None:
 @click.option("--body", is_flag=True, help="Show its message, too: headers, properties, and the arguments in its body.")
 @_JSON
 @click.pass_context
-def show(ctx: click.Context, id_: str, queue: str | None, body: bool, as_json: bool) -> None:
+def show(ctx: click.Context, /, id_: str, queue: str | None, body: bool, as_json: bool) -> None:
     """All about one letter, but its arguments. The first digits of its ID will do."""
     with _told(ctx):
         found = _chosen(ctx, {"queue": queue, "id_": id_})
@@ -225,7 +229,7 @@ def show(ctx: click.Context, id_: str, queue: str | None, body: bool, as_json: b
 @_YES
 @_JSON
 @click.pass_context
-def replay(ctx: click.Context, as_json: bool, yes: bool, canary_timeout: timedelta | None, **options: Any) -> None:
+def replay(ctx: click.Context, /, as_json: bool, yes: bool, canary_timeout: timedelta | None, **options: Any) -> None:
     """Send letters' messages to where they came from, and take each letter out.
 
     Killed at any time and called again, it loses no letter. A letter that cannot be sent stays where it is.
@@ -259,6 +263,7 @@ def replay(ctx: click.Context, as_json: bool, yes: bool, canary_timeout: timedel
 @click.pass_context
 def purge(
     ctx: click.Context,
+    /,
     older_than: timedelta | None,
     no_export: bool,
     output: Path | None,
@@ -291,7 +296,7 @@ def purge(
 @_SELECTION
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A new file; stdout by default.")
 @click.pass_context
-def export(ctx: click.Context, output: Path | None, **filters: Any) -> None:
+def export(ctx: click.Context, /, output: Path | None, **filters: Any) -> None:
     """Write letters, with all of their messages, as JSON: one object a line.
 
     The letters stay. The file holds the tasks' arguments, and only you can read it.
@@ -311,7 +316,7 @@ def export(ctx: click.Context, output: Path | None, **filters: Any) -> None:
 @_QUEUE
 @_JSON
 @click.pass_context
-def import_(ctx: click.Context, file: Path, queue: str | None, as_json: bool) -> None:
+def import_(ctx: click.Context, /, file: Path, queue: str | None, as_json: bool) -> None:
     """Put letters out of a FILE of "export" back into the queue.
 
     One that stands there already is left out.

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .._letter import Letter, replay_id
 from .._wrap import unwrapped
 from .._x_death import letter_of
+from ..exceptions import PublishFailed
 
 if TYPE_CHECKING:
     from kombu.message import Message
 
-    from .._letter import Letter
-
-__all__ = ["Entry", "Look", "Shelf", "Stored", "entry_of"]
+__all__ = ["Entry", "Look", "Shelf", "Stored", "Told", "entry_of"]
 
 #: Told of each message that is looked at: how many there were so far, and how many stood there at the start.
 Look = Callable[[int, int], object]
@@ -48,6 +48,15 @@ class Entry:
     place: Any
     gone: bool = False
 
+    @property
+    def replay_id(self) -> str:
+        """The task id of its replay."""
+        return replay_id(self.letter)
+
+
+#: Told of a letter that was dealt with: whether its message was sent by us, and what went wrong.
+Told = Callable[[Entry, bool, PublishFailed | None], object]
+
 
 def entry_of(message: Message, body: bytes | str, place: Any) -> Entry | None:
     """The entry of a message; None for what is no letter."""
@@ -61,24 +70,32 @@ class Shelf(Protocol):
 
     def walk(self) -> Iterator[Entry]:
         """The letters that stand there now, oldest first; one may be shown again after trouble with the connection."""
+        ...
 
     def remove(self, entry: Entry) -> bool:
         """Take a letter out for good; False when it was not there any more, or could not be taken out now."""
+        ...
 
-    def resend(self, entry: Entry, message: dict[str, Any], target: tuple[str, str]) -> bool:
+    def resend(
+        self, entry: Entry, message: dict[str, Any], target: tuple[str, str], told: Told, *, keyed: bool
+    ) -> None:
         """Send a letter's message on its way and take the letter out.
+
+        A letter whose message the broker did not take stays. One that somebody else has dealt with is not sent.
 
         Args:
             entry: The letter.
             message: The arguments of ``Producer.publish``, but for exchange and routing key.
             target: Exchange and routing key.
-
-        Returns:
-            False when somebody else did it before: nothing was sent.
-
-        Raises:
-            PublishFailed: When the broker did not take the message; the letter stays.
+            told: Called when that is done, at once or in a later call; not at all when the connection was lost meanwhile,
+                and then the letter is shown again.
+            keyed: Whether a key absorbs a message that is sent twice: it need not be confirmed before the next one is sent.
         """
+        ...
+
+    def settle(self) -> None:
+        """Wait until all that was sent is done."""
+        ...
 
     def target_of(self, letter: Letter) -> tuple[str, str]:
         """Exchange and routing key by which a message reaches the one queue that it came from.
@@ -86,6 +103,7 @@ class Shelf(Protocol):
         Raises:
             PublishFailed: When there is no way.
         """
+        ...
 
     def target_named(self, queue: str) -> tuple[str, str]:
         """The same for a queue of the user's choice.
@@ -93,6 +111,8 @@ class Shelf(Protocol):
         Raises:
             ConfigurationError: When nobody knows this queue.
         """
+        ...
 
     def forget(self, letter_id: str) -> None:
         """Let a letter that is put back be replayed again."""
+        ...

@@ -91,7 +91,8 @@ def _heard(value: Any) -> Any:
         return [_heard(item) for item in value]
     if not isinstance(value, dict):
         return value
-    kind, inner = value.get(_TYPE), value.get(_VALUE)
+    kind: Any = value.get(_TYPE)
+    inner: Any = value.get(_VALUE)
     if kind == "moment":
         return datetime.fromtimestamp(float(inner), timezone.utc).replace(tzinfo=None)  # as amqp writes it
     if kind == "bytes":

@@ -74,7 +74,7 @@ def _names(error: str) -> tuple[str, ...]:
     return error, error.removeprefix(_BUILTINS), error.rpartition(".")[2]
 
 
-def checked(  # noqa: D417
+def checked(
     *,
     since: datetime | timedelta | None,
     until: datetime | timedelta | None,

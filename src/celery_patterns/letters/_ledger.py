@@ -20,10 +20,8 @@ class Ledger:
             self._file.execute(f"PRAGMA {setting}")
         self._file.execute("CREATE TABLE met (id TEXT PRIMARY KEY, word TEXT NOT NULL) WITHOUT ROWID")
 
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Let go of the file."""
         self._file.close()
 
     def get(self, letter_id: str) -> str | None:

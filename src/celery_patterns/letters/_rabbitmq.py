@@ -1,18 +1,18 @@
-"""Letters on RabbitMQ: got one by one and held unacknowledged, which keeps other operators from them, until they are sent."""
+"""Letters on RabbitMQ: got one by one, and held unacknowledged until they are sent, which keeps others from them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .._equipment import equipment_of
 from .._publish import CONFIRM
 from .._queues import queue_length
 from ..exceptions import ConfigurationError, PublishFailed
-from ._entry import Entry, Look, entry_of
+from ._entry import Entry, Look, Told, entry_of
+from ._flight import Flight
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -26,6 +26,8 @@ _ANSWER = 30.0
 _PATIENCE = timedelta(seconds=30)
 #: Seconds that letters which were held may take to come back.
 _RETURN = 5.0
+#: How many messages with a key may be on their way.
+_IN_FLIGHT = 32
 #: For how long one message is tried.
 _SENDING = timedelta(seconds=5)
 
@@ -44,17 +46,14 @@ class OnRabbitMQ:
         self._queue = queue
         self._look = look
         self._channel: Any = None
+        self._flight: Flight | None = None
+        self._one_broker = app.conf.broker_read_url == app.conf.broker_write_url
         self._patience = _SENDING
         self._is_queue: dict[str, bool] = {}
-
-    def __enter__(self) -> OnRabbitMQ:
         self._open()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Closing the channel puts back where it stood what was not taken out.
+    def close(self) -> None:
+        """Put back where it stood what was not taken out: RabbitMQ does so when the channel is closed."""
         self._connection.release()
 
     def _open(self) -> None:
@@ -84,7 +83,7 @@ class OnRabbitMQ:
                     if entry is not None:
                         yield entry
                 return
-            except self._passing:
+            except self._passing:  # noqa: PERF203 - each pass is many letters
                 deadline = deadline or time.monotonic() + _PATIENCE.total_seconds()
                 self._reopen(deadline, pause)
                 pause = min(pause * 2, 2.0)
@@ -97,14 +96,18 @@ class OnRabbitMQ:
         for _ in range(self._left):
             raw = self._channel.basic_get(self._queue, no_ack=False)
             self._unsure = 0  # it answers, so it has heard of every acknowledgement before
+            if self._flight is not None:
+                self._flight.tell()
             if raw is None:
                 break
             yield entry_of(self._channel.message_to_python(raw), raw.body, raw.delivery_tag)
+        self._land_all()
         self._channel.queue_declare(queue=self._queue, passive=True)  # answers, or raises when it has not heard of all
         self._channel.close()
 
     def _reopen(self, deadline: float, pause: float) -> None:
         self._left, self._unsure = self._left + self._unsure, 0
+        self._flight = None
         self._connection.collect()
         time.sleep(pause)
         try:
@@ -129,21 +132,51 @@ class OnRabbitMQ:
         entry.gone = True
         return True
 
-    def resend(self, entry: Entry, message: dict[str, Any], target: tuple[str, str]) -> bool:
-        exchange, key = target
+    def resend(
+        self, entry: Entry, message: dict[str, Any], target: tuple[str, str], told: Told, *, keyed: bool
+    ) -> None:
+        def landed(landing: Entry, error: PublishFailed | None) -> None:
+            # A full queue is waited for once, and not once for each letter.
+            self._patience = timedelta(0) if error is not None and error.transient else _SENDING
+            if error is None:
+                self.remove(landing)
+            told(landing, error is None, error)
 
+        if keyed and self._one_broker:
+            self._fly(entry, message, target, landed)
+        else:
+            self.settle()
+            landed(entry, self._published(message, target))
+
+    def _published(self, message: dict[str, Any], target: tuple[str, str]) -> PublishFailed | None:
         def send(producer: Any) -> None:
-            producer.publish(exchange=exchange, routing_key=key, **message, **CONFIRM)
+            producer.publish(exchange=target[0], routing_key=target[1], **message, **CONFIRM)
 
         try:
             equipment_of(self._app).publisher.publish(send, patience=self._patience)
         except PublishFailed as error:
-            if error.transient:  # a full queue is waited for once, and not once for each letter
-                self._patience = timedelta(0)
-            raise
-        self._patience = _SENDING
-        self.remove(entry)
-        return True
+            return error
+        return None
+
+    def _fly(self, entry: Entry, message: dict[str, Any], target: tuple[str, str], landed: Any) -> None:
+        try:
+            if self._flight is None:
+                self._flight = Flight(self._app, self._connection, _SENDING.total_seconds())
+            self._flight.send(entry, message, target, landed)
+            self._flight.settle(_IN_FLIGHT)
+        except self._passing:  # they come back, and the walk, which meets the same trouble, begins again
+            self._flight = None
+
+    def settle(self) -> None:
+        """Wait until all that was sent is confirmed, and take those letters out."""
+        try:
+            self._land_all()
+        except self._passing:
+            self._flight = None
+
+    def _land_all(self) -> None:
+        if self._flight is not None:
+            self._flight.settle()
 
     def target_of(self, letter: Letter) -> tuple[str, str]:
         # Its exchange may have several queues, and the others have had their copy.

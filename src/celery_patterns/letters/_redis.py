@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombu import serialization
@@ -16,7 +16,7 @@ from redis import Redis
 
 from .._queues import topic_takes
 from ..exceptions import ConfigurationError, PublishFailed
-from ._entry import Entry, Look, entry_of
+from ._entry import Entry, Look, Told, entry_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -77,8 +77,6 @@ class OnRedis:
         self._app = app
         self._queue = queue
         self._look = look
-
-    def __enter__(self) -> OnRedis:
         self._connection = self._app.connection_for_read()
         options = self._connection.transport_options
         options.setdefault("socket_timeout", _ANSWER)
@@ -90,11 +88,9 @@ class OnRedis:
         self._resend = self._client.register_script(_RESEND_SCRIPT)
         self._list = self._key(str(self._channel._q_for_pri(self._queue, 0)))  # noqa: SLF001 - nothing else tells
         self._desk: _Desk | None = None
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the connection."""
         self._connection.release()
 
     def _key(self, name: str) -> str:
@@ -106,8 +102,8 @@ class OnRedis:
         passed, last, looked = 0, b"", 0
         while passed < left:
             size = min(_PAGE, left - passed)
-            wanted = [passed, last, size]
-            passed, page = self._asked(lambda wanted=wanted: self._page([self._list], wanted))
+            wanted: list[Any] = [passed, last, size]
+            passed, page = self._asked(partial(self._page, [self._list], wanted))
             for raw in reversed(page):
                 looked += 1
                 self._look(min(looked, standing), standing)
@@ -124,7 +120,9 @@ class OnRedis:
     def _entry(self, raw: bytes) -> Entry | None:
         """One entry of the list; None for what no broker of kombu's wrote, and for what is no letter."""
         try:
-            payload = serialization.loads(bytes_to_str(raw), "application/json", "utf-8", accept=["application/json"])
+            payload: Any = serialization.loads(
+                bytes_to_str(raw), "application/json", "utf-8", accept=["application/json"]
+            )
             message: Message = self._channel.Message(payload, channel=self._channel)
             body = self._channel.decode_body(payload["body"], message.properties.get("body_encoding"))
         except (DecodeError, KeyError, TypeError, ValueError, AttributeError):
@@ -136,22 +134,35 @@ class OnRedis:
         entry.gone = True
         return bool(removed)
 
-    def resend(self, entry: Entry, message: dict[str, Any], target: tuple[str, str]) -> bool:
+    def resend(
+        self, entry: Entry, message: dict[str, Any], target: tuple[str, str], told: Told, *, keyed: bool
+    ) -> None:
+        del keyed  # it leaves in one step, with a key or without
+        try:
+            sent = self._moved(entry, message, target[1])
+        except PublishFailed as error:
+            told(entry, False, error)
+        else:
+            entry.gone = True
+            told(entry, sent, None)
+
+    def settle(self) -> None:
+        """All is done at once."""
+
+    def _moved(self, entry: Entry, message: dict[str, Any], queue: str) -> bool:
         if self._desk is None:
             self._desk = _Desk(self._connection.channel())
-        name, payload = self._desk.drafted(self._app, message, target[1])
+        name, payload = self._desk.drafted(self._app, message, queue)
         keys = [self._list, self._key(name), self._mark(entry.letter.id)]
         arguments = [entry.place, payload, int(_REMEMBERED.total_seconds())]
         try:
-            sent = bool(self._asked(lambda: self._resend(keys, arguments), _SENDING))
+            return bool(self._asked(lambda: self._resend(keys, arguments), _SENDING))
         except self._connection.channel_errors as error:
             raise PublishFailed(f"the broker refused the message: {type(error).__name__}: {error}") from error
         except self._connection.connection_errors as error:
             raise PublishFailed(
                 f"the broker did not answer within {_SENDING}: {type(error).__name__}", transient=True
             ) from error
-        entry.gone = True
-        return sent
 
     def forget(self, letter_id: str) -> None:
         self._asked(lambda: self._client.delete(self._mark(letter_id)))

@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .._letter import Letter, replay_id, replayed_headers
+from .._letter import Letter, replayed_headers
+from .._task import PatternTask
 from ..exceptions import ConfigurationError, PatternsError, PublishFailed
 from ._correct import Correction
 from ._entry import Entry, Shelf
@@ -23,7 +24,7 @@ __all__ = ["Failure", "Pace", "Replayed", "Replayer"]
 #: How many failures a report names.
 _NAMED = 10
 
-_SENT, _FAILED, _TAKEN = "sent", "failed", "taken"
+_FLYING, _SENT, _FAILED, _TAKEN = "flying", "sent", "failed", "taken"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Replayer:
         self._on_each = on_each
         self._sent = self._failed = 0
         self._failures: list[Failure] = []
+        self._watched: dict[str, str] | None = None
 
     def run(self, shelf: Shelf, entries: Iterator[Entry], *, watched: bool = False) -> dict[str, str]:
         """Replay these letters.
@@ -126,18 +128,18 @@ class Replayer:
         Returns:
             The task ids of what was sent, and the letters' ids, when they are watched.
         """
-        canaries = {}
         target = None if self._to is None else shelf.target_named(self._to)
+        self._watched = {} if watched else None
         for entry in entries:
             letter = entry.letter
+            if self._ledger.get(letter.id) == _FLYING:
+                shelf.settle()  # a copy, or the letter itself, which a lost connection has brought back
             done = self._ledger.get(letter.id)
             if done in (_SENT, _TAKEN) and not self._dry_run:
                 shelf.remove(entry)  # a letter that was written twice is one death, and is replayed once
-            if done is not None or self._is_of_this_run(letter):
-                continue
-            if self._replay(shelf, entry, target, watched) and watched:
-                canaries[replay_id(letter)] = letter.id
-        return canaries
+            elif done in (None, _FLYING) and not self._is_of_this_run(letter):
+                self._replay(shelf, entry, target)
+        return self._watched or {}
 
     def report(self, stopped: str | None = None) -> Replayed:
         """What was done so far."""
@@ -147,30 +149,36 @@ class Replayer:
         """A letter of what we have just sent, which died again: it is left for the next time."""
         return letter.replay > 0 and self._ledger.get(str(letter.task_id).replace("-", "")) is not None
 
-    def _replay(self, shelf: Shelf, entry: Entry, target: tuple[str, str] | None, watched: bool) -> bool:
-        letter, failure = entry.letter, None
+    def _replay(self, shelf: Shelf, entry: Entry, target: tuple[str, str] | None) -> None:
+        watched = self._watched is not None
         try:
             message = self.message_of(entry, watched=watched)
-            target = target or shelf.target_of(letter)
-            sent = self._dry_run or self._send(shelf, entry, message, target, watched)
+            target = target or shelf.target_of(entry.letter)
         except (ConfigurationError, PublishFailed) as error:
-            failure, sent = error, False
-        self._ledger.put(letter.id, _FAILED if failure else _SENT if sent else _TAKEN)
-        self._count(letter, failure, sent)
-        return sent
-
-    def _send(
-        self, shelf: Shelf, entry: Entry, message: dict[str, Any], target: tuple[str, str], watched: bool
-    ) -> bool:
+            self._told(entry, False, error)
+            return
+        if self._dry_run:
+            self._told(entry, True, None)
+            return
         self._pace.wait()
         if watched:
             # An outcome that an earlier replay of this letter left there is not the one that is waited for.
             with suppress(NotImplementedError):
-                self._app.AsyncResult(replay_id(entry.letter)).forget()
-        return shelf.resend(entry, message, target)
+                self._app.AsyncResult(entry.replay_id).forget()
+        self._ledger.put(entry.letter.id, _FLYING)
+        shelf.resend(entry, message, target, self._told, keyed=self._is_keyed(entry.letter.task))
 
-    def _count(self, letter: Letter, failure: PatternsError | None, sent: bool) -> None:
+    def _is_keyed(self, name: str | None) -> bool:
+        """Whether a message that is sent twice is done once, as far as this app knows."""
+        task = self._app.tasks.get(name)
+        return isinstance(task, PatternTask) and task.plan is not None and task.plan.terms.keyed
+
+    def _told(self, entry: Entry, sent: bool, failure: PatternsError | None) -> None:
+        letter = entry.letter
+        self._ledger.put(letter.id, _FAILED if failure else _SENT if sent else _TAKEN)
         self._sent += sent
+        if sent and self._watched is not None:
+            self._watched[entry.replay_id] = letter.id
         if failure is not None:
             self._failed += 1
             if self._failed <= _NAMED:

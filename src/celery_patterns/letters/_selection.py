@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import datetime, timedelta
 from os import PathLike, fspath
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from .._fit import expect_app
 from .._letter import Letter, replay_id
 from .._queues import fitting
-from ..exceptions import ConfigurationError, LetterNotFound, PatternsError, PublishFailed
+from ..exceptions import ConfigurationError, LetterNotFound, PatternsError
 from ._canary import expect_backend, unhappy
 from ._causes import Cause, causes_of
 from ._correct import Correction
@@ -34,7 +34,8 @@ __all__ = ["CANARY_PATIENCE", "DeadLetters", "dead_letters"]
 #: How long canaries may take to come to their end.
 CANARY_PATIENCE = timedelta(minutes=5)
 
-_SHELVES = {"amqp": OnRabbitMQ, "redis": OnRedis}
+_ALL = Filter()
+_SHELVES: dict[str, type[OnRabbitMQ | OnRedis]] = {"amqp": OnRabbitMQ, "redis": OnRedis}
 _LONGEST_NAME = 255
 
 
@@ -74,7 +75,7 @@ class DeadLetters:
     """
 
     def __init__(
-        self, app: Celery, queue: str, chosen: Filter | None = Filter(), look: Look = lambda _looked, _standing: None
+        self, app: Celery, queue: str, chosen: Filter | None = _ALL, look: Look = lambda _looked, _standing: None
     ) -> None:
         self._app = app
         self.queue = fitting(queue)
@@ -130,7 +131,7 @@ class DeadLetters:
     def __iter__(self) -> Iterator[Letter]:
         with ExitStack() as stack:
             shelf = self._open(stack)
-            for entry in self._entries(shelf, stack.enter_context(Ledger())):
+            for entry in self._entries(shelf, _ledger(stack)):
                 yield entry.letter
 
     def __len__(self) -> int:
@@ -231,7 +232,7 @@ class DeadLetters:
         with ExitStack() as stack:
             replayer = Replayer(
                 self._app,
-                stack.enter_context(Ledger()),
+                _ledger(stack),
                 pace=Pace(rate),
                 to=to,
                 correction=correction,
@@ -250,7 +251,7 @@ class DeadLetters:
     def _run(self, replayer: Replayer, limit: int | None = None, *, watched: bool = False) -> dict[str, str]:
         chosen = self if limit is None else self.where(limit=limit)
         with ExitStack() as stack:
-            ledger, shelf = stack.enter_context(Ledger()), self._open(stack)
+            ledger, shelf = _ledger(stack), self._open(stack)
             return replayer.run(shelf, chosen._entries(shelf, ledger, copies=True), watched=watched)  # noqa: SLF001
 
     def _send_canaries(self, replayer: Replayer, canary: int, patience: timedelta) -> str | None:
@@ -263,7 +264,7 @@ class DeadLetters:
         """See that the new values fit all letters before one is sent."""
         with ExitStack() as stack:
             shelf = self._open(stack)
-            for entry in self._entries(shelf, stack.enter_context(Ledger())):
+            for entry in self._entries(shelf, _ledger(stack)):
                 replayer.message_of(entry)
 
     def _refuse_target(self, to: str | None) -> None:
@@ -292,10 +293,10 @@ class DeadLetters:
         moment_of("older_than", older_than)
         chosen = self if older_than is None else self.where(until=older_than)
         with ExitStack() as stack:
-            ledger, keep = stack.enter_context(Ledger()), stack.enter_context(Ledger())
+            ledger, keep = _ledger(stack), _ledger(stack)
             for kept in () if kept_in is None else _kept(kept_in):
                 keep.put(kept.id, "kept")
-            removed = stack.enter_context(Ledger())
+            removed = _ledger(stack)
             shelf, count = self._open(stack), 0
             for entry in chosen._entries(shelf, ledger, copies=True):  # noqa: SLF001 - our own
                 if kept_in is not None and keep.get(entry.letter.id) is None:
@@ -321,7 +322,7 @@ class DeadLetters:
             ConfigurationError: When there is such a file, or it cannot be written.
         """
         with ExitStack() as stack:
-            ledger = stack.enter_context(Ledger())
+            ledger = _ledger(stack)
             stream: Any = file
             if isinstance(file, str | PathLike):
                 stream = stack.enter_context(written_whole(Path(fspath(file))))
@@ -329,7 +330,7 @@ class DeadLetters:
                 return write_lines(self._entries(self._open(reading), ledger), stream)
 
     def restore(self, file: str | PathLike[str]) -> int:
-        """Put letters of a file back into the queue, behind those that stand there: body, headers and properties as they were.
+        """Put letters of a file back, behind those that stand there: body, headers and properties as they were.
 
         One whose id stands there already is left out, so a call that was killed may be repeated.
 
@@ -347,11 +348,11 @@ class DeadLetters:
             continue
         whole = DeadLetters(self._app, self.queue)
         with ExitStack() as stack:
-            there = stack.enter_context(Ledger())
+            there = _ledger(stack)
             with ExitStack() as reading:
-                for _ in whole._entries(whole._open(reading), there):  # noqa: SLF001 - our own
+                for _ in whole._entries(whole._open(reading), there):
                     continue
-            shelf, count = whole._open(stack), 0  # noqa: SLF001 - our own
+            shelf, count = whole._open(stack), 0
             for kept in _kept(file):
                 if there.get(kept.id) is None:
                     shelf.forget(kept.id)
@@ -361,9 +362,7 @@ class DeadLetters:
         return count
 
     def _open(self, stack: ExitStack) -> Shelf:
-        shelf: Any = _SHELVES[self._kind](self._app, self.queue, self._look)
-        opened: Shelf = stack.enter_context(shelf)
-        return opened
+        return stack.enter_context(closing(_SHELVES[self._kind](self._app, self.queue, self._look)))
 
     def _entries(self, shelf: Shelf, ledger: Ledger, *, copies: bool = False) -> Iterator[Entry]:
         """The chosen letters' entries; with ``copies`` also the second entry of a death, and each again after trouble."""
@@ -390,6 +389,10 @@ class DeadLetters:
                     yield entry
         finally:
             walk.close()  # type: ignore[attr-defined]
+
+
+def _ledger(stack: ExitStack) -> Ledger:
+    return stack.enter_context(closing(Ledger()))
 
 
 def _kept(file: str | PathLike[str]) -> Iterator[Any]:
