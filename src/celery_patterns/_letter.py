@@ -107,6 +107,11 @@ class Letter:
     replay: int = 0
     corrected: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def replay_id(self) -> str:
+        """The task id that a replay of this letter has, however often it is sent."""
+        return replay_id(self)
+
 
 def header_of(letter: Letter, beside: Mapping[str, Any]) -> str:
     """The letter's header, as long as the message's own headers leave room for."""

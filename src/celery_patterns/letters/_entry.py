@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .._letter import Letter, read_letter, replay_id
+from .._letter import Letter, read_letter
 from ..exceptions import PublishFailed
 
 if TYPE_CHECKING:
@@ -35,11 +35,6 @@ class Entry:
     body: bytes | str
     place: Any
     gone: bool = False
-
-    @property
-    def replay_id(self) -> str:
-        """The task id of its replay."""
-        return replay_id(self.letter)
 
 
 #: Told of a letter that was dealt with: whether its message was sent by us, and what went wrong.
