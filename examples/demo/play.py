@@ -191,11 +191,12 @@ class Afternoon:
         self.tell("the bug is fixed, the cards are unblocked")
 
     def _replay(self) -> None:
-        results = dead_letters(app, DEAD).replay_all()
-        self.tell(f"[bold]{len(results)} dead letters replayed[/]")
-        for death, result in zip(self.evidence.deaths, results, strict=True):
-            self.evidence.replays.add(result.id)
-            self._wait_for(death.order_id, result)
+        replays: list[str] = []
+        report = dead_letters(app, DEAD).replay_all(on_each=lambda letter, _: replays.append(letter.replay_id))
+        self.tell(f"[bold]{report.sent} dead letters replayed[/]")
+        for death, task_id in zip(self.evidence.deaths, replays, strict=True):
+            self.evidence.replays.add(task_id)
+            self._wait_for(death.order_id, app.AsyncResult(task_id))
         self._until(lambda: not self._waiting, PATIENCE, "every replay has ended")
 
     def _close(self) -> None:

@@ -140,6 +140,11 @@ class Letter:
     broker_count: int = 0
     corrected: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def replay_id(self) -> str:
+        """The task id that a replay of this letter has, however often it is sent."""
+        return replay_id(self)
+
 
 def header_of(letter: Letter, room: int | None = None) -> str | None:
     """The letter's header, JSON in ASCII, as long as there is room for.

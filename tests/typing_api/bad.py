@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from celery_patterns import dead_letter, idempotent, logged, retry, without
+from celery_patterns import DeadLetters, dead_letter, idempotent, logged, retry, without
 
 retry()  # wrong
 retry(OSError)  # wrong
@@ -29,3 +29,13 @@ def charge(order_id: str) -> int:
 charge(7)  # wrong
 text: str = charge("o-1")  # wrong
 charge("o-1", amount=1)  # wrong
+
+
+def operate(letters: DeadLetters) -> None:
+    letters.where(since="yesterday")  # wrong
+    letters.where(nosuch=1)  # wrong
+    letters.replay_all(5)  # wrong
+    letters.replay_all(rate="fast")  # wrong
+    letters.replay_all(correct=["amount"])  # wrong
+    letters.purge(older_than=30)  # wrong
+    letters.export(5)  # wrong

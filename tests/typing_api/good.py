@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 
+from celery import Celery
 from tenacity import retry_if_exception_message, stop_after_delay, wait_fixed
 from typing_extensions import assert_type
 
@@ -37,3 +38,16 @@ def other(a: int, b: int) -> None:
 
 class OrderTask(patterns.PatternTask):
     patterns = (retry(on=OSError), patterns.without(logged))
+
+
+def operate(app: Celery) -> None:
+    letters = patterns.dead_letters(app, "orders.dead").where(error="ValueError", since=timedelta(hours=2), limit=5)
+    assert_type(letters, patterns.DeadLetters)
+    assert_type(letters["id"], patterns.Letter)
+    assert_type([cause.count for cause in letters.stats()], list[int])
+    report = letters.replay_all(rate=50, canary=3, correct={"amount": Decimal(1)}, on_each=lambda letter, error: None)
+    assert_type(report, patterns.Replayed)
+    assert_type([failure.error for failure in report.failures], list[str])
+    assert_type(letters.export("letters.jsonl"), int)
+    assert_type(letters.purge(older_than=timedelta(days=30), kept_in="letters.jsonl"), int)
+    assert_type(letters.restore("letters.jsonl"), int)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .._letter import Letter, replay_id
+from .._letter import Letter
 from .._wrap import unwrapped
 from .._x_death import letter_of
 from ..exceptions import PublishFailed
@@ -47,11 +47,6 @@ class Entry:
     stored: Stored
     place: Any
     gone: bool = False
-
-    @property
-    def replay_id(self) -> str:
-        """The task id of its replay."""
-        return replay_id(self.letter)
 
 
 #: Told of a letter that was dealt with: whether its message was sent by us, and what went wrong.

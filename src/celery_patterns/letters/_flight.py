@@ -94,7 +94,7 @@ class Flight:
     def _returned(self, error: Exception, exchange: str, key: str, message: Any) -> None:
         """It comes before the message's confirmation."""
         for sent in self._flying.values():
-            if message.properties.get("correlation_id") == sent.entry.replay_id:
+            if message.properties.get("correlation_id") == sent.entry.letter.replay_id:
                 sent.refused = PublishFailed(f"no queue takes it: {error} ({exchange!r}, {key!r})")
 
     def _land(self, number: int, multiple: bool, error: PublishFailed | None) -> None:

@@ -164,7 +164,7 @@ class Replayer:
         if watched:
             # An outcome that an earlier replay of this letter left there is not the one that is waited for.
             with suppress(NotImplementedError):
-                self._app.AsyncResult(entry.replay_id).forget()
+                self._app.AsyncResult(entry.letter.replay_id).forget()
         self._ledger.put(entry.letter.id, _FLYING)
         shelf.resend(entry, message, target, self._told, keyed=self._is_keyed(entry.letter.task))
 
@@ -178,7 +178,7 @@ class Replayer:
         self._ledger.put(letter.id, _FAILED if failure else _SENT if sent else _TAKEN)
         self._sent += sent
         if sent and self._watched is not None:
-            self._watched[entry.replay_id] = letter.id
+            self._watched[entry.letter.replay_id] = letter.id
         if failure is not None:
             self._failed += 1
             if self._failed <= _NAMED:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .._fit import expect_app
-from .._letter import Letter, replay_id
+from .._letter import Letter
 from .._queues import fitting
 from ..exceptions import ConfigurationError, LetterNotFound, PatternsError
 from ._canary import expect_backend, unhappy
@@ -187,7 +187,7 @@ class DeadLetters:
         self.where(id=wanted).replay_all(to=to, correct=correct, on_each=told)
         if not known:
             raise self._not_found(wanted)
-        return self._app.AsyncResult(replay_id(known[0]))
+        return self._app.AsyncResult(known[0].replay_id)
 
     def replay_all(
         self,
