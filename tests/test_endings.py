@@ -237,18 +237,28 @@ HEADERS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.long)])
-def test_two_thousand_mutated_messages(shop: Floor, pool: str) -> None:
+#: What every run of the tests has; the other brokers, pools and seeds take minutes.
+MUTATED_ALWAYS = {("redis", "prefork", 7), ("rabbitmq", "prefork", 7)}
+MUTATED = [
+    pytest.param(kind, pool, seed, marks=() if (kind, pool, seed) in MUTATED_ALWAYS else (pytest.mark.long,))
+    for kind in BROKERS
+    for pool in ("prefork", "threads", "solo", "gevent")
+    for seed in (7, 11, 23)
+]
+
+
+@pytest.mark.parametrize(("kind", "pool", "seed"), MUTATED)
+def test_two_thousand_mutated_messages(corner: Floor, pool: str, seed: int) -> None:
     """Among healthy tasks: those are done, the worker lives, and each mutated message ran or is one letter."""
-    worker = shop.worker(pool=pool)
-    rng = random.Random(7)
+    worker = corner.worker(pool=pool)
+    rng = random.Random(seed)
     for number in range(2000):
         made = _mutated(rng, number)
-        raw(shop, **made, properties={"correlation_id": f"m-{number}"})
+        raw(corner, **made, properties={"correlation_id": f"m-{number}"})
         if number % 10 == 0:
-            shop.task("note").delay(number)
-    shop.wait(lambda: shop.traces.count("noted") == 200, 120, "the healthy tasks")
-    shop.wait(lambda: len(_settled(shop)) == 2000, 60, f"all; there are {len(_settled(shop))}")
+            corner.task("note").delay(number)
+    corner.wait(lambda: corner.traces.count("noted") == 200, 120, "the healthy tasks")
+    corner.wait(lambda: len(_settled(corner)) == 2000, 60, f"all; there are {len(_settled(corner))}")
     assert worker.alive()
 
 
