@@ -6,7 +6,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 
-from celery import Celery
 from tenacity import retry_if_exception_message, stop_after_delay, wait_fixed
 from typing_extensions import assert_type
 
@@ -40,8 +39,8 @@ class OrderTask(patterns.PatternTask):
     patterns = (retry(on=OSError), patterns.without(logged))
 
 
-def operate(app: Celery) -> None:
-    letters = patterns.dead_letters(app, "orders.dead").where(error="ValueError", since=timedelta(hours=2), limit=5)
+def operate(all_letters: patterns.DeadLetters) -> None:
+    letters = all_letters.where(error="ValueError", since=timedelta(hours=2), limit=5)
     assert_type(letters, patterns.DeadLetters)
     assert_type(letters["id"], patterns.Letter)
     assert_type([cause.count for cause in letters.stats()], list[int])
