@@ -131,6 +131,7 @@ class Recorder:
         """
         try:
             letter = found(self._app, message, reason, error, trace=trace, worker=self._worker)
+            copy = found_message(message, letter)
         except Exception:
             # Celery would swallow it, and the message would stay here for ever.
             logger.exception("a letter could not be made; its message goes back to its queue")
@@ -139,7 +140,7 @@ class Recorder:
         pattern = wears_dead_letter(task)
         queue = (pattern.queue if pattern is not None else None) or dead_queue(letter.queue)
         deadline = time.monotonic() + min(PATIENCE, self._visibility() / 2)
-        self._bury(_Burial(letter, found_message(message, letter), queue, task, done, back, deadline, message))
+        self._bury(_Burial(letter, copy, queue, task, done, back, deadline, message))
 
     def await_start(self, request: Request) -> None:
         """Remember a request until it is started or called off, when its starts are counted in the store."""
