@@ -71,7 +71,7 @@ def _work(own: Floor, server: Any, name: str, number: int, restarts: int, how: i
         assert len(letters) == len(died)
         assert len(died) >= len(failing) - lost
         own.traces.set("mended")
-        assert len(dead_letters(own.app, own.dead).replay_all()) == len(letters)
+        assert dead_letters(own.app, own.dead).replay_all().sent == len(letters)
         own.wait(lambda: died <= set(own.traces.all("orders")), 90, "the replayed ones")
         assert own.letters() == []
     _none_double(own, name, died)
