@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import uuid
 from collections import Counter
@@ -35,7 +37,7 @@ from celery_patterns.stores import MemoryStore
 
 from .harness import ROOT, Floor
 from .here import run_here
-from .servers import RabbitServer, wait_until
+from .servers import RabbitServer, RedisServer, wait_until
 
 
 @pytest.fixture
@@ -930,6 +932,34 @@ def test_a_slow_replay_survives_a_closed_channel(queue: str, dead: str) -> None:
         sent = Counter(message.headers["id"] for message in messages(app, queue))
         assert (len(sent), set(sent.values())) == (8, {1})
         assert [letter.task for letter in letters] == ["kept"] * 4
+        app.close()
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("kind", ["redis", "rabbitmq"])
+def test_a_replay_goes_on_when_the_broker_was_restarted(kind: str, queue: str, dead: str) -> None:
+    """What could not be sent meanwhile stays, and is sent by the next call; nothing is lost."""
+    server = RedisServer() if kind == "redis" else RabbitServer()
+    server.start()
+    try:
+        app = made(server.url() if isinstance(server, RedisServer) else server.url, queue)
+        letters = dead_letters(app, dead)
+        expected = {written_by_hand(app, dead).replay_id for _ in range(30)}
+        told = []
+
+        def restart(letter: Letter, _error: Any) -> None:
+            told.append(letter.id)
+            if len(told) == 10:
+                server.stop(signal.SIGTERM)
+                threading.Timer(0.5, server.start).start()
+
+        report = letters.replay_all(on_each=restart)
+        assert (report.sent + report.failed, len(set(told))) == (30, 30)
+        assert letters.replay_all().sent == report.failed < 10
+        sent = Counter(message.headers["id"] for message in messages(app, queue))
+        assert set(sent) == expected
+        assert sent.total() - 30 <= (0 if kind == "redis" else 1)
         app.close()
     finally:
         server.close()

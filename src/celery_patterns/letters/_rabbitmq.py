@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,9 @@ class OnRabbitMQ:
                 return
             except self._passing:  # noqa: PERF203 - each pass is many letters
                 deadline = deadline or time.monotonic() + _PATIENCE.total_seconds()
-                self._reopen(deadline, pause)
+                if time.monotonic() > deadline:
+                    raise
+                self._reopen(pause)
                 pause = min(pause * 2, 2.0)
 
     def _pass(self) -> Iterator[Entry | None]:
@@ -105,17 +108,14 @@ class OnRabbitMQ:
         self._channel.queue_declare(queue=self._queue, passive=True)  # answers, or raises when it has not heard of all
         self._channel.close()
 
-    def _reopen(self, deadline: float, pause: float) -> None:
+    def _reopen(self, pause: float) -> None:
         self._left, self._unsure = self._left + self._unsure, 0
         self._flight = None
         self._connection.collect()
         time.sleep(pause)
-        try:
+        with suppress(*self._passing):  # the next pass meets it again
             self._open()
             self._await_return()
-        except self._passing:
-            if time.monotonic() > deadline:
-                raise
 
     def _await_return(self) -> None:
         """What was held comes back a moment after its channel has gone; fewer come when somebody else took some."""
