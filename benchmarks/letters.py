@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import closing
 from datetime import timedelta
@@ -202,12 +202,9 @@ class _Site:
     def peaks(self, count: int) -> dict[str, float]:
         """The memory of one process for each work, on so many letters."""
         self.fill(count)
-        file = ROOT / f".bench-letters-{os.getpid()}"
-        file.unlink(missing_ok=True)
-        try:
-            found = {what: self._peak(code.format(file=str(file))) for what, code in WORK.items()}
-        finally:
-            file.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(Path(folder) / "letters.jsonl")
+            found = {what: self._peak(code.format(file=file)) for what, code in WORK.items()}
         self._empty(TARGET, count)
         return found
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import uuid
 from collections import Counter
@@ -28,14 +30,14 @@ from celery_patterns._call import HEADER
 from celery_patterns._equipment import equipment_of
 from celery_patterns._letter import LETTER, Letter, header_of, replay_id
 from celery_patterns.exceptions import ConfigurationError, LetterNotFound, PublishFailed, UnsafeValue
-from celery_patterns.letters import _redis
+from celery_patterns.letters import _flight, _redis
 from celery_patterns.letters._causes import causes_of
 from celery_patterns.letters._rabbitmq import OnRabbitMQ
 from celery_patterns.stores import MemoryStore
 
 from .harness import ROOT, Floor
 from .here import run_here
-from .servers import RabbitServer, wait_until
+from .servers import RabbitServer, RedisServer, wait_until
 
 
 @pytest.fixture
@@ -894,6 +896,70 @@ def test_two_replays_at_once_share_the_work(
     assert len(dead_letters(app, dead)) == 0
 
 
+def keyed_app(rabbit: str, queue: str, dead: str) -> Celery:
+    """An operator's app that knows that the task has a key."""
+    app = made(rabbit, queue)
+
+    @app.task(shared=False, name="by.hand")
+    @idempotent(key="order", ttl=timedelta(hours=1))
+    @dead_letter(dead)
+    def by_hand(order: str) -> None: ...
+
+    return app
+
+
+def test_messages_with_a_key_that_cannot_be_sent_are_told_of(rabbit: str, queue: str, dead: str) -> None:
+    """They are confirmed some at a time; a queue that is gone or full, and an exchange that is gone, are each letter's own."""
+    app = keyed_app(rabbit, queue, dead)
+    full = Queue(f"{queue}-full", queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    with app.connection_for_write() as connection:
+        full(connection.default_channel).declare()
+    bad = []
+    for number in range(60):
+        written_by_hand(app, dead)
+        if number % 20 == 10:
+            bad.append(written_by_hand(app, dead, queue=f"{queue}-gone", routing_key=f"{queue}-gone"))
+            bad.append(written_by_hand(app, dead, queue="x", exchange=f"{queue}-gone", routing_key="k"))
+            bad.append(written_by_hand(app, dead, queue=full.name, routing_key=full.name))
+    bad.pop(2)  # the first fills the queue
+    letters, told = dead_letters(app, dead), []
+    report = letters.replay_all(on_each=lambda letter, error: told.append((letter.id, error is None)))
+    assert (report.sent, report.failed) == (61, 8)
+    assert {letter for letter, sent in told if not sent} == {letter.id for letter in bad} == {one.id for one in letters}
+    assert {one.id for one in report.failures} == {letter.id for letter in bad}
+    sent = Counter(message.headers["id"] for message in messages(app, queue))
+    assert (len(sent), set(sent.values())) == (60, {1})
+    app.close()
+
+
+def test_messages_with_a_key_survive_the_loss_of_their_channel(rabbit: str, queue: str, dead: str) -> None:
+    """What was on its way is sent again, which the key absorbs, and the run goes on."""
+    app = keyed_app(rabbit, queue, dead)
+    expected = {written_by_hand(app, dead).replay_id for _ in range(60)}
+    cut = []
+
+    def close_once(_letter: Letter, _error: Any) -> None:
+        if not cut:
+            cut.append(flights[0]._channel.close())
+
+    flights: list[Any] = []
+    begin = _flight.Flight.__init__
+
+    def noted(self: Any, *args: Any) -> None:
+        begin(self, *args)
+        flights.append(self)
+
+    _flight.Flight.__init__ = noted  # type: ignore[method-assign]
+    try:
+        report = dead_letters(app, dead).replay_all(on_each=close_once)
+    finally:
+        _flight.Flight.__init__ = begin  # type: ignore[method-assign]
+    assert (report.sent, report.failed, len(dead_letters(app, dead))) == (60, 0, 0)
+    sent = Counter(message.headers["id"] for message in messages(app, queue))
+    assert (set(sent), sent.total() <= 60 + 33) == (expected, True)
+    app.close()
+
+
 def test_a_slow_replay_survives_a_closed_channel(queue: str, dead: str) -> None:
     """RabbitMQ closes a channel that holds a message for too long, 30 minutes by default and a second here."""
     server = RabbitServer()
@@ -930,6 +996,34 @@ def test_a_slow_replay_survives_a_closed_channel(queue: str, dead: str) -> None:
         sent = Counter(message.headers["id"] for message in messages(app, queue))
         assert (len(sent), set(sent.values())) == (8, {1})
         assert [letter.task for letter in letters] == ["kept"] * 4
+        app.close()
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("kind", ["redis", "rabbitmq"])
+def test_a_replay_goes_on_when_the_broker_was_restarted(kind: str, queue: str, dead: str) -> None:
+    """What could not be sent meanwhile stays, and is sent by the next call; nothing is lost."""
+    server = RedisServer() if kind == "redis" else RabbitServer()
+    server.start()
+    try:
+        app = made(server.url() if isinstance(server, RedisServer) else server.url, queue)
+        letters = dead_letters(app, dead)
+        expected = {written_by_hand(app, dead).replay_id for _ in range(30)}
+        told = []
+
+        def restart(letter: Letter, _error: Any) -> None:
+            told.append(letter.id)
+            if len(told) == 10:
+                server.stop(signal.SIGTERM)
+                threading.Timer(0.5, server.start).start()
+
+        report = letters.replay_all(on_each=restart)
+        assert (report.sent + report.failed, len(set(told))) == (30, 30)
+        assert letters.replay_all().sent == report.failed < 10
+        sent = Counter(message.headers["id"] for message in messages(app, queue))
+        assert set(sent) == expected
+        assert sent.total() - 30 <= (0 if kind == "redis" else 1)
         app.close()
     finally:
         server.close()

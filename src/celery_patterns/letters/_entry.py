@@ -82,8 +82,7 @@ class Shelf(Protocol):
             entry: The letter.
             message: The arguments of ``Producer.publish``, but for exchange and routing key.
             target: Exchange and routing key.
-            told: Called when that is done, at once or in a later call; not at all when the connection was lost meanwhile,
-                and then the letter is shown again.
+            told: Called when that is done, at once or in a later call.
             keyed: Whether a key absorbs a message that is sent twice: it need not be confirmed before the next one is sent.
         """
         ...

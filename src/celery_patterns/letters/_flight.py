@@ -15,12 +15,16 @@ from ._entry import Entry
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["Flight"]
+__all__ = ["Flight", "Sent"]
 
 
 @dataclass
-class _Sent:
+class Sent:
+    """A message on its way."""
+
     entry: Entry
+    message: dict[str, Any]
+    target: tuple[str, str]
     told: Callable[[Entry, PublishFailed | None], object]
     refused: PublishFailed | None = None
 
@@ -44,8 +48,8 @@ class Flight:
         self._channel.events["basic_return"].add(self._returned)
         self._producer = app.amqp.Producer(self._channel, auto_declare=False)
         self._numbers = 0
-        self._flying: dict[int, _Sent] = {}
-        self._landed: deque[_Sent] = deque()
+        self._flying: dict[int, Sent] = {}
+        self._landed: deque[Sent] = deque()
 
     def send(
         self,
@@ -54,9 +58,9 @@ class Flight:
         target: tuple[str, str],
         told: Callable[[Entry, PublishFailed | None], object],
     ) -> None:
-        """Send a letter's message; ``told`` hears of its end in a later call, and never if the connection is lost."""
+        """Send a letter's message; ``told`` hears of its end in a later call."""
         self._numbers += 1
-        self._flying[self._numbers] = _Sent(entry, told)
+        self._flying[self._numbers] = Sent(entry, message, target, told)
         self._producer.publish(exchange=target[0], routing_key=target[1], mandatory=True, retry=False, **message)
         self.tell()
 
@@ -78,6 +82,12 @@ class Flight:
         while self._landed:
             sent = self._landed.popleft()
             sent.told(sent.entry, sent.refused)
+
+    def lost(self) -> list[Sent]:
+        """What was on its way when the channel was lost, after the others were told of."""
+        self.tell()
+        lost, self._flying = list(self._flying.values()), {}
+        return lost
 
     def _give_up(self) -> None:
         error = PublishFailed(f"the broker did not confirm the message within {self._patience} s", transient=True)

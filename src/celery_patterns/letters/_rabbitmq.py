@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ class OnRabbitMQ:
         self._look = look
         self._channel: Any = None
         self._flight: Flight | None = None
-        self._one_broker = app.conf.broker_read_url == app.conf.broker_write_url
+        self._flies = app.conf.broker_read_url == app.conf.broker_write_url
         self._patience = _SENDING
         self._is_queue: dict[str, bool] = {}
         self._open()
@@ -85,7 +86,9 @@ class OnRabbitMQ:
                 return
             except self._passing:  # noqa: PERF203 - each pass is many letters
                 deadline = deadline or time.monotonic() + _PATIENCE.total_seconds()
-                self._reopen(deadline, pause)
+                if time.monotonic() > deadline:
+                    raise
+                self._reopen(pause)
                 pause = min(pause * 2, 2.0)
 
     def _pass(self) -> Iterator[Entry | None]:
@@ -101,21 +104,18 @@ class OnRabbitMQ:
             if raw is None:
                 break
             yield entry_of(self._channel.message_to_python(raw), raw.body, raw.delivery_tag)
-        self._land_all()
+        self.settle()
         self._channel.queue_declare(queue=self._queue, passive=True)  # answers, or raises when it has not heard of all
         self._channel.close()
 
-    def _reopen(self, deadline: float, pause: float) -> None:
+    def _reopen(self, pause: float) -> None:
         self._left, self._unsure = self._left + self._unsure, 0
-        self._flight = None
+        self._ground()
         self._connection.collect()
         time.sleep(pause)
-        try:
+        with suppress(*self._passing):  # the next pass meets it again
             self._open()
             self._await_return()
-        except self._passing:
-            if time.monotonic() > deadline:
-                raise
 
     def _await_return(self) -> None:
         """What was held comes back a moment after its channel has gone; fewer come when somebody else took some."""
@@ -142,7 +142,8 @@ class OnRabbitMQ:
                 self.remove(landing)
             told(landing, error is None, error)
 
-        if keyed and self._one_broker:
+        # An exchange that is not there would take the channel down, and with it what is on its way.
+        if keyed and self._flies and not target[0]:
             self._fly(entry, message, target, landed)
         else:
             self.settle()
@@ -164,19 +165,22 @@ class OnRabbitMQ:
                 self._flight = Flight(self._app, self._connection, _SENDING.total_seconds())
             self._flight.send(entry, message, target, landed)
             self._flight.settle(_IN_FLIGHT)
-        except self._passing:  # they come back, and the walk, which meets the same trouble, begins again
-            self._flight = None
+        except self._passing:
+            self._ground()
 
     def settle(self) -> None:
         """Wait until all that was sent is confirmed, and take those letters out."""
         try:
-            self._land_all()
+            if self._flight is not None:
+                self._flight.settle()
         except self._passing:
-            self._flight = None
+            self._ground()
 
-    def _land_all(self) -> None:
-        if self._flight is not None:
-            self._flight.settle()
+    def _ground(self) -> None:
+        """Send what was on its way when its channel was lost once more, each with its own confirmation: a key absorbs it."""
+        flight, self._flight, self._flies = self._flight, None, False
+        for sent in [] if flight is None else flight.lost():
+            sent.told(sent.entry, self._published(sent.message, sent.target))
 
     def target_of(self, letter: Letter) -> tuple[str, str]:
         # Its exchange may have several queues, and the others have had their copy.

@@ -133,11 +133,11 @@ class Replayer:
         for entry in entries:
             letter = entry.letter
             if self._ledger.get(letter.id) == _FLYING:
-                shelf.settle()  # a copy, or the letter itself, which a lost connection has brought back
+                shelf.settle()  # it is a copy
             done = self._ledger.get(letter.id)
             if done in (_SENT, _TAKEN) and not self._dry_run:
                 shelf.remove(entry)  # a letter that was written twice is one death, and is replayed once
-            elif done in (None, _FLYING) and not self._is_of_this_run(letter):
+            elif done is None and not self._is_of_this_run(letter):
                 self._replay(shelf, entry, target)
         return self._watched or {}
 
