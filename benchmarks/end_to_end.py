@@ -45,7 +45,7 @@ class Effort:
 
 FULL, QUICK = Effort(800, 9, 25, 240), Effort(400, 3, 3, 30)
 #: Less differs between fewer rows.
-LETTERS_FULL = Effort(800, 9, 40, 60)
+LETTERS_FULL = Effort(800, 9, 40, 120)
 
 
 @dataclass

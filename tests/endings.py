@@ -16,6 +16,9 @@ EVERYWHERE = ("prefork", "threads", "solo")
 
 ABSENT: Any = object()
 
+#: Celery 5.7 and later: what older releases do otherwise stands beside it in the rows.
+NEW = hasattr(Task, "retry_on_worker_lost")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -153,7 +156,18 @@ def _ended_with_a_letter() -> list[Row]:
         Row("aborted", other, call("aborted"), "failed", CHILD, chord=1),
         Row("exit outside of prefork", other, call("exit"), "failed", CHILD, pools=("threads", "solo", "gevent")),
         Row("killed", crashed, call("kill"), "crashed", NEXT, runs=2, chord=1, pools=forked),
-        Row("exit", crashed, call("exit"), "crashed", NEXT, runs=2, chord=1, pools=forked),
+        Row(
+            "exit",
+            crashed,
+            call("exit"),
+            "crashed" if NEW else "worker_lost",
+            NEXT if NEW else MAIN,
+            state="FAILURE" if NEW else "PENDING",
+            runs=2 if NEW else 1,
+            errbacks=1 if NEW else 0,
+            chord=1 if NEW else None,
+            pools=forked,
+        ),
         Row(
             "hard limit, requeued",
             "the hard time limit, time and again, with `acks_on_failure_or_timeout=False`",
@@ -188,10 +202,21 @@ def _ended_with_a_letter() -> list[Row]:
             call("reject"),
             "rejected",
             MAIN,
-            chord=1,
+            state="FAILURE" if NEW else "PENDING",
+            errbacks=1 if NEW else 0,
+            chord=1 if NEW else None,
             pools=(*EVERYWHERE, "gevent"),
         ),
-        Row("hard limit", hard, call("hard", time_limit=1), "time_limit", MAIN, errbacks=2, chord=1, pools=forked),
+        Row(
+            "hard limit",
+            hard,
+            call("hard", time_limit=1),
+            "time_limit",
+            MAIN,
+            errbacks=2,
+            chord=1 if NEW else 2,
+            pools=forked,
+        ),
         Row(
             "hard limit, early",
             hard,
@@ -294,7 +319,7 @@ def _ended_without_a_letter() -> list[Row]:
             pools=("prefork",),
         ),
     ]
-    if hasattr(Task, "retry_on_worker_lost"):
+    if NEW:
         for name in ("ends_lost_retried", "ends_lost_retried_early"):
             row = none(
                 name,
@@ -312,7 +337,7 @@ def _ended_without_a_letter() -> list[Row]:
 
 def _lost_for_good() -> list[Row]:
     """With the attempts of Celery 5.7's ``retry_on_worker_lost`` used up."""
-    if not hasattr(Task, "retry_on_worker_lost"):
+    if not NEW:
         return []
     says = "a lost child that is not to be started again"
     return [
