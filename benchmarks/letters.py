@@ -133,7 +133,9 @@ class _Site:
         use_patterns(app)
         use_store(app, MemoryStore())
         app.conf.task_default_queue = TARGET
-        app.task(name="charge", shared=False)(idempotent(key="order_id", ttl=timedelta(hours=1))(_charge))
+        # As an option: put on the function, the key would stay on it for the next broker's app.
+        keyed = (idempotent(key="order_id", ttl=timedelta(hours=1)),)
+        app.task(name="charge", shared=False, patterns=keyed)(_charge)
         return app
 
     def _written(self) -> Any:
