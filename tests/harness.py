@@ -100,6 +100,8 @@ class Worker:
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
+                self.process.send_signal(signal.SIGUSR1)  # Celery writes the stacks of all threads to its log
+                wait_until(lambda: "MainThread" in self.text() or not self.alive(), 5, "the stacks")
                 self.kill()
         return int(self.process.returncode)
 

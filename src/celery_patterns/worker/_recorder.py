@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Recorder", "wears_dead_letter"]
 
-#: For how long the main process, which does everything else meanwhile too, waits for one confirmation.
-AT_ONCE = timedelta(seconds=2)
+#: For how long the main process, which does everything else meanwhile too, tries one letter in place: once more at most,
+#: on a new connection. What its children say waits meanwhile, and Celery drops what it has not read when it is stopped.
+AT_ONCE = timedelta(seconds=0.25)
 #: For how long a letter is tried again, later, before its message goes back to its queue.
 PATIENCE = 300.0
 #: The first and the longest pause between two tries, in seconds.
