@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections import Counter
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -653,9 +654,11 @@ def test_a_letter_in_a_batch_and_alone_is_sent_once(app: Celery, queue: str, dea
 
     def in_between(letter: Letter, _error: Any) -> None:
         if not alone:
-            alone.append(letters.replay(last))
+            with suppress(LetterNotFound):  # on RabbitMQ the batch has it in its hands
+                alone.append(letters.replay(last))
+            alone.append(letter)
 
-    assert letters.replay_all(on_each=in_between).sent == 4
+    assert letters.replay_all(on_each=in_between).sent == len(ids) + 1 - len(alone)
     sent = Counter(message.headers["id"] for message in messages(app, queue))
     assert (len(sent), set(sent.values())) == (len(ids), {1})
 

@@ -69,7 +69,7 @@ def written(call: Call, error: BaseException) -> Letter:
     info = request.delivery_info or {}
     replay = as_count(call.header.get("replay")) or 0
     return Letter(
-        id=digest(call.run_id, str(call.attempt), str(replay), _seen(call.received_args, call.received_kwargs)),
+        id=_named(call.run_id, call.attempt, replay, call.first_sent, _seen(call.received_args, call.received_kwargs)),
         task=as_text(call.task),
         task_id=as_text(call.id),
         root_id=as_text(request.root_id),
@@ -109,8 +109,12 @@ def _traced(error: BaseException) -> str:
         return f"the traceback cannot be shown: {error_name(broken)}"
 
 
+def _named(run_id: str, attempt: int, replay: int, sent: float | None, seen: str) -> str:
+    """The death's name. When it was sent, and with what, tell two tasks of one id apart: an id may be chosen, and again."""
+    return digest(run_id, str(attempt), str(replay), str(sent), seen)
+
+
 def _seen(args: Any, kwargs: Any) -> str:
-    """What tells two messages of one task id apart: an id may be chosen, and used again for other work."""
     try:
         return json.dumps([args, kwargs], default=_stable)
     except (TypeError, ValueError, RecursionError):  # keys that JSON has no word for, or too deep
@@ -146,7 +150,7 @@ def found(
     ours = ours if isinstance(ours, dict) else {}
     attempt, replay = (as_count(headers.get("retries")) or 0) + 1, as_count(ours.get("replay")) or 0
     return Letter(
-        id=_identity(message, headers, attempt, replay),
+        id=_identity(message, headers, attempt, replay, first_sent(ours, attempt)),
         task=as_text(headers.get("task")),
         task_id=as_text(headers.get("id")),
         root_id=as_text(headers.get("root_id")),
@@ -169,7 +173,7 @@ def found(
     )
 
 
-def _identity(message: Message, headers: Mapping[str, Any], attempt: int, replay: int) -> str:
+def _identity(message: Message, headers: Mapping[str, Any], attempt: int, replay: int, sent: float | None) -> str:
     task_id = headers.get("id")
     body = message.body if isinstance(message.body, bytes) else str(message.body).encode("utf-8", "surrogatepass")
     if isinstance(task_id, str) and task_id:
@@ -179,7 +183,7 @@ def _identity(message: Message, headers: Mapping[str, Any], attempt: int, replay
             seen = _seen(args, kwargs)
         except Exception:  # noqa: BLE001 - nobody can read them
             seen = body.hex()
-        return digest(run_id, str(attempt), str(replay), seen)
+        return _named(run_id, attempt, replay, sent, seen)
     # Nobody's: the same bytes are the same death.
     return digest(
         "nameless",

@@ -121,6 +121,7 @@ _REMEMBERED: dict[str, Callable[[Any], bool]] = {
     "looks": _count,
     "history": _list,
     "replay": _count,
+    "replayed": _number,
     "corrected": _list,
     "asked_by": _list,
     "anew": _text,

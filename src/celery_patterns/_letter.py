@@ -76,8 +76,8 @@ class Letter:
     What is not known is None, or empty, and never guessed.
 
     Attributes:
-        id: 32 hexadecimal digits made from task id, attempt, replay and arguments: two letters of one id are the same
-            death.
+        id: 32 hexadecimal digits made from task id, first publication, attempt, replay and arguments: two letters of one id
+            are the same death.
         task: The task's name; None where the message does not tell.
         task_id: The id of the task that died; None where the message does not tell.
         root_id: The id of the first task of its workflow.
@@ -245,16 +245,22 @@ def clipped(text: str, limit: int) -> str:
 
 
 def replayed_headers(letter: Letter, headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The headers of a replay: a new task id made from the letter's, a fresh budget, no stale time, no chord."""
+    """The headers of a replay: a new task id made from the letter's, a fresh budget, no stale time, no chord.
+
+    What names no task is not Celery's, or of its first protocol: its own headers stay what they are.
+    """
     kept = {name: value for name, value in headers.items() if name != LETTER and not is_brokers_own(name)}
     carried = kept.get(HEADER)
     carried = carried if isinstance(carried, Mapping) else {}
-    ours: dict[str, Any] = {"replay": letter.replay + 1, "replay_of": letter.id, "sent": round(time.time(), 6)}
+    now = round(time.time(), 6)
+    ours: dict[str, Any] = {"replay": letter.replay + 1, "replay_of": letter.id, "replayed": now, "sent": now}
     if letter.first_published is not None:
         ours["first_sent"] = letter.first_published
     for name in ("key", "corrected"):
         if carried.get(name) is not None:
             ours[name] = carried[name]
+    if "task" not in kept:
+        return {**kept, HEADER: ours}
     # A chord has long been told that this member failed; to report to it again would count the member twice.
     return {
         **kept,

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import MessageNacked
+
 from ..exceptions import PublishFailed
 from ._entry import Entry
 
@@ -97,9 +99,9 @@ class Flight:
         self._land(number, multiple, None)
 
     def _refused(self, number: int, multiple: bool) -> None:
-        self._land(
-            number, multiple, PublishFailed("the broker refused the message, as a full queue does", transient=True)
-        )
+        error = PublishFailed("the broker refused the message, as a full queue does", transient=True)
+        error.__cause__ = MessageNacked()
+        self._land(number, multiple, error)
 
     def _returned(self, error: Exception, exchange: str, key: str, message: Any) -> None:
         """It comes before the message's confirmation."""

@@ -39,7 +39,8 @@ def put_back(app: Celery, queue: str, kept: Kept) -> None:
             priority,
             kept.content_type,
             kept.content_encoding,
-            kept.headers,
+            # Those two tell RabbitMQ to send it to other queues, too.
+            {name: value for name, value in kept.headers.items() if name not in ("CC", "BCC")},
             properties,
         )
         channel.basic_publish(

@@ -1,16 +1,22 @@
-"""Letters on RabbitMQ: got one by one, and held unacknowledged until they are sent, which keeps others from them."""
+"""Letters on RabbitMQ: taken a few at a time, and held unacknowledged until they are sent, which keeps others from them."""
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import MessageNacked
+
+from .._dead_letter import dead_letter
 from .._equipment import equipment_of
 from .._publish import CONFIRM
 from .._queues import queue_length
+from .._task import PatternTask
 from ..exceptions import ConfigurationError, PublishFailed
 from ._entry import Entry, Look, Told, entry_of
 from ._flight import Flight
@@ -22,11 +28,15 @@ if TYPE_CHECKING:
 
 __all__ = ["OnRabbitMQ"]
 
+logger = logging.getLogger("celery_patterns")
+
 #: Seconds that one answer may take, and that a broker which has gone is waited for.
 _ANSWER = 30.0
 _PATIENCE = timedelta(seconds=30)
 #: Seconds that letters which were held may take to come back.
 _RETURN = 5.0
+#: How many letters are asked for at once, and seconds after which no more of them are waited for.
+_BATCH, _SILENCE = 32, 0.2
 #: How many messages with a key may be on their way.
 _IN_FLIGHT = 32
 #: For how long one message is tried.
@@ -50,6 +60,7 @@ class OnRabbitMQ:
         self._flight: Flight | None = None
         self._flies = app.conf.broker_read_url == app.conf.broker_write_url
         self._patience = _SENDING
+        self._stalled = self._warned = False
         self._is_queue: dict[str, bool] = {}
         self._open()
 
@@ -61,6 +72,7 @@ class OnRabbitMQ:
         self._connection = self._app.connection_for_read()
         for name in ("read_timeout", "write_timeout"):
             self._connection.transport_options.setdefault(name, _ANSWER)
+        self._connection.transport_options["confirm_publish"] = False  # a flight counts the confirmations itself
         self._connection.connect()
 
     @property
@@ -95,18 +107,52 @@ class OnRabbitMQ:
         if not self._left:
             return
         self._channel = self._connection.channel()
-        # Those that stand there now: a worker that still has the bug may write new ones as fast as we send.
-        for _ in range(self._left):
-            raw = self._channel.basic_get(self._queue, no_ack=False)
-            self._unsure = 0  # it answers, so it has heard of every acknowledgement before
+        for raw in self._messages():
             if self._flight is not None:
                 self._flight.tell()
-            if raw is None:
-                break
+            self._warn(raw)
             yield entry_of(self._channel.message_to_python(raw), raw.body, raw.delivery_tag)
         self.settle()
         self._channel.queue_declare(queue=self._queue, passive=True)  # answers, or raises when it has not heard of all
         self._channel.close()
+
+    def _warn(self, raw: Any) -> None:
+        count = (raw.properties.get("application_headers") or {}).get("x-delivery-count")
+        if self._warned or count is None:
+            return
+        self._warned = True
+        if not any(_is_counted(task, self._queue) for task in self._app.tasks.values()):
+            logger.warning(
+                "%s is a quorum queue, which counts each look at a letter: if it has a delivery limit, RabbitMQ drops a letter "
+                "that was looked at so often; look seldom, or export it",
+                self._queue,
+            )
+
+    def _messages(self) -> Iterator[Any]:
+        """Those that stand there now: a worker that still has the bug may write new ones as fast as we send."""
+        left = self._left
+        while left > 0:
+            batch = self._batch(min(left, _BATCH))
+            left -= len(batch)
+            yield from batch
+            if not batch:
+                return
+
+    def _batch(self, most: int) -> deque[Any]:
+        """A few messages in one go, in the time that one takes which is asked for by itself."""
+        batch: deque[Any] = deque()
+        self._channel.basic_qos(0, most, False)
+        self._unsure = 0  # it answers, so it has heard of every acknowledgement before
+        # Of a consumer that is called off, what it was given stays with the channel.
+        consumer = self._channel.basic_consume(self._queue, callback=batch.append)
+        with suppress(TimeoutError):
+            while len(batch) < most:
+                self._connection.drain_events(timeout=_SILENCE)
+        self._channel.basic_cancel(consumer)
+        if not batch:  # the consumer that others have made the only one keeps it from this one, and from no get
+            single = self._channel.basic_get(self._queue, no_ack=False)
+            batch.extend([] if single is None else [single])
+        return batch
 
     def _reopen(self, pause: float) -> None:
         self._left, self._unsure = self._left + self._unsure, 0
@@ -136,14 +182,18 @@ class OnRabbitMQ:
         self, entry: Entry, message: dict[str, Any], target: tuple[str, str], told: Told, *, keyed: bool
     ) -> None:
         def landed(landing: Entry, error: PublishFailed | None) -> None:
-            # A full queue is waited for once, and not once for each letter.
+            # A full queue is waited for once, and not once for each letter. Of a broker that says nothing, as at a memory
+            # alarm, it is not known what it will do once it goes on: it is told of one message, and of no more.
             self._patience = timedelta(0) if error is not None and error.transient else _SENDING
+            self._stalled = self._stalled or (error is not None and error.transient and not _refused(error))
             if error is None:
                 self.remove(landing)
             told(landing, error is None, error)
 
+        if self._stalled:
+            told(entry, False, _not_tried())
         # An exchange that is not there would take the channel down, and with it what is on its way.
-        if keyed and self._flies and not target[0]:
+        elif keyed and self._flies and not target[0]:
             self._fly(entry, message, target, landed)
         else:
             self.settle()
@@ -180,7 +230,7 @@ class OnRabbitMQ:
         """Send what was on its way when its channel was lost once more, each with its own confirmation: a key absorbs it."""
         flight, self._flight, self._flies = self._flight, None, False
         for sent in [] if flight is None else flight.lost():
-            sent.told(sent.entry, self._published(sent.message, sent.target))
+            sent.told(sent.entry, _not_tried() if self._stalled else self._published(sent.message, sent.target))
 
     def target_of(self, letter: Letter) -> tuple[str, str]:
         # Its exchange may have several queues, and the others have had their copy.
@@ -205,3 +255,19 @@ class OnRabbitMQ:
 
     def forget(self, letter_id: str) -> None:
         """RabbitMQ keeps no note of what was replayed."""
+
+
+def _is_counted(task: Any, queue: str) -> bool:
+    """Whether the app asked for this quorum queue itself: then its limit was switched off, or the worker warned."""
+    plan = task.plan if isinstance(task, PatternTask) else None
+    buries = plan.buries if plan is not None else None
+    return isinstance(buries, dead_letter) and (buries.queue, buries.queue_type) == (queue, "quorum")
+
+
+def _not_tried() -> PublishFailed:
+    return PublishFailed("not tried, since the broker did not confirm the one before", transient=True)
+
+
+def _refused(error: PublishFailed) -> bool:
+    """Whether the broker has said no, and not nothing."""
+    return isinstance(error.__cause__, MessageNacked)

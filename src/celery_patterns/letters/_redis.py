@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from kombu.exceptions import DecodeError
 from kombu.utils.encoding import bytes_to_str
 from redis import Redis
 
+from .._call import HEADER
 from .._queues import topic_takes
+from .._told import as_moment
 from ..exceptions import ConfigurationError, PublishFailed
 from ._entry import Entry, Look, Told, entry_of
 
@@ -48,19 +51,25 @@ end
 return {passed, redis.call('LRANGE', KEYS[1], -(passed + tonumber(ARGV[3])), -(passed + 1))}
 """
 
-#: KEYS: the list, the target's list, the mark of this death. ARGV: the letter, the message, seconds.
+#: KEYS: the list, the target's list, the mark of this death. ARGV: the letter, the message, seconds, which life of its task
+#: this was, who asks.
 #: The letter is taken out last: what the server refuses before has changed nothing. A mark that another entry left says
-#: that this one is a copy of a death that was replayed; the same entry again was put back by hand.
+#: that this one is a copy of a death that was replayed, if it was the same life; the same entry again was put back by hand.
+#: Asked once more by a client that was cut off from its answer, it gives the same answer.
 _RESEND_SCRIPT = """
-if not redis.call('LPOS', KEYS[1], ARGV[1], 'RANK', -1) then return 0 end
-local before, this = redis.call('GET', KEYS[3]), redis.sha1hex(ARGV[1])
-local copy = before and before ~= this
-if not copy then
-  redis.call('SET', KEYS[3], this, 'EX', ARGV[3])
+local this, mark = redis.sha1hex(ARGV[1]), redis.call('GET', KEYS[3]) or ''
+local entry, life, asker = string.match(mark, '^(%S+) (%S+) (%S+)$')
+if not redis.call('LPOS', KEYS[1], ARGV[1], 'RANK', -1) then
+  return entry == this and asker == ARGV[5] and 'sent' or 'taken'
+end
+local known = entry and entry ~= this and life == ARGV[4]
+if known and life == '-' then return 'unsure' end
+if not known then
+  redis.call('SET', KEYS[3], this .. ' ' .. ARGV[4] .. ' ' .. ARGV[5], 'EX', ARGV[3])
   redis.call('LPUSH', KEYS[2], ARGV[2])
 end
 redis.call('LREM', KEYS[1], -1, ARGV[1])
-return copy and 0 or 1
+return known and 'taken' or 'sent'
 """
 
 
@@ -88,6 +97,7 @@ class OnRedis:
         self._resend = self._client.register_script(_RESEND_SCRIPT)
         self._list = self._key(str(self._channel._q_for_pri(self._queue, 0)))  # noqa: SLF001 - nothing else tells
         self._desk: _Desk | None = None
+        self._asker = secrets.token_hex(8)
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -154,15 +164,21 @@ class OnRedis:
             self._desk = _Desk(self._connection.channel())
         name, payload = self._desk.drafted(self._app, message, queue)
         keys = [self._list, self._key(name), self._mark(entry.letter.id)]
-        arguments = [entry.place, payload, int(_REMEMBERED.total_seconds())]
+        arguments = [entry.place, payload, int(_REMEMBERED.total_seconds()), _life(entry), self._asker]
         try:
-            return bool(self._asked(lambda: self._resend(keys, arguments), _SENDING))
+            answer = self._asked(lambda: self._resend(keys, arguments), _SENDING)
         except self._connection.channel_errors as error:
             raise PublishFailed(f"the broker refused the message: {type(error).__name__}: {error}") from error
         except self._connection.connection_errors as error:
             raise PublishFailed(
                 f"the broker did not answer within {_SENDING}: {type(error).__name__}", transient=True
             ) from error
+        if answer == b"unsure":
+            raise PublishFailed(
+                f"a letter of this id was replayed less than {_REMEMBERED} ago, and whether this one is a copy of it cannot "
+                "be told; export, purge and import it to send it again"
+            )
+        return bool(answer == b"sent")
 
     def forget(self, letter_id: str) -> None:
         self._asked(lambda: self._client.delete(self._mark(letter_id)))
@@ -229,6 +245,19 @@ class OnRedis:
                     raise
             time.sleep(pause)
             pause = min(pause * 2, 2.0)
+
+
+def _life(entry: Entry) -> str:
+    """What differs between two deaths of one id: the replay that the message was sent by. ``-`` where it does not tell.
+
+    A first life is told apart by the id itself, if its sender said when it began.
+    """
+    letter = entry.letter
+    if not letter.replay:
+        return "-" if letter.first_published is None else "first"
+    ours = entry.message.headers.get(HEADER)
+    replayed = as_moment(ours.get("replayed")) if isinstance(ours, dict) else None
+    return "-" if replayed is None else repr(replayed)
 
 
 class _Desk:

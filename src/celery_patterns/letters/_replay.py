@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,9 @@ __all__ = ["Failure", "Pace", "Replayed", "Replayer"]
 
 #: How many failures a report names.
 _NAMED = 10
+
+#: The properties of a message that its replay has, too. Not its time to live, and not ``user_id``, which is its sender's.
+_CARRIED = ("correlation_id", "reply_to", "message_id", "timestamp", "type", "app_id")
 
 _FLYING, _SENT, _FAILED, _TAKEN = "flying", "sent", "failed", "taken"
 
@@ -163,8 +165,13 @@ class Replayer:
         self._pace.wait()
         if watched:
             # An outcome that an earlier replay of this letter left there is not the one that is waited for.
-            with suppress(NotImplementedError):
+            try:
                 self._app.AsyncResult(entry.letter.replay_id).forget()
+            except NotImplementedError:
+                pass
+            except Exception as error:  # noqa: BLE001 - each backend has errors of its own
+                self._told(entry, False, PublishFailed(f"the result backend did not answer: {type(error).__name__}", True))
+                return
         self._ledger.put(entry.letter.id, _FLYING)
         shelf.resend(entry, message, target, self._told, keyed=self._is_keyed(entry.letter.task))
 
@@ -205,16 +212,15 @@ class Replayer:
             body, headers = self._correction.apply(entry, known, headers)
         if watched:
             headers["ignore_result"] = False
-        priority = {} if letter.priority is None else {"priority": letter.priority}
         return {
+            **{name: value for name in _CARRIED if (value := message.properties.get(name)) is not None},
             "body": body,
             "headers": headers,
             "content_type": message.content_type or "application/octet-stream",
             "content_encoding": message.content_encoding or "binary",
             "delivery_mode": 2,
-            "correlation_id": headers["id"],
-            "reply_to": message.properties.get("reply_to") or "",
-            **priority,
+            **({"correlation_id": headers["id"]} if "task" in headers else {}),
+            **({} if letter.priority is None else {"priority": letter.priority}),
         }
 
 
