@@ -197,6 +197,15 @@ def _ended_with_a_letter() -> list[Row]:
             chord=1,
         ),
         Row(
+            "hooked memory",
+            "a hook of the task's own raises before the body",
+            call("memory", "ends_hooked"),
+            "failed",
+            MAIN,
+            runs=0,
+            chord=1,
+        ),
+        Row(
             "rejected",
             "`Reject(requeue=False)`",
             call("reject"),

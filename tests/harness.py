@@ -170,7 +170,10 @@ class Floor:
         return list(dead_letters(self.app, self.dead))
 
     def wait(self, condition: Callable[[], object], seconds: float = 20.0, what: str = "the condition") -> object:
-        return wait_until(condition, seconds, f"{what}; logs:\n{self.logs()}")
+        try:
+            return wait_until(condition, seconds, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; logs:\n{self.logs()}") from None
 
     def logs(self) -> str:
         return "\n".join(worker.text()[-3000:] for worker in self.workers)

@@ -116,6 +116,7 @@ def written_by_hand(app: Celery, dead: str, **fields: Any) -> Letter:
         "exchange": "",
         "routing_key": default,
         "priority": None,
+        "first_published": 0.5,
         "first_started": 1.0,
         "died_at": time.time(),
         "worker": None,

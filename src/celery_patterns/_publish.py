@@ -7,6 +7,7 @@ whose connections are the user's to configure.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 import weakref
@@ -49,7 +50,9 @@ class Publisher:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._lock = threading.Lock()
+        # A signal's handler may publish on top of what its thread is publishing, as Celery's of a cold shutdown does.
+        self._lock = threading.RLock()
+        self._busy = False
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._confirmed = 0.0
@@ -69,10 +72,16 @@ class Publisher:
         deadline = began + patience.total_seconds()
         try:
             with self._lock:
+                if self._busy:
+                    raise PublishFailed("this thread is in the middle of publishing another message", True)
                 if time.monotonic() > deadline > began > self._confirmed:
                     # Those who had their turn before this thread have tried all the while, and in vain.
                     raise PublishFailed(f"the broker did not confirm other threads' messages within {patience}", True)
-                self._insist(send, patience, deadline)
+                self._busy = True
+                try:
+                    self._insist(send, patience, deadline)
+                finally:
+                    self._busy = False
                 self._confirmed = time.monotonic()
         except SoftTimeLimitExceeded as error:  # while it was sent, in a pause, or while another thread was publishing
             raise PublishFailed("the soft time limit came before the broker's confirmation", True) from error
@@ -107,12 +116,13 @@ class Publisher:
     def close(self) -> None:
         """Close the connection, if one was opened."""
         with self._lock:
-            self._drop()
+            if not self._busy:
+                self._drop()
 
     def begin_anew(self) -> None:
         """Let go of what a fork inherited; the lock may be held by a thread that this process does not have."""
         _inherited.append((self._connection, self._producer))
-        self._lock = threading.Lock()
+        self._lock, self._busy = threading.RLock(), False
         self._connection = self._producer = None
 
     def _ready(self) -> Any:
@@ -128,7 +138,8 @@ class Publisher:
                 options.setdefault("socket_timeout", CONFIRM_SECONDS)
                 options.setdefault("socket_connect_timeout", CONFIRM_SECONDS)
             self._connection = connection
-            connection.connect()
+            # As connect(), which would sleep for two seconds before its second try.
+            connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
             self._producer = self._app.amqp.Producer(connection, auto_declare=False)
         return self._producer
 
@@ -145,7 +156,8 @@ class Publisher:
     def _drop(self) -> None:
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            connection.collect(socket_timeout=1)
+            # It sets this for the whole process while it works, and other threads open sockets meanwhile.
+            connection.collect(socket_timeout=socket.getdefaulttimeout())
 
 
 def _begin_anew() -> None:

@@ -128,8 +128,8 @@ class Hooked(patterns.PatternTask):
 
     abstract = True
 
-    def before_start(self, *_: Any) -> None:
-        raise ValueError("a hook of the task's own")
+    def before_start(self, _: str, args: Any, *__: Any) -> None:
+        raise MemoryError if args == ["memory"] else ValueError("a hook of the task's own")
 
 
 class Unprintable:
@@ -175,6 +175,11 @@ def make_app(environment: Any = os.environ) -> Celery:
             Queue(name, Exchange(name, type="topic"), routing_key=name, queue_arguments={"x-queue-type": "quorum"})
             for name in (f"q-{namespace}", f"q-{namespace}-second")
         ]
+    if environment.get("FLOOR_BURIES"):
+        # A queue of the user's that buries what is rejected, where our letters go, too.
+        buries = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"q-{namespace}.dead"}
+        queue = Queue(f"q-{namespace}", Exchange(f"q-{namespace}"), f"q-{namespace}", queue_arguments=buries)
+        app.conf.task_queues = [queue]
     if broker.startswith("redis"):
         app.conf.broker_transport_options = {
             "visibility_timeout": float(environment.get("FLOOR_VISIBILITY", "3600")),
@@ -385,14 +390,14 @@ def make_app(environment: Any = os.environ) -> Celery:
 
     ends_dead = patterns.dead_letter(dead, max_crashes=2, also={"revoked", "expired"})
 
+    raised = {"ignore": Ignore, "aborted": asyncio.CancelledError, "memory": MemoryError}
+
     def ends(how: str) -> Any:
         starts = traces.add("ends", how)
         if how == "requeue" and starts == 1:
             raise Reject("again", requeue=True)
-        if how == "ignore":
-            raise Ignore
-        if how == "aborted":
-            raise asyncio.CancelledError
+        if how in raised:
+            raise raised[how]
         if how == "retry" and starts == 1:
             raise ConnectionError("once")
         if how == "kill once" and starts == 1:
@@ -405,12 +410,12 @@ def make_app(environment: Any = os.environ) -> Celery:
             sys.exit(3)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if how == "memory":
-            raise MemoryError
         if how == "unencodable":
             return Unprintable()
         if how in ("soft", "hard", "terminated"):
             time.sleep(30)
+        if how == "held":
+            traces.wait_for("go")
         return how
 
     @task(shared=False, name="swallow", patterns=(ends_dead,))

@@ -33,8 +33,8 @@ logger = logging.getLogger("celery_patterns")
 #: Seconds that one answer may take, and that a broker which has gone is waited for.
 _ANSWER = 30.0
 _PATIENCE = timedelta(seconds=30)
-#: Seconds that letters which were held may take to come back.
-_RETURN = 5.0
+#: Seconds that letters which were held may take to come back, after a connection was lost and after it was closed.
+_RETURN, _MOMENT = 5.0, 0.5
 #: How many letters are asked for at once, and seconds after which no more of them are waited for.
 _BATCH, _SILENCE = 32, 0.2
 #: How many messages with a key may be on their way.
@@ -60,12 +60,17 @@ class OnRabbitMQ:
         self._flight: Flight | None = None
         self._flies = app.conf.broker_read_url == app.conf.broker_write_url
         self._patience = _SENDING
+        self._left = self._unsure = 0
         self._stalled = self._warned = False
         self._is_queue: dict[str, bool] = {}
         self._open()
 
     def close(self) -> None:
         """Put back where it stood what was not taken out: RabbitMQ does so when the channel is closed."""
+        with suppress(*self._passing):
+            if self._channel is not None and self._channel.is_open:
+                self._channel.close()
+            self._await_return(_MOMENT)  # to a quorum queue they come back in their own time
         self._connection.release()
 
     def _open(self) -> None:
@@ -123,8 +128,8 @@ class OnRabbitMQ:
         self._warned = True
         if not any(_is_counted(task, self._queue) for task in self._app.tasks.values()):
             logger.warning(
-                "%s is a quorum queue, which counts each look at a letter: if it has a delivery limit, RabbitMQ drops a letter "
-                "that was looked at so often; look seldom, or export it",
+                "%s is a quorum queue, which counts each look at a letter: if it has a delivery limit, RabbitMQ drops a "
+                "letter that was looked at so often; look seldom, or export it",
                 self._queue,
             )
 
@@ -161,13 +166,14 @@ class OnRabbitMQ:
         time.sleep(pause)
         with suppress(*self._passing):  # the next pass meets it again
             self._open()
-            self._await_return()
+            self._await_return(_RETURN)
 
-    def _await_return(self) -> None:
+    def _await_return(self, seconds: float) -> None:
         """What was held comes back a moment after its channel has gone; fewer come when somebody else took some."""
-        deadline = time.monotonic() + _RETURN
+        deadline, pause = time.monotonic() + seconds, 0.001
         while (queue_length(self._connection, self._queue) or 0) < self._left and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.1)
 
     def remove(self, entry: Entry) -> bool:
         try:

@@ -170,7 +170,9 @@ class Replayer:
             except NotImplementedError:
                 pass
             except Exception as error:  # noqa: BLE001 - each backend has errors of its own
-                self._told(entry, False, PublishFailed(f"the result backend did not answer: {type(error).__name__}", True))
+                self._told(
+                    entry, False, PublishFailed(f"the result backend did not answer: {type(error).__name__}", True)
+                )
                 return
         self._ledger.put(entry.letter.id, _FLYING)
         shelf.resend(entry, message, target, self._told, keyed=self._is_keyed(entry.letter.task))
@@ -213,6 +215,7 @@ class Replayer:
         if watched:
             headers["ignore_result"] = False
         return {
+            "reply_to": "",
             **{name: value for name in _CARRIED if (value := message.properties.get(name)) is not None},
             "body": body,
             "headers": headers,

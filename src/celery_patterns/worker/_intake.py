@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
@@ -135,16 +135,25 @@ def _flaw_of(message: Message) -> str | None:
     headers = message.headers
     if not isinstance(headers, dict):
         return "its headers are no mapping"
-    if "task" not in headers:
-        return None  # the first protocol, whose body says all; or nothing that Celery knows
-    for name, (fits, expected) in _HEADERS.items():
-        if not fits(headers.get(name)):
-            return f"its header {name!r} is not {expected}"
+    flaw = _flaw_of_headers(headers) if "task" in headers else None
+    if flaw is not None:
+        return flaw
     try:
         payload = message.payload  # decoded once, for the strategy as well
     except Exception:  # noqa: BLE001 - the handler reads it again, and says so
         return None
-    return _flaw_of_body(payload)
+    if "task" in headers:
+        return _flaw_of_body(payload)
+    if not isinstance(payload, dict) or "task" not in payload:
+        return None  # nothing that Celery knows
+    return _flaw_of_headers(payload) or _flaw_of_embedded(payload)  # the first protocol, whose body says all
+
+
+def _flaw_of_headers(headers: Mapping[Any, Any]) -> str | None:
+    for name, (fits, expected) in _HEADERS.items():
+        if not fits(headers.get(name)):
+            return f"its header {name!r} is not {expected}"
+    return None
 
 
 def _flaw_of_body(payload: Any) -> str | None:
@@ -156,6 +165,10 @@ def _flaw_of_body(payload: Any) -> str | None:
     embedded = embedded or {}
     if not isinstance(args, list | tuple) or not isinstance(kwargs, dict) or not isinstance(embedded, dict):
         return "its body is not [args, kwargs, embedded]"
+    return _flaw_of_embedded(embedded)
+
+
+def _flaw_of_embedded(embedded: Mapping[Any, Any]) -> str | None:
     # Read after the task was done, where Celery has no answer to them: the threads pool would lose the message's slot.
     for name in ("callbacks", "errbacks", "chain"):
         signatures = embedded.get(name) or []

@@ -35,6 +35,8 @@ __all__ = ["Recorder", "wears_dead_letter"]
 AT_ONCE = timedelta(seconds=0.25)
 #: For how long a letter is tried again, later, before its message goes back to its queue.
 PATIENCE = 300.0
+#: For how long a worker that ends tries what it still has.
+LAST_TRY = 5.0
 #: The first and the longest pause between two tries, in seconds.
 FIRST_PAUSE, LAST_PAUSE = 1.0, 30.0
 #: Redis' own default, in seconds.
@@ -100,8 +102,9 @@ class Recorder:
         self._worker = consumer.hostname
         # Not the app's, which in the threads pool a task may hold for half a minute.
         self._publisher = Publisher(consumer.app)
-        # In the threads pool requests end in the threads that ran them.
-        self._lock = threading.Lock()
+        # In the threads pool requests end in the threads that ran them; and at a cold shutdown Celery lets go of its pool in
+        # the signal's handler, on top of whatever this thread was doing, with this lock perhaps.
+        self._lock = threading.RLock()
         self._backlogs: dict[str, _Backlog] = {}
         #: Which connection a pause was begun on.
         self._connection = 0
@@ -179,11 +182,18 @@ class Recorder:
         self._excuse_unstarted()
 
     def close(self) -> None:
-        """The worker ends: one last try for what nobody will give out again."""
+        """The worker ends: one last try for each queue, of what nobody will give out again."""
+        deadline = time.monotonic() + LAST_TRY
         while self._backlogs:
             _, backlog = self._backlogs.popitem()
+            trouble: PublishFailed | None = None
             for burial in backlog.burials:
-                trouble = self._trouble_with(burial)
+                if not burial.delivery.acknowledged:
+                    continue  # comes back, and would be buried twice
+                if trouble is None and time.monotonic() < deadline:
+                    trouble = self._trouble_with(burial)
+                else:
+                    trouble = trouble or PublishFailed("the worker ends", transient=True)
                 if trouble is not None:
                     self._give_up(burial, trouble)
         self._publisher.close()
@@ -228,7 +238,9 @@ class Recorder:
         if backlog is None or connection != self._connection:
             return
         try:
-            while backlog.burials:
+            for _ in range(
+                len(backlog.burials)
+            ):  # what threads add meanwhile has its turn after the event loop's others
                 burial = backlog.burials.popleft()
                 trouble = self._trouble_with(burial)
                 if trouble is not None:

@@ -7,13 +7,14 @@ from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
-from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, TaskRevokedError
 from celery.worker import request
 from kombu.exceptions import EncodeError
 
 from .._call import OWNER
 from .._dead_letter import KEPT
 from .._equipment import equipment_of
+from ..exceptions import OutOfMemory
 from ._lost_key import free_lost_key, keyed
 from ._recorder import wears_dead_letter
 
@@ -39,6 +40,8 @@ class Request(request.Request):  # type: ignore[misc]
     #: A child is lost, and Celery has still to say whether that is the end.
     _undecided = False
     _acknowledge_then = False
+    #: Its letter was written by the child.
+    _kept = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -58,6 +61,8 @@ class Request(request.Request):  # type: ignore[misc]
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Celery's door for every failure, a child's own and its loss."""
+        _spare(self.task, exc_info)
+        self._kept = return_ok and bool(getattr(exc_info, KEPT, False))
         self._ending = self._ending or self._ending_of(exc_info, from_child=return_ok)
         self._undecided = self._ending is not None and self._ending[0] == "worker_lost"
         try:
@@ -103,10 +108,15 @@ class Request(request.Request):  # type: ignore[misc]
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """Celery's door for tasks that are called off while they run."""
+        before = self._stopped, self._ending
         if self.time_start:
             self._stopped = True
             self._ending = self._ending or self._called_off("revoked")
-        super().terminate(pool, signal)
+        try:
+            super().terminate(pool, signal)
+        except NotImplementedError:  # a pool that cannot: it goes on
+            self._stopped, self._ending = before
+            raise
         self._record_acknowledged()
 
     def cancel(self, pool: Any, signal: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -129,11 +139,25 @@ class Request(request.Request):  # type: ignore[misc]
 
     def reject(self, requeue: bool = False) -> None:
         """Reject; what is not to come back is acknowledged instead once its letter stands."""
+        if not requeue and self._kept:
+            # Rejected, it would be buried once more by a queue of RabbitMQ's that buries.
+            self.acknowledge()
+            return
+        if not requeue and self._ending is None and self.eta and not (self.time_start or self.acknowledged):
+            self._refuse_eta()
         if requeue or self._ending is None or self.acknowledged:
             if not self._recorded:
                 super().reject(requeue)
         else:
             self._record()
+
+    def _refuse_eta(self) -> None:
+        """Before it starts, Celery rejects only what is to wait for a moment that is none."""
+        if self._keeps():
+            self._ending = ("malformed", InvalidTaskError("its eta is no time that the worker can wait for"), "")
+        recorder = equipment_of(self.app).recorder
+        if recorder is not None:
+            recorder.started(self)
 
     def _keeps(self) -> bool:
         return wears_dead_letter(self.task) is not None and equipment_of(self.app).recorder is not None
@@ -184,6 +208,14 @@ class Request(request.Request):  # type: ignore[misc]
         """What was acknowledged before it ran has nothing to wait for its letter."""
         if self._ending is not None and not self.task.acks_late:
             self._record()
+
+
+def _spare(task: Any, exc_info: Any) -> None:
+    """A ``MemoryError`` of a hook's ends the worker, as that of a body would; see :class:`OutOfMemory`."""
+    error = exc_info.exception
+    if isinstance(error.exc if isinstance(error, ExceptionWithTraceback) else error, MemoryError):
+        exc_info.type = OutOfMemory
+        exc_info.exception = OutOfMemory(f"{task.name} ran out of memory; the worker was spared")
 
 
 def _reason(error: BaseException) -> str:

@@ -1,0 +1,142 @@
+"""The main process' letters where Celery, a broker or a moment is at its worst."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .endings import ABSENT, call, raw
+from .harness import Floor, floor
+from .test_dead_queue_away import refusing
+from .test_endings import standing
+
+#: What Celery makes no moment of that a timer could wait for.
+NO_MOMENT = ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00"]
+#: Damage to a message of the first protocol, whose body holds what later ones have in headers.
+FIRST: list[dict[str, Any]] = [
+    {"timelimit": "abc"},
+    {"timelimit": ["a", "b"]},
+    {"callbacks": [1]},
+    {"errbacks": 5},
+    {"chord": 5},
+    {"retries": "many"},
+    {"id": ["a"]},
+]
+HEADERS = ("lang", "task", "id", "root_id", "retries", "argsrepr", "kwargsrepr")
+
+
+@pytest.mark.parametrize("eta", NO_MOMENT)
+def test_an_eta_that_is_no_moment(shop: Floor, eta: str) -> None:
+    """Celery rejects it before it starts: its letter says that it was malformed."""
+    shop.worker(concurrency=1)
+    task_id = raw(shop, eta=eta)
+    shop.wait(lambda: len(shop.letters()) == 1, 20, "the letter")
+    assert [(letter.reason, letter.task_id) for letter in shop.letters()] == [("malformed", task_id)]
+    assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+
+
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+def test_the_first_protocol_damaged_while_all_slots_are_busy(shop: Floor) -> None:
+    """Each is a letter, and the worker lives: it would have met the damage where it counts a time limit."""
+    worker = shop.worker(concurrency=1, FLOOR_PREFETCH="30")
+    shop.task("held").delay()
+    shop.wait(lambda: shop.traces.count("held"), what="a busy worker")
+    for damage in FIRST:
+        good = {"task": "ends", "id": str(uuid.uuid4()), "args": ["fine"], "kwargs": {}, "retries": 0, "utc": True}
+        raw(shop, body=json.dumps({**good, **damage}).encode(), **dict.fromkeys(HEADERS, ABSENT))
+    shop.wait(lambda: len(shop.letters()) == len(FIRST), 20, "the letters")
+    shop.traces.set("go")
+    assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+    assert {letter.reason for letter in shop.letters()} == {"malformed"}
+    assert (worker.alive(), shop.traces.count("ends")) == (True, 0)
+
+
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+def test_called_off_where_nothing_can_be_stopped(shop: Floor) -> None:
+    """The threads pool cannot: the task goes on, and what it does then is its end."""
+    worker = shop.worker(pool="threads", concurrency=2)
+    sent = shop.task("ends").delay("held")
+    shop.wait(lambda: shop.traces.count("ends") == 1, what="the start")
+    shop.app.control.revoke(sent.id, terminate=True)
+    shop.wait(
+        lambda: "NotImplementedError" in worker.text() or "terminate" in worker.text(), what="the order's arrival"
+    )
+    shop.traces.set("go")
+    assert sent.get(timeout=20) == "held"
+    assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+    assert shop.letters() == []
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_a_queue_that_buries_what_is_rejected(environment: dict[str, str], tmp_path: Path) -> None:
+    """The child has written the letter; RabbitMQ, told to bury what is rejected, does not write another."""
+    with floor({**environment, "FLOOR_BURIES": "1"}, tmp_path) as shop:
+        shop.worker(concurrency=1)
+        sent = shop.task("ends_unacked").delay("exception")
+        shop.wait(lambda: len(shop.letters()) == 1, 20, "the letter")
+        assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+        assert [(letter.reason, letter.task_id) for letter in shop.letters()] == [("failed", sent.id)]
+        assert standing(shop) == 1
+
+
+@contextmanager
+def _waiting(shop: Floor, number: int, task: str, **settings: Any) -> Iterator[Any]:
+    """A worker with so many letters that the dead-letter queue does not take."""
+    worker = shop.worker(**settings)
+    with refusing(shop):
+        for _ in range(number):
+            call("reject", task)(shop)
+        shop.wait(lambda: f"waiting={number}" in worker.text(), 60, "all wait")
+        yield worker
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
+def test_a_worker_with_many_letters_ends_soon(shop: Floor) -> None:
+    """Each is told of, loudly, and tried no more than one of them."""
+    with _waiting(shop, 20, "ends_early", concurrency=2, FLOOR_PREFETCH="4") as worker:
+        began = time.monotonic()
+        assert worker.stop() == 0
+        assert time.monotonic() - began < 12
+    assert worker.text().count("dead_letter_not_published") == 20
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
+def test_what_comes_back_is_not_buried_at_the_end(shop: Floor) -> None:
+    """A letter refused while the pool drains: its message runs once more, and one letter stands."""
+    worker = shop.worker(concurrency=1, FLOOR_VISIBILITY="7")
+    with refusing(shop):
+        call("hard", time_limit=3)(shop)
+        shop.wait(lambda: shop.traces.count("ends") == 1, what="the start")
+        worker.process.terminate()
+        shop.wait(lambda: "dead_letter_postponed" in worker.text(), 20, "a try")
+    shop.wait(lambda: not worker.alive(), 30, "the end")
+    written = worker.text().count("dead_lettered")
+    other = shop.worker(concurrency=1, FLOOR_VISIBILITY="7")
+    shop.wait(lambda: written or "dead_lettered" in other.text(), 120, "the letter")
+    assert len(shop.letters()) == 1
+    assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+    assert shop.traces.count("ends") == (1 if written else 2)
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
+def test_a_cold_shutdown_in_the_middle_of_a_try(shop: Floor) -> None:
+    """Celery's handler lets go of the pool on top of whatever the main process does: the worker ends."""
+    for _ in range(3):
+        worker = shop.worker(concurrency=3, FLOOR_PREFETCH="4")
+        with refusing(shop):
+            before = shop.traces.count("ends")
+            for _ in range(3):
+                call("reject")(shop)
+            shop.wait(lambda before=before: shop.traces.count("ends") >= before + 3, 40, "the starts")
+            shop.wait(lambda worker=worker: "dead_letter_postponed" in worker.text(), 20, "a try")
+            os.kill(worker.pid, signal.SIGQUIT)
+            shop.wait(lambda worker=worker: not worker.alive(), 30, "the end")
