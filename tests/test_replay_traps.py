@@ -1,0 +1,326 @@
+"""Replays where a letter could be lost, doubled, or reach somebody whom it was not for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from kombu import Exchange, Queue
+from redis.commands.core import Script
+
+from celery_patterns import dead_letter, dead_letters, idempotent
+from celery_patterns._call import HEADER
+from celery_patterns._letter import LETTER
+from celery_patterns._publish import Publisher
+from celery_patterns.exceptions import PublishFailed
+
+from .here import run_here
+from .servers import RabbitServer, free_port, program, wait_until
+from .test_replay import failing, made, messages, written_by_hand
+
+
+@pytest.fixture
+def queue() -> str:
+    return f"r-{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture
+def dead(queue: str) -> str:
+    return f"{queue}.dead"
+
+
+@pytest.fixture
+def app(broker: str, queue: str) -> Iterator[Celery]:
+    app = made(broker, queue)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def on_rabbit(rabbit: str, queue: str) -> Iterator[Celery]:
+    app = made(rabbit, queue)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def on_redis(database: str, queue: str) -> Iterator[Celery]:
+    app = made(database, queue)
+    yield app
+    app.close()
+
+
+def dies_again(task: Any, message: Any) -> None:
+    """Run what was replayed."""
+    run_here(task, *message.payload[0], task_id=message.headers["id"], headers=dict(message.headers))
+
+
+def test_one_task_id_used_again_for_the_same_work(app: Celery, queue: str, dead: str) -> None:
+    """Both deaths are listed, and both are replayed: they were sent at different times."""
+    task = failing(app)
+    for sent in (1000.0, 2000.0):
+        run_here(task, "o-1", task_id="invoice-1", headers={HEADER: {"sent": sent}})
+    letters = dead_letters(app, dead)
+    assert (len(letters), letters.replay_all().sent) == (2, 2)
+    assert len({message.headers["id"] for message in messages(app, queue)}) == 2
+
+
+def test_a_letter_imported_again_is_followed_to_its_end(
+    on_redis: Celery, queue: str, dead: str, tmp_path: Path
+) -> None:
+    """Its replay dies under the id of an earlier one, and that letter is replayed, too."""
+    task, letters, file = failing(on_redis), dead_letters(on_redis, dead), tmp_path / "kept.jsonl"
+    run_here(task, "o-1", headers={HEADER: {"sent": 1000.0}})
+    letters.export(file)
+    for turn in range(2):
+        assert letters.replay_all().sent == 1, turn
+        (message,) = messages(on_redis, queue)
+        dies_again(task, message)
+        assert letters.replay_all().sent == 1, turn
+        assert len(messages(on_redis, queue)) == 1
+        if not turn:
+            assert letters.restore(file) == 1
+
+
+def test_what_may_be_a_copy_or_another_death_is_left(on_redis: Celery, queue: str, dead: str) -> None:
+    """Its message does not say when it was sent, so nobody knows: it stays, and the report says so."""
+    letter = written_by_hand(on_redis, dead, first_published=None)
+    letters = dead_letters(on_redis, dead)
+    assert letters.replay_all().sent == 1
+    written_by_hand(on_redis, dead, first_published=None, id=letter.id, worker="another")
+    report = letters.replay_all()
+    assert (report.sent, report.failed, len(letters)) == (0, 1, 1)
+    assert "a copy of it cannot be told" in report.failures[0].error
+
+
+def test_an_answer_that_was_lost_is_given_again(on_redis: Celery, queue: str, dead: str, monkeypatch: Any) -> None:
+    """Redis had sent it when the connection was cut: it is counted as sent, and sent once."""
+    for _ in range(5):
+        written_by_hand(on_redis, dead)
+    ask, cut = Script.__call__, []
+
+    def asked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = ask(self, *args, **kwargs)
+        if answer == b"sent" and not cut:
+            cut.append(answer)
+            raise redis.ConnectionError("cut")
+        return answer
+
+    monkeypatch.setattr(Script, "__call__", asked)
+    told: list[Any] = []
+    report = dead_letters(on_redis, dead).replay_all(on_each=lambda letter, error: told.append((letter.id, error)))
+    assert (report.sent, report.failed, len(told)) == (5, 0, 5)
+    assert len(messages(on_redis, queue)) == 5
+
+
+def test_at_a_memory_alarm_one_message_is_tried(queue: str, dead: str) -> None:
+    """RabbitMQ says nothing, and does what it was told once it goes on: what was not tried stays, and is not doubled."""
+    server = RabbitServer()
+    server.start()
+    try:
+        app = made(server.url, queue)
+        ids = {written_by_hand(app, dead).replay_id for _ in range(8)}
+        letters = dead_letters(app, dead)
+        _limit_memory(server, "0.00001")
+        # Whoever publishes is stopped, and not told: seen on a connection that may be lost for it.
+        wait_until(lambda: _is_stopped(app, queue), 30, "the alarm")
+        report = letters.replay_all()
+        assert (report.sent, report.failed, len(letters)) == (0, 8, 8)
+        assert sum("not tried" in failure.error for failure in report.failures) == 7
+        _limit_memory(server, "0.6")
+        wait_until(lambda: not _is_stopped(app, queue), 30, "the end of the alarm")
+        assert letters.replay_all().sent == 8
+        arrived = Counter(message.headers["id"] for message in messages(app, queue) if message.headers.get("task"))
+        assert set(arrived) == ids
+        assert sum(arrived.values()) <= len(ids) + 1
+        app.close()
+    finally:
+        server.close()
+
+
+def _limit_memory(server: RabbitServer, limit: str) -> None:
+    control = program("rabbitmqctl", "rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmqctl")
+    environment = {**server.environment(), "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ""}
+    subprocess.run(
+        [control, "set_vm_memory_high_watermark", limit], env=environment, check=True, capture_output=True, timeout=60
+    )
+
+
+def _is_stopped(app: Celery, queue: str) -> bool:
+    publisher = Publisher(app)
+    try:
+        for _ in range(2):  # the first one of a connection is still taken
+            publisher.publish(
+                lambda producer: producer.publish("", exchange="", routing_key=queue, confirm_timeout=0.5, retry=False),
+                patience=timedelta(0),
+            )
+    except PublishFailed:
+        return True
+    else:
+        return False
+    finally:
+        publisher.close()
+
+
+def test_a_full_target_stops_no_other_letter(on_rabbit: Celery, queue: str, dead: str) -> None:
+    """Also where the app's own connections wait for each confirmation: each letter is told of, and stays."""
+
+    @on_rabbit.task(shared=False, name="keyed")
+    @idempotent(key="order", ttl=timedelta(hours=1))
+    @dead_letter(dead)
+    def keyed(order: str) -> None:
+        raise ValueError(order)
+
+    on_rabbit.conf.broker_transport_options = {"confirm_publish": True}
+    full = f"{queue}.full"
+    with on_rabbit.connection_for_write() as connection:
+        limits = {"x-max-length": 0, "x-overflow": "reject-publish"}
+        Queue(full, durable=True, queue_arguments=limits)(connection.default_channel).declare()
+    for number in range(10):
+        run_here(keyed, f"o-{number}")
+    letters = dead_letters(on_rabbit, dead)
+    report = letters.replay_all(to=full)
+    assert (report.sent, report.failed, len(letters)) == (0, 10, 10)
+    assert "full queue" in report.failures[0].error
+    assert letters.replay_all().sent == 10
+
+
+def test_an_import_reaches_the_dead_letter_queue_alone(
+    on_rabbit: Celery, queue: str, dead: str, tmp_path: Path
+) -> None:
+    """RabbitMQ's own letter may carry the order to send it to others, too: it was carried out once."""
+    other = f"{queue}.other"
+    with on_rabbit.connection_for_write() as connection:
+        for name in (dead, other):
+            Queue(name, durable=True)(connection.default_channel).declare()
+    written_by_hand(on_rabbit, dead)
+    letters = dead_letters(on_rabbit, dead)
+    letters.export(tmp_path / "kept.jsonl")
+    letters.purge()
+    line = json.loads((tmp_path / "kept.jsonl").read_text())
+    line["headers"] |= {"CC": [other], "BCC": [other]}
+    (tmp_path / "orders.jsonl").write_text(json.dumps(line))
+    assert letters.restore(tmp_path / "orders.jsonl") == 1
+    assert (len(letters), messages(on_rabbit, other)) == (1, [])
+
+
+def test_a_replay_has_the_messages_own_properties(on_rabbit: Celery, queue: str, dead: str) -> None:
+    """But for what names the message, and its time to live."""
+    properties = {"message_id": "m-1", "type": "order", "app_id": "shop", "timestamp": 1000, "reply_to": "answers"}
+    written_by_hand(on_rabbit, dead, publish=properties)
+    dead_letters(on_rabbit, dead).replay_all()
+    (message,) = messages(on_rabbit, queue)
+    assert {name: message.properties.get(name) for name in properties} == properties
+    assert message.properties["correlation_id"] == message.headers["id"]
+
+
+def test_what_is_not_celerys_is_replayed_as_it_was(on_rabbit: Celery, queue: str) -> None:
+    """Somebody else's message in a shared dead-letter queue gains our one header, and loses nothing."""
+    buried, source = f"{queue}.dead", f"{queue}.source"
+    with on_rabbit.connection_for_write() as connection:
+        channel: Any = connection.default_channel
+        Queue(buried, durable=True)(channel).declare()
+        bury = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": buried}
+        Queue(source, durable=True, queue_arguments=bury)(channel).declare()
+        with connection.Producer(auto_declare=False) as producer:
+            producer.publish(
+                b"\x00\x01",
+                exchange="",
+                routing_key=source,
+                headers={"theirs": 1},
+                content_type="application/octet-stream",
+                content_encoding="binary",
+                correlation_id="c-1",
+                message_id="m-1",
+            )
+        raw = wait_until(lambda: channel.basic_get(source), 10, "its arrival")
+        channel.basic_reject(raw.delivery_tag, False)  # type: ignore[attr-defined]
+    letters = dead_letters(on_rabbit, buried)
+    wait_until(lambda: len(letters) == 1, 10, "RabbitMQ's letter")
+    assert letters.replay_all().sent == 1
+    (message,) = messages(on_rabbit, source)
+    assert bytes(message.body) == b"\x00\x01"
+    assert set(message.headers) == {"theirs", HEADER}
+    assert (message.properties["correlation_id"], message.properties["message_id"]) == ("c-1", "m-1")
+
+
+def test_a_quorum_queue_of_the_users_is_warned_of(on_rabbit: Celery, queue: str, dead: str, caplog: Any) -> None:
+    """It counts each look, and may have a limit: that is said once it can be seen."""
+    with on_rabbit.connection_for_write() as connection:
+        Queue(dead, durable=True, queue_arguments={"x-queue-type": "quorum"})(connection.default_channel).declare()
+        with connection.Producer(auto_declare=False) as producer:
+            told_of(producer, dead)
+    letters = dead_letters(on_rabbit, dead)
+    with caplog.at_level(logging.WARNING, "celery_patterns"):
+        assert len(letters) == 1
+        assert "counts each look" not in caplog.text
+        wait_until(lambda: len(letters) == 1, 10, "it is back")
+        assert "counts each look" in caplog.text
+
+
+def told_of(producer: Any, dead: str) -> None:
+    """A letter with the least that one must have."""
+    letter = {"id": uuid.uuid4().hex, "reason": "failed", "queue": "q", "died_at": 1.0}
+    producer.publish(b"[[], {}, {}]", exchange="", routing_key=dead, headers={LETTER: json.dumps(letter)})
+
+
+def test_a_single_active_consumer_does_not_hide_letters(on_rabbit: Celery, queue: str, dead: str) -> None:
+    """Somebody else's consumer is the only one that is given messages, and has none in its hands: they are got one by one."""
+    with on_rabbit.connection_for_write() as connection:
+        channel: Any = connection.channel()
+        alone = {"x-single-active-consumer": True}
+        Queue(dead, Exchange(""), dead, durable=True, queue_arguments=alone)(channel).queue_declare()
+        channel.basic_qos(0, 1, False)
+        taken: list[Any] = []
+        channel.basic_consume(dead, callback=taken.append)
+        with connection.Producer(auto_declare=False) as producer:
+            for _ in range(4):
+                told_of(producer, dead)
+            wait_until(lambda: _drained(connection, taken), 10, "its own message")
+            assert len(dead_letters(on_rabbit, dead)) == 3
+
+
+def _drained(connection: Any, taken: list[Any]) -> bool:
+    if not taken:
+        connection.drain_events(timeout=5)
+    return bool(taken)
+
+
+def test_canaries_without_a_result_backend_that_answers(database: str, queue: str, dead: str) -> None:
+    """Nothing is sent, and the backend is named as what did not answer."""
+    app = made(database, queue, f"redis://127.0.0.1:{free_port()}/0")
+    app.conf.result_backend_always_retry = False
+    app.conf.result_backend_transport_options = {"retry_policy": {"timeout": 0.2, "max_retries": 0}}
+    for _ in range(3):
+        written_by_hand(app, dead)
+    report = dead_letters(app, dead).replay_all(canary=1)
+    assert (report.sent, len(dead_letters(app, dead))) == (0, 3)
+    assert "the result backend did not answer" in report.failures[0].error
+    assert report.stopped is not None
+    app.close()
+
+
+def test_publishing_on_top_of_publishing(app: Celery, queue: str) -> None:
+    """As a signal's handler may do: it is told to try later, and waits for no lock of its own thread."""
+    publisher = Publisher(app)
+
+    def send(producer: Any) -> None:
+        with pytest.raises(PublishFailed, match="in the middle") as raised:
+            publisher.publish(send, patience=timedelta(0))
+        assert raised.value.transient
+        publisher.close()
+        producer.publish("done", exchange="", routing_key=queue, retry=False)
+
+    publisher.publish(send)
+    assert [message.payload for message in messages(app, queue)] == ["done"]
+    publisher.close()
