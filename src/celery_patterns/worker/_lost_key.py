@@ -16,12 +16,12 @@ from ..typing import Attempt, Ended
 if TYPE_CHECKING:
     from celery.worker.request import Request
 
-__all__ = ["free_lost_key", "keyed"]
+__all__ = ["free_lost_key"]
 
 logger = logging.getLogger("celery_patterns")
 
 
-def keyed(task: Any) -> idempotent | None:
+def _keyed(task: Any) -> idempotent | None:
     """The task's ``idempotent``, if it wears one."""
     plan = task.plan if isinstance(task, PatternTask) else None
     patterns = plan.patterns if plan is not None else ()
@@ -37,7 +37,7 @@ def free_lost_key(request: Request) -> None:
     Args:
         request: The request whose letter stands.
     """
-    pattern = keyed(request.task)
+    pattern = _keyed(request.task)
     owner = request.delivery_info.get(OWNER)
     if pattern is None or owner is None:
         return

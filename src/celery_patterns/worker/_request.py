@@ -14,8 +14,9 @@ from kombu.exceptions import EncodeError
 from .._call import OWNER
 from .._dead_letter import KEPT
 from .._equipment import equipment_of
+from .._task import PatternTask
 from ..exceptions import OutOfMemory
-from ._lost_key import free_lost_key, keyed
+from ._lost_key import free_lost_key
 from ._recorder import wears_dead_letter
 
 __all__ = ["Request"]
@@ -45,7 +46,8 @@ class Request(request.Request):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if keyed(self.task):
+        task = self.task
+        if isinstance(task, PatternTask) and task.plan is not None and task.plan.terms.keyed:
             # Of this delivery, and of no message: a child that is lost held its key in this name.
             self.delivery_info[OWNER] = secrets.token_hex(8)
         recorder = equipment_of(self.app).recorder
