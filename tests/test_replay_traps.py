@@ -22,7 +22,7 @@ from celery_patterns import dead_letter, dead_letters, idempotent
 from celery_patterns._call import HEADER
 from celery_patterns._letter import LETTER
 from celery_patterns._publish import Publisher
-from celery_patterns.exceptions import PublishFailed
+from celery_patterns.exceptions import ConfigurationError, PublishFailed
 
 from .here import run_here
 from .servers import RabbitServer, free_port, program, wait_until
@@ -308,6 +308,56 @@ def test_canaries_without_a_result_backend_that_answers(database: str, queue: st
     assert "the result backend did not answer" in report.failures[0].error
     assert report.stopped is not None
     app.close()
+
+
+MOMENT = {"celery_patterns_type": "moment", "value": 1e300}
+HOSTILE: dict[str, dict[str, Any]] = {
+    "headers that are a list": {"headers": [1]},
+    "no letter": {"headers": {}},
+    "a moment that is none": {"headers": {"x": MOMENT}},
+    "no number": {"headers": {"x": {"celery_patterns_type": "decimal", "value": "abc"}}},
+    "no bytes": {"headers": {"x": {"celery_patterns_type": "bytes", "value": 5}}},
+    "a content type that is no text": {"content_type": 5},
+    "a priority that is no number": {"properties": {"priority": "high"}},
+    "a correlation id that is no text": {"properties": {"correlation_id": 5}},
+    "another id than the letter's": {"letter": {"id": "f" * 32}},
+    "half a character": {"headers": {"x": "\ud800"}},
+    "a number beyond AMQP": {"headers": {"n": 2**70}},
+    "a name beyond AMQP": {"headers": {"k" * 300: 1}},
+}
+
+
+@pytest.mark.parametrize("damage", HOSTILE)
+def test_a_hostile_line_is_seen_before_anything_is_put_back(
+    app: Celery, dead: str, tmp_path: Path, damage: str
+) -> None:
+    """It is named; the good letters around it are not put back either."""
+    written_by_hand(app, dead)
+    letters, file = dead_letters(app, dead), tmp_path / "kept.jsonl"
+    letters.export(file)
+    letters.purge()
+    good = json.loads(file.read_text())
+    change = HOSTILE[damage]
+    headers = change.get("headers")
+    if isinstance(headers, dict) and headers:
+        change = {**change, "headers": {**good["headers"], **headers}}
+    file.write_text("\n".join(map(json.dumps, [good, {**good, **change}, good])))
+    with pytest.raises(ConfigurationError, match="line 2 of"):
+        letters.restore(file)
+    assert len(letters) == 0
+
+
+def test_a_sender_is_not_impersonated(app: Celery, dead: str, tmp_path: Path) -> None:
+    """RabbitMQ refuses a message in another user's name: the letter is put back without it."""
+    written_by_hand(app, dead)
+    letters, file = dead_letters(app, dead), tmp_path / "kept.jsonl"
+    letters.export(file)
+    letters.purge()
+    good = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({**good, "properties": {**good["properties"], "user_id": "alice", "delivery_info": "x"}})
+    )
+    assert (letters.restore(file), len(letters)) == (1, 1)
 
 
 def test_publishing_on_top_of_publishing(app: Celery, queue: str) -> None:

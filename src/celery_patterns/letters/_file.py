@@ -14,9 +14,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TextIO
 
-from .._letter import read_letter
 from ..exceptions import ConfigurationError
 from ._entry import Entry
+from ._flaws import flaw_of
 
 __all__ = ["Kept", "kept_in", "line_of", "written_whole"]
 
@@ -26,6 +26,8 @@ FORMAT = 1
 _TRANSPORTS_OWN = frozenset(
     {"body_encoding", "delivery_info", "delivery_tag", "application_headers", "content_type", "content_encoding"}
 )
+#: A ``user_id`` is its sender's, and RabbitMQ refuses it from another one.
+_NOT_PUT_BACK = _TRANSPORTS_OWN | {"user_id"}
 #: What JSON has no word for, under a name that a header's own value is not taken for.
 _TYPE, _VALUE, _ITSELF = "celery_patterns_type", "value", "itself"
 
@@ -126,17 +128,22 @@ def _kept(file: Path, number: int, line: str) -> Kept:
                 f"line {number} of {file} has format {told['format']!r}; this release reads format {FORMAT}"
             )
         body = told["body"].encode() if "body" in told else base64.b64decode(told["body_base64"], validate=True)
-        headers, properties = _heard(told["headers"]), _heard(told["properties"])
+        properties = {name: value for name, value in _heard(told["properties"]).items() if name not in _NOT_PUT_BACK}
         found = Kept(
-            str(told["letter"]["id"]), body, headers, dict(properties), told["content_type"], told["content_encoding"]
+            str(told["letter"]["id"]),
+            body,
+            _heard(told["headers"]),
+            properties,
+            told["content_type"],
+            told["content_encoding"],
         )
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        flaw = flaw_of(found)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigurationError):
             raise
         raise _no_letter(file, number) from None
-    letter = read_letter(headers)
-    if letter is not None and letter.id != found.id:
-        raise _no_letter(file, number)
+    if flaw is not None:
+        raise ConfigurationError(f"line {number} of {file} {flaw}; expected a file that export has written")
     return found
 
 
@@ -165,13 +172,22 @@ def written_whole(file: Path) -> Iterator[TextIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        try:
-            file.hardlink_to(draft)  # unlike a rename it refuses a name that somebody else took meanwhile
-        except FileExistsError:
-            raise ConfigurationError(f"{file} is there already; expected the name of a new file") from None
+        _publish(draft, file)
         _sync_folder(file.parent)
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
+
+
+def _publish(draft: Path, file: Path) -> None:
+    """Give the draft its name; unlike a rename, that refuses a name which somebody else took meanwhile."""
+    try:
+        file.hardlink_to(draft)
+    except FileExistsError:
+        raise ConfigurationError(f"{file} is there already; expected the name of a new file") from None
+    except OSError:  # a file system without links
+        if file.exists():
+            raise ConfigurationError(f"{file} is there already; expected the name of a new file") from None
+        draft.rename(file)
 
 
 def _sync_folder(folder: Path) -> None:
