@@ -12,7 +12,6 @@ from ..exceptions import ConfigurationError
 
 __all__ = ["Filter", "moment_of"]
 
-_BUILTINS = "builtins."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class Filter:
             and self.reason in (None, letter.reason)
             and self.id in (None, letter.id)
             and self.root_id in (None, letter.root_id)
-            and (self.error is None or self.error in _names(letter.error))
+            and (self.error is None or _is_of(letter.error, self.error))
             and (self.since is None or letter.died_at >= self.since)
             and (self.until is None or letter.died_at <= self.until)
         )
@@ -69,9 +68,9 @@ def _both(choose: Any, one: Any, other: Any) -> Any:
     return choose(known) if known else None
 
 
-def _names(error: str) -> tuple[str, ...]:
-    """An error's names: with its module, and without."""
-    return error, error.removeprefix(_BUILTINS), error.rpartition(".")[2]
+def _is_of(error: str, asked: str) -> bool:
+    """Whether a type is meant by this name: whole, or from any of its dots on. A class may stand in another one."""
+    return error == asked or error.endswith(f".{asked}")
 
 
 def checked(
