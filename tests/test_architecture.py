@@ -29,7 +29,7 @@ FENCED = {
     "redis": {"stores", "letters"},
     "structlog": {"_events", "_logged"},
     "orjson": {"_codec"},
-    "amqp": {"_queues", "letters"},
+    "amqp": {"_queues"},
     "pydantic": set(),
     "pickle": set(),
 }

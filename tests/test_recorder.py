@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -125,18 +123,3 @@ def test_what_comes_back_is_not_buried_at_the_end(shop: Floor) -> None:
     assert len(shop.letters()) == 1
     assert shop.task("add").delay(1, 1).get(timeout=20) == 2
     assert shop.traces.count("ends") == (1 if written else 2)
-
-
-@pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
-def test_a_cold_shutdown_in_the_middle_of_a_try(shop: Floor) -> None:
-    """Celery's handler lets go of the pool on top of whatever the main process does: the worker ends."""
-    for _ in range(3):
-        worker = shop.worker(concurrency=3, FLOOR_PREFETCH="4")
-        with refusing(shop):
-            before = shop.traces.count("ends")
-            for _ in range(3):
-                call("reject")(shop)
-            shop.wait(lambda before=before: shop.traces.count("ends") >= before + 3, 40, "the starts")
-            shop.wait(lambda worker=worker: "dead_letter_postponed" in worker.text(), 20, "a try")
-            os.kill(worker.pid, signal.SIGQUIT)
-            shop.wait(lambda worker=worker: not worker.alive(), 30, "the end")

@@ -13,7 +13,6 @@ from ..exceptions import ConfigurationError
 __all__ = ["Filter", "moment_of"]
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Filter:
     """What a letter must be; None says nothing.

@@ -9,8 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from amqp.exceptions import MessageNacked
-
 from ..exceptions import PublishFailed
 from ._entry import Entry
 
@@ -93,6 +91,7 @@ class Flight:
 
     def _give_up(self) -> None:
         error = PublishFailed(f"the broker did not confirm the message within {self._patience} s", transient=True)
+        error.__cause__ = TimeoutError()
         self._land(self._numbers, True, error)
 
     def _acknowledged(self, number: int, multiple: bool) -> None:
@@ -100,7 +99,6 @@ class Flight:
 
     def _refused(self, number: int, multiple: bool) -> None:
         error = PublishFailed("the broker refused the message, as a full queue does", transient=True)
-        error.__cause__ = MessageNacked()
         self._land(number, multiple, error)
 
     def _returned(self, error: Exception, exchange: str, key: str, message: Any) -> None:

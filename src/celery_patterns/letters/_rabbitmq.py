@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from amqp.exceptions import MessageNacked
+from kombu.exceptions import OperationalError
 
 from .._dead_letter import dead_letter
 from .._equipment import equipment_of
@@ -191,7 +191,7 @@ class OnRabbitMQ:
             # A full queue is waited for once, and not once for each letter. Of a broker that says nothing, as at a memory
             # alarm, it is not known what it will do once it goes on: it is told of one message, and of no more.
             self._patience = timedelta(0) if error is not None and error.transient else _SENDING
-            self._stalled = self._stalled or (error is not None and error.transient and not _refused(error))
+            self._stalled = self._stalled or (error is not None and _is_silence(error))
             if error is None:
                 self.remove(landing)
             told(landing, error is None, error)
@@ -206,6 +206,21 @@ class OnRabbitMQ:
             landed(entry, self._published(message, target))
 
     def _published(self, message: dict[str, Any], target: tuple[str, str]) -> PublishFailed | None:
+        error = self._tried(message, target)
+        if error is not None and self._patience and self._is_gone(error):
+            with suppress(OperationalError), self._app.connection_for_write() as again:
+                again.ensure_connection(
+                    timeout=_PATIENCE.total_seconds(), interval_start=0.1, interval_step=0.2, interval_max=2
+                )
+                error = self._tried(message, target)
+        return error
+
+    def _is_gone(self, error: PublishFailed) -> bool:
+        """Whether the broker cannot be reached, as while it is restarted: it is waited for, as the walk does."""
+        gone = (OSError, OperationalError, *self._connection.connection_errors)
+        return error.transient and isinstance(error.__cause__, gone) and not _is_silence(error)
+
+    def _tried(self, message: dict[str, Any], target: tuple[str, str]) -> PublishFailed | None:
         def send(producer: Any) -> None:
             producer.publish(exchange=target[0], routing_key=target[1], **message, **CONFIRM)
 
@@ -274,6 +289,7 @@ def _not_tried() -> PublishFailed:
     return PublishFailed("not tried, since the broker did not confirm the one before", transient=True)
 
 
-def _refused(error: PublishFailed) -> bool:
-    """Whether the broker has said no, and not nothing."""
-    return isinstance(error.__cause__, MessageNacked)
+def _is_silence(error: PublishFailed) -> bool:
+    """Whether the broker is there and says nothing; one that refuses, or is gone, has not kept the message for later."""
+    cause = error.__cause__
+    return isinstance(cause, TimeoutError) or (cause is not None and isinstance(cause.__cause__, TimeoutError))
