@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SHORT_ID", "causes_table", "letter_page", "letters_table", "visible"]
 
-#: How many digits of an id are shown where many letters are; the commands take as few where they are one letter's alone.
+#: How many characters of an id are shown where many letters are; the commands take fewer where they are one letter's alone.
 SHORT_ID = 8
 
 _BEYOND = "Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"
@@ -41,8 +41,9 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def _moment(seconds: float) -> str:
+    """A moment in this machine's time, and how far that is from UTC."""
     try:
-        return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
     except (OverflowError, OSError, ValueError):
         return str(seconds)
 
@@ -55,6 +56,11 @@ def _plain(text: str | None) -> Any:
     from rich.text import Text  # noqa: PLC0415 - an extra, and not paid for by other commands
 
     return Text(visible(text or "-", lines=True))
+
+
+def _lines(*parts: str | None) -> Any:
+    """A cell of several lines, of which none is empty."""
+    return _plain("\n".join(visible(part) for part in parts if part))
 
 
 def _table(*columns: tuple[str, dict[str, Any]]) -> Table:
@@ -70,50 +76,60 @@ def _table(*columns: tuple[str, dict[str, Any]]) -> Table:
 _WHOLE: dict[str, Any] = {"no_wrap": True}
 _FOLDED: dict[str, Any] = {"overflow": "fold"}
 
+#: Columns of a terminal that give moments a column of their own, in each of the two tables.
+_WIDE_CAUSES, _WIDE_LETTERS = 78, 100
+#: Characters of an error's text in a table.
+_ERROR = 200
 
-def causes_table(causes: Iterable[Cause]) -> Table:
-    """Causes, one a row."""
+
+def causes_table(causes: Iterable[Cause], width: int) -> Table:
+    """Causes, one a row, in so many columns of a terminal."""
+    wide = width >= _WIDE_CAUSES
+    moments = [("first and last death", _WHOLE)] if wide else []
     table = _table(
         ("letters", {**_WHOLE, "justify": "right"}),
-        ("task, error, place", _FOLDED),
-        ("first and last death", _WHOLE),
+        ("task, error, place" if wide else "task, error, place, first and last death", _FOLDED),
+        *moments,
+        ("cause", _WHOLE),
         ("example", _WHOLE),
     )
     table.leading = 1
     for cause in causes:
         what = [cause.task or "-", _short(cause.error), cause.place or cause.reason]
+        when = [_moment(cause.first_died), _moment(cause.last_died)]
         table.add_row(
-            f"{cause.count:,}",
-            _plain("\n".join(map(visible, filter(None, what)))),
-            _plain(f"{_moment(cause.first_died)}\n{_moment(cause.last_died)}"),
+            _plain(f"{cause.count:,}"),
+            *([_lines(*what), _lines(*when)] if wide else [_lines(*what, *when)]),
+            _plain(cause.fingerprint[:SHORT_ID]),
             _plain(cause.example[:SHORT_ID]),
         )
     return table
 
 
-def letters_table(letters: Iterable[Letter]) -> Table:
-    """Letters, one a line: its text is cut where the room ends."""
-    table = _table(
-        ("id", _WHOLE),
-        ("died", _WHOLE),
-        ("task", {**_FOLDED, "max_width": 30}),
-        ("error", {**_WHOLE, "overflow": "ellipsis", "ratio": 1}),
-    )
-    table.expand = True
+def letters_table(letters: Iterable[Letter], width: int) -> Table:
+    """Letters, each in a row of one line or more, in so many columns of a terminal."""
+    if width >= _WIDE_LETTERS:
+        table = _table(("id", _WHOLE), ("died", _WHOLE), ("task", _FOLDED), ("error", _FOLDED))
+        for letter in letters:
+            table.add_row(
+                _plain(letter.id[:SHORT_ID]),
+                _plain(_moment(letter.died_at)),
+                _lines(letter.task),
+                _lines(_said(letter)),
+            )
+        return table
+    table = _table(("id", _WHOLE), ("died, task, error", _FOLDED))
+    table.leading = 1
     for letter in letters:
-        table.add_row(
-            _plain(letter.id[:SHORT_ID]),
-            _plain(_moment(letter.died_at)),
-            _plain(visible(letter.task or "-")),
-            _plain(visible(_said(letter))),
-        )
+        table.add_row(_plain(letter.id[:SHORT_ID]), _lines(_moment(letter.died_at), letter.task, _said(letter)))
     return table
 
 
 def _said(letter: Letter) -> str:
-    """The reason, where it is not the usual one, the error, and the first line of its text."""
+    """The reason, where it is not the usual one, the error, and the beginning of its text."""
     reason = "" if letter.reason == "failed" else letter.reason
     text = (letter.message.splitlines() or [""])[0]
+    text = text if len(text) <= _ERROR else f"{text[: _ERROR - 1]}…"
     return ": ".join(filter(None, (reason, _short(letter.error), text)))
 
 
@@ -130,8 +146,7 @@ def letter_page(console: Console, letter: Letter, message: dict[str, Any] | None
     for name, value in asdict(letter).items():
         if name in ("traceback", "message") or value in (None, "", [], {}):
             continue
-        told = _moment(value) if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
-        table.add_row(name, _plain(told))
+        table.add_row(name, _lines(*_fields(name, value)))
     console.print(table)
     console.print()
     _block(console, "message", letter.message)
@@ -141,6 +156,25 @@ def letter_page(console: Console, letter: Letter, message: dict[str, Any] | None
         for name, values in (("headers", headers), ("properties", message["properties"])):
             _block(console, name, json.dumps(values, indent=2, ensure_ascii=False))
         _block(console, "body", message.get("body", message.get("body_base64", "")))
+
+
+def _fields(name: str, value: Any) -> list[str]:
+    """What a letter's field holds, in lines."""
+    if name == "history":
+        return [_attempt(one) for one in value]
+    if name == "corrected":
+        return [json.dumps(one, ensure_ascii=False) for one in value]
+    if isinstance(value, float):
+        return [_moment(value)]
+    if not isinstance(value, dict):
+        return [str(value)]
+    return [f"{key}: {_moment(one) if key == 'timestamp' else one}" for key, one in value.items()]
+
+
+def _attempt(told: dict[str, Any]) -> str:
+    at = told.get("at")
+    began = "" if not isinstance(at, int | float) else f" at {_moment(at)}"
+    return f"attempt {told.get('attempt')}{began}: {told.get('error')}"
 
 
 def _block(console: Console, title: str, text: str) -> None:
