@@ -22,10 +22,12 @@ def dry_run_told(ctx: click.Context, chosen: Target, report: Replayed, causes: l
     if as_json:
         json_line({**asdict(report), "causes": [asdict(cause) for cause in causes]})
         return
-    table, console = with_rich(causes_table), console_of(ctx)
-    if causes:
-        console.print(table(causes, console.width))
-        say("")
+    if not report.sent and not report.failed:
+        say(chosen.nothing())
+        return
+    console = console_of(ctx)
+    console.print(with_rich(causes_table)(causes, console.width))
+    say("")
     say(f"Would replay {count_of(report.sent)} of {chosen.shown_queue}:")
     for queue, count in report.queues.items():
         say(f"  {count:,} to {visible(queue)}")

@@ -67,7 +67,7 @@ def _table(*columns: tuple[str, dict[str, Any]]) -> Table:
     from rich import box  # noqa: PLC0415 - as above
     from rich.table import Table as Made  # noqa: PLC0415 - as above
 
-    table = Made(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Made(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for name, options in columns:
         table.add_column(name, **options)
     return table
@@ -77,7 +77,9 @@ _WHOLE: dict[str, Any] = {"no_wrap": True}
 _FOLDED: dict[str, Any] = {"overflow": "fold"}
 
 #: Columns of a terminal that give moments a column of their own, in each of the two tables.
-_WIDE_CAUSES, _WIDE_LETTERS = 78, 100
+_WIDE_CAUSES, _WIDE_LETTERS = 90, 100
+#: Columns that stand beside the one that gives way.
+_BESIDE_CAUSES, _BESIDE_LETTERS, _MOMENT = 29, 10, 27
 #: Characters of an error's text in a table.
 _ERROR = 200
 
@@ -88,14 +90,15 @@ def causes_table(causes: Iterable[Cause], width: int) -> Table:
     moments = [("first and last death", _WHOLE)] if wide else []
     table = _table(
         ("letters", {**_WHOLE, "justify": "right"}),
-        ("task, error, place" if wide else "task, error, place, first and last death", _FOLDED),
+        ("task, error, place" if wide else "task, error, place, deaths", _FOLDED),
         *moments,
         ("cause", _WHOLE),
         ("example", _WHOLE),
     )
     table.leading = 1
+    room = width - (_BESIDE_CAUSES + wide * _MOMENT)
     for cause in causes:
-        what = [cause.task or "-", _short(cause.error), cause.place or cause.reason]
+        what = [*_broken(cause.task or "-", room), _short(cause.error), cause.place or cause.reason]
         when = [_moment(cause.first_died), _moment(cause.last_died)]
         table.add_row(
             _plain(f"{cause.count:,}"),
@@ -120,9 +123,20 @@ def letters_table(letters: Iterable[Letter], width: int) -> Table:
         return table
     table = _table(("id", _WHOLE), ("died, task, error", _FOLDED))
     table.leading = 1
+    room = width - _BESIDE_LETTERS
     for letter in letters:
-        table.add_row(_plain(letter.id[:SHORT_ID]), _lines(_moment(letter.died_at), letter.task, _said(letter)))
+        table.add_row(_plain(letter.id[:SHORT_ID]), _lines(_moment(letter.died_at), *_broken(letter.task or "", room), _said(letter)))
     return table
+
+
+def _broken(name: str, room: int) -> list[str]:
+    """A dotted name in lines of so many characters, broken behind a dot where that can be."""
+    lines = [""]
+    for part in visible(name).split("."):
+        if lines[-1] and len(lines[-1]) + len(part) + 1 > room:
+            lines.append("")
+        lines[-1] += f"{part}."
+    return [*lines[:-1], lines[-1][:-1]]
 
 
 def _said(letter: Letter) -> str:
