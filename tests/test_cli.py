@@ -133,7 +133,9 @@ def test_stats_show_every_queue_that_holds_letters(app: Celery, queue: str, dead
     """Also those of messages that name no task, in any queue that the app names or that a task without patterns goes to."""
     routed = f"routed-{queue}"
 
-    @app.task(shared=False, name="plain", queue=routed)
+    app.conf.task_routes = {"plain": {"queue": routed}}
+
+    @app.task(shared=False, name="plain")
     def plain() -> None: ...
 
     @app.task(shared=False, name="other")
