@@ -125,7 +125,10 @@ def letters_table(letters: Iterable[Letter], width: int) -> Table:
     table.leading = 1
     room = width - _BESIDE_LETTERS
     for letter in letters:
-        table.add_row(_plain(letter.id[:SHORT_ID]), _lines(_moment(letter.died_at), *_broken(letter.task or "", room), _said(letter)))
+        table.add_row(
+            _plain(letter.id[:SHORT_ID]),
+            _lines(_moment(letter.died_at), *_broken(letter.task or "", room), _said(letter)),
+        )
     return table
 
 

@@ -88,7 +88,7 @@ def _send(walk: Walk, replayer: Replayer, limit: int | None = None, *, watched: 
 
 def _letters_of(trouble: Trouble, walk: Walk, to: str | None) -> dict[str, str]:
     """The letters that these task ids have left, and their queues, as soon as all of them stand there."""
-    queues = dict.fromkeys([walk.queue, *([] if to is None else [dead_queue(to)])])
+    queues = {walk.queue} if to is None else {walk.queue, dead_queue(to)}
     deadline = time.monotonic() + _LOOKED_FOR
     while True:
         found = {}
