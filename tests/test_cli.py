@@ -600,6 +600,19 @@ def on_a_terminal(command: list[str], environment: dict[str, str], answer: str =
     return process.wait(30), told.decode(errors="replace")
 
 
+def test_a_bar_counts_what_is_replayed(app: Celery, broker: str, database: str) -> None:
+    """And not what stands in the queue beside it."""
+    name = uuid.uuid4().hex[:10]
+    environment = {f"FLOOR_{one}": database for one in ("BACKEND", "STORE", "TRACES")}
+    environment |= {"FLOOR_BROKER": broker, "FLOOR_NAMESPACE": name}
+    for _ in range(5):
+        written_by_hand(app, f"q-{name}.dead")
+    command = [sys.executable, "-m", "celery", "-A", "tests.apps.entry", "patterns", "letters", "replay", "-y"]
+    code, told = on_a_terminal([*command, "--limit", "3", "--rate", "1"], environment)
+    assert (code, f"Replayed 3 letters of q-{name}.dead." in told) == (0, True)
+    assert ("Replayed  [" in told, "3/3" in told, "/5" in told) == (True, True, False)
+
+
 def test_it_asks_before_it_acts(app: Celery, broker: str, database: str, tmp_path: Path) -> None:
     """On a terminal: with the number of letters; a no changes nothing and is not taken for done."""
     name = uuid.uuid4().hex[:10]

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from celery_patterns import dead_letters
+from celery_patterns.letters._undisturbed import undisturbed
 
 from .harness import ROOT, Floor
 from .servers import wait_until
@@ -61,6 +62,19 @@ def there(shop: Floor, queue: str) -> int:
             return int(connection.default_channel.queue_declare(queue=queue, passive=True).message_count)
         except connection.channel_errors:
             return 0
+
+
+def test_the_letter_in_hand_is_finished() -> None:
+    """A first Ctrl-C waits for it, a second one does not; afterwards all is as before."""
+    before, done = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        done.append("the first")
+    with pytest.raises(KeyboardInterrupt), undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        done.append("the second")
+    assert (done, signal.getsignal(signal.SIGINT)) == (["the first"], before)
 
 
 @pytest.mark.parametrize("task", ["doomed", "doomed_keyed"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import random
@@ -1240,6 +1242,19 @@ def test_a_file_that_is_none_of_ours_puts_nothing_back(
     assert len(letters) == 0
     with pytest.raises(ConfigurationError, match="cannot be read"):
         letters.restore(tmp_path / "nothing")
+
+
+def test_a_full_disk_is_told_as_one(app: Celery, dead: str) -> None:
+    """And not as an error of the broker's; all letters stay."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    written_by_hand(app, dead)
+    with pytest.raises(ConfigurationError, match="the file cannot be written: No space left on device"):
+        dead_letters(app, dead).export(Full())
+    assert len(dead_letters(app, dead)) == 1
 
 
 # Canaries

@@ -29,8 +29,8 @@ def tried(chosen: Target, how: dict[str, Any]) -> tuple[Replayed, list[Cause]]:
 
 
 def replayed(chosen: Target, how: dict[str, Any], *, yes: bool, as_json: bool) -> Replayed:
-    """Replay the letters, after asking for it."""
-    count = chosen.counted()
+    """Replay the letters, after asking for it; they are counted for the question and for the bar only."""
+    count = chosen.counted() if sys.stderr.isatty() or not yes else 0
     if count and not yes:
         ask(f"Replay {count_of(count)} of {chosen.shown_queue}?")
     sent = failed = 0
@@ -46,7 +46,7 @@ def replayed(chosen: Target, how: dict[str, Any], *, yes: bool, as_json: bool) -
         def step(_: Letter, error: PatternsError | None) -> None:
             nonlocal sent, failed
             sent, failed = sent + (error is None), failed + (error is not None)
-            bar.look(sent + failed, count)
+            bar.look(sent + failed, max(count, sent + failed))
 
         return chosen.letters.replay_all(on_each=step, **how)
 

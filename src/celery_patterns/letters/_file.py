@@ -171,8 +171,9 @@ def written_whole(file: Path) -> Iterator[TextIO]:
     try:
         with open(handle, "w", encoding="utf-8") as stream:  # noqa: PTH123 - a number, and no path
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+            with _refusing(str(file)):
+                stream.flush()
+                os.fsync(stream.fileno())
         try:
             file.hardlink_to(draft)  # unlike a rename it refuses a name that somebody else took meanwhile
         except FileExistsError:
@@ -180,6 +181,17 @@ def written_whole(file: Path) -> Iterator[TextIO]:
         _sync_folder(file.parent)
     finally:
         draft.unlink()
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """A full disk is not an error of the broker's, whose errors are of the same type."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ConfigurationError(f"{name} cannot be written: {error.strerror}") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -194,6 +206,8 @@ def write_lines(entries: Iterable[Entry], stream: TextIO) -> int:
     """Write a line for each letter, and say how many there were."""
     count = 0
     for entry in entries:
-        stream.write(f"{line_of(entry)}\n")
+        line = line_of(entry)
+        with _refusing("the file"):
+            stream.write(f"{line}\n")
         count += 1
     return count
