@@ -20,7 +20,8 @@ FLOORS: list[set[str]] = [
     {"_call", "_codec", "_keys", "_events", "_publish", "_queues", "_told", "_history", "_frame"},
     {"stores", "_equipment", "_plan", "_republish", "_letter", "_wrap", "_x_death", "_bury"},
     {"_retry", "_idempotent", "_dead_letter", "_logged", "_strict_json"},
-    {"_fit", "_task", "letters", "worker", "_app", "_screens", "_options", "_terminal", "cli"},
+    {"_fit", "_task", "letters", "worker", "_app"},
+    {"_screens", "_options", "_terminal", "_targets", "_acts", "_reports", "cli"},
     {"__init__"},
 ]
 #: What only these modules may import.

@@ -10,6 +10,9 @@ import subprocess
 import sys
 import time
 import uuid
+from datetime import date, datetime, timedelta, timezone
+from datetime import time as time_of_day
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,11 @@ from click.testing import CliRunner, Result
 
 import celery_patterns as patterns
 from celery_patterns import dead_letter, dead_letters
+from celery_patterns._letter import REASONS
+from celery_patterns.letters import dead_queues
 from celery_patterns.stores import MemoryStore
 
-from .harness import ROOT
+from .harness import ROOT, Floor
 from .here import run_here
 from .test_replay import declare, messages, written_by_hand
 
@@ -94,8 +99,10 @@ def test_the_command_is_found_under_celerys_own() -> None:
     for name in ("stats", "list", "show", "replay", "purge", "export", "import", "Exit codes"):
         assert name in told
     for name in ("stats", "list", "show", "replay", "purge", "export", "import"):
-        result = run(None, name, "--help")
-        assert (result.exit_code, "Usage: celery patterns letters" in result.output) == (0, True)
+        for word in ("--help", "-h"):
+            result = run(None, name, word)
+            assert (result.exit_code, "Usage: celery patterns letters" in result.output) == (0, True)
+    assert all(reason in " ".join(run(None, "list", "-h").output.split()) for reason in REASONS)
 
 
 def test_without_an_app_it_says_which_is_missing() -> None:
@@ -106,17 +113,98 @@ def test_without_an_app_it_says_which_is_missing() -> None:
 
 
 def test_the_queue_is_the_one_that_the_tasks_name(app: Celery, dead: str, three: list[str]) -> None:
-    """When there is one; else all of them are told, and one is to be chosen."""
-    assert f"3 letters in {dead}." in run(app, "list").stdout
+    """The only one that holds letters; of several, which hold how many is told, and one is to be chosen."""
+    other = f"other-{dead}"
 
     @app.task(shared=False, name="other")
-    @dead_letter("another.dead")
+    @dead_letter(other)
+    def bury_elsewhere() -> None: ...
+
+    assert f"3 letters in {dead}." in run(app, "list").stdout
+    written_by_hand(app, other)
+    for command in ("list", "replay", "purge", "export"):
+        result = run(app, command)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"letters stand in {dead} (3 letters), {other} (1 letter). Pass -Q with one" in result.stderr
+    assert f"3 letters in {dead}." in run(app, "list", "-Q", dead).stdout
+
+
+def test_stats_show_every_queue_that_holds_letters(app: Celery, queue: str, dead: str, three: list[str]) -> None:
+    """Also those of messages that name no task, in any queue that the app names or that a task without patterns goes to."""
+    routed = f"routed-{queue}"
+
+    app.conf.task_routes = {"plain": {"queue": routed}}
+
+    @app.task(shared=False, name="plain")
+    def plain() -> None: ...
+
+    @app.task(shared=False, name="other")
+    @dead_letter(f"other-{dead}")
     def other() -> None: ...
 
-    result = run(app, "list")
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert f"the app's tasks name another.dead, {dead}; expected -Q with one" in result.stderr
-    assert f"3 letters in {dead}." in run(app, "list", "-Q", dead).stdout
+    assert dead_queues(app) == sorted([dead, f"{routed}.dead", f"other-{dead}"])
+    written_by_hand(app, f"{routed}.dead", task="nobody.knows", reason="unknown_task")
+    told = run(app, "stats").stdout
+    assert told.index(f"3 letters in {dead}.") < told.index(f"1 letter in {routed}.dead.")
+    assert f"other-{dead}" not in told
+    causes = lines(run(app, "stats", "--json"))
+    assert [(cause["queue"], cause["count"]) for cause in causes] == [(dead, 3), (f"{routed}.dead", 1)]
+    (one,) = lines(run(app, "stats", "--json", "-Q", f"{routed}.dead"))
+    assert one["queue"] == f"{routed}.dead"
+
+
+def test_a_queue_that_is_not_there_is_no_success(app: Celery, queue: str, dead: str, three: list[str]) -> None:
+    """1, with the app's own; one of the app's own may be empty, and one of somebody else's may be asked for."""
+    for command in (["stats"], ["list", "--json"], ["show", "x"], ["replay", "-y"], ["purge", "-y"], ["export"]):
+        result = run(app, *command, "-Q", f"nope-{dead}")
+        assert (result.exit_code, result.stdout) == (1, "")
+        expected = f"there is no queue nope-{dead} on the broker; the app's dead-letter queues are {dead}"
+        assert expected in result.stderr
+    written_by_hand(app, f"their-{dead}")
+    assert f"1 letter in their-{dead}." in run(app, "list", "-Q", f"their-{dead}").stdout
+    assert run(app, "purge", "-y", "--no-export", "-Q", dead).exit_code == 0
+    empty = run(app, "list", "-Q", dead)
+    assert (empty.exit_code, empty.stdout) == (0, f"0 letters in {dead}.\n")
+
+
+def test_a_letter_that_is_not_there_is_no_success(app: Celery, queue: str, dead: str, three: list[str]) -> None:
+    """1, and nothing is done to the others."""
+    for word in ("--id", "--cause"):
+        for command in (["list"], ["stats"], ["replay", "-y"], ["replay", "--dry-run"], ["purge", "-y"], ["export"]):
+            result = run(app, *command, word, "zz")
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert "zz" in result.stderr
+    assert len(dead_letters(app, dead)) == 3
+    assert messages(app, queue) == []
+
+
+def test_the_last_line_says_of_how_many(app: Celery, dead: str, three: list[str]) -> None:
+    """Under a filter it counts what stands there, too; where nothing matches, it says what there is."""
+    written_by_hand(app, dead, task="shop.bill")
+    for command in ("list", "stats"):
+        assert f"\n3 of 4 letters in {dead} match.\n" in run(app, command, "--task", "shop.charge").stdout
+        assert f"\n1 of 4 letters in {dead} matches.\n" in run(app, command, "--task", "shop.bill").stdout
+        assert f"\nThe oldest 2 of 4 letters in {dead}.\n" in run(app, command, "--limit", "2").stdout
+        assert f"\n4 letters in {dead}.\n" in run(app, command).stdout
+    none = f"0 of 4 letters in {dead} match."
+    there = " There are letters of shop.charge (3), shop.bill (1)."
+    for command in (["list"], ["stats"], ["replay"], ["replay", "--dry-run"], ["purge"], ["export", "-o", "none"]):
+        result = run(app, *command, "--task", "bill")
+        assert (result.exit_code, result.stdout) == (0, f"{none}{there}\n"), command
+    assert run(app, "list", "--error", "KeyError").stdout == f"{none}\n"
+    assert not Path("none").exists()
+
+
+def test_a_cause_is_chosen_as_stats_show_it(app: Celery, queue: str, dead: str, three: list[str]) -> None:
+    """By the first characters of its fingerprint, in every command."""
+    written_by_hand(app, dead, task="shop.bill")
+    first, second = lines(run(app, "stats", "--json"))
+    assert first["fingerprint"][:8] in run(app, "stats").stdout
+    short = second["fingerprint"][:5]
+    assert [letter["task"] for letter in lines(run(app, "list", "--json", "--cause", short))] == ["shop.bill"]
+    assert len(lines(run(app, "export", "--cause", short))) == 1
+    assert "Deleted 1 letter of" in run(app, "purge", "-y", "--no-export", "--cause", short).stdout
+    assert "Replayed 3 letters of" in run(app, "replay", "-y", "--cause", first["fingerprint"]).stdout
 
 
 def test_stats_group_the_letters(app: Celery, three: list[str]) -> None:
@@ -127,10 +215,9 @@ def test_stats_group_the_letters(app: Celery, three: list[str]) -> None:
     (cause,) = lines(run(app, "stats", "--json"))
     assert (cause["task"], cause["count"], cause["example"]) == ("shop.charge", 3, three[0])
     assert lines(run(app, "stats", "--json", "--task", "nobody's")) == []
-    assert "0 letters in" in run(app, "stats", "--task", "nobody's").stdout
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [60, 80, 120])
 def test_screens_fit_and_do_no_harm(app: Celery, three: list[str], columns: int) -> None:
     """No line is wider than the terminal, and nothing in a letter is obeyed by it, not even in a task's name."""
     written_by_hand(app, f"{app.conf.task_default_queue}.dead", task=f"bad{EVIL}", message=EVIL, traceback=EVIL)
@@ -142,12 +229,60 @@ def test_screens_fit_and_do_no_harm(app: Celery, three: list[str], columns: int)
     assert "\\x1b[2J" in run(app, "show", three[0], columns=columns).stdout
     assert "[bold]markup" in run(app, "show", three[0], columns=columns).stdout
     listed = run(app, "list", columns=columns).stdout.splitlines()
-    assert [line.split()[0] for line in listed[2:5]] == [one[:8] for one in three]
+    assert [line[:8] for line in listed if line[:8] in {one[:8] for one in three}] == [one[:8] for one in three]
     refused = run(app, "replay", "--set", f"{EVIL}=1", "--yes")
     assert (refused.exit_code, "\x1b" in refused.output) == (2, False)
 
 
-def test_a_letter_is_shown_by_the_first_digits_of_its_id(app: Celery, dead: str, three: list[str]) -> None:
+def test_a_narrow_table_breaks_names_at_their_dots(app: Celery, dead: str) -> None:
+    """And texts between words; what is too long for that is folded, and not cut."""
+    name = "shop.payments.tasks.charge_the_customer_once_and_for_all"
+    written_by_hand(app, dead, task=name, message="the payment service did not answer within thirty seconds")
+    for command in ("stats", "list"):
+        told = [line.strip() for line in run(app, command, columns=60).stdout.splitlines()]
+        assert any(line.endswith("shop.payments.tasks.") or "shop.payments.tasks. " in line for line in told), told
+    words = " ".join(run(app, "list", columns=60).stdout.split())
+    assert "the payment service did not answer within thirty seconds" in words
+
+
+def test_moments_are_shown_with_their_zone(app: Celery, dead: str) -> None:
+    """All of them, those of earlier attempts and of the message's properties among them."""
+    history = [{"attempt": 1, "at": 1_750_000_000.5, "error": "builtins.KeyError"}]
+    letter = written_by_hand(
+        app, dead, died_at=1_750_000_100.0, history=history, properties={"timestamp": 1_750_000_001}
+    )
+    shown = [run(app, *command, columns=120).stdout for command in (["show", letter.id], ["list"], ["stats"])]
+    for seconds, pages in ((1_750_000_100, shown), (1_750_000_000, shown[:1]), (1_750_000_001, shown[:1])):
+        moment = datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+        assert all(moment in page for page in pages), seconds
+    assert "17500" not in shown[0]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+def test_a_stream_of_any_encoding_is_written_to(shop: Floor, encoding: str) -> None:
+    """What it has no character for is shown as Python writes it."""
+    letter = written_by_hand(shop.app, shop.dead, message="Ü → 💥", task="grüße", traceback="Ü → 💥", error="ä.Ö")
+    for command in (["stats"], ["list"], ["show", letter.id[:8], "--body"], ["list", "--task", "ü"]):
+        told = typed_there(shop, *command, PYTHONIOENCODING=encoding)
+        assert (told.returncode, told.stderr) == (0, b"")
+        told.stdout.decode(encoding)
+    refused = typed_there(shop, "show", "ü→", PYTHONIOENCODING=encoding)
+    assert (refused.returncode, b"Traceback" in refused.stderr) == (1, False)
+
+
+def typed_there(shop: Floor, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "tests.apps.entry", "patterns", "letters", *arguments],
+        check=False,
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, **shop.environment, **environment},
+    )
+
+
+def test_a_letter_is_shown_by_the_first_characters_of_its_id(app: Celery, dead: str, three: list[str]) -> None:
     """All but its arguments, which are shown when they are asked for."""
     shown = run(app, "show", three[1][:8]).stdout
     assert three[1] in shown
@@ -176,7 +311,6 @@ def test_filters_are_those_of_python(app: Celery, dead: str, three: list[str]) -
         (["--since", "2025-06-15T00:00", "--until", "2025-06-16"], ["old"]),
         (["--root-id", "r"], ["old"]),
         (["--id", "ol"], ["old"]),
-        (["--id", "no such"], []),
         (["--limit", "2"], three[:2]),
     ):
         found = lines(run(app, "list", "--json", *options))
@@ -190,9 +324,12 @@ def test_filters_are_those_of_python(app: Celery, dead: str, three: list[str]) -
         (["list", "--since", "1h", "--until", "2h"], "is later than until"),
         (["list", "--reason", "tired"], "'tired' is not one of"),
         (["list", "--limit", "0"], "--limit"),
-        (["replay"], "nobody is there to be asked; expected --yes"),
-        (["purge"], "nobody is there to be asked; expected --yes"),
+        (["replay"], "nobody is there to be asked. Pass --yes"),
+        (["purge"], "nobody is there to be asked. Pass --yes"),
         (["replay", "--yes", "--set", "order"], "expected name=value, for example order_id=o-1"),
+        (["replay", "--yes", "--set", "order=False"], "False is Python's; JSON says false"),
+        (["replay", "--yes", "--set", "order=[1, 2"], "begins as JSON and is none"),
+        (["replay", "--yes", "--set", "order=1", "--set", "order=2"], "order is given twice"),
         (["replay", "--yes", "--set", "nosuch=1"], "has no argument 'nosuch'; its arguments are: order, amount"),
         (["replay", "--yes", "--rate", "0"], "--rate"),
         (["replay", "--yes", "--canary", "1"], "a shared result backend"),
@@ -200,7 +337,7 @@ def test_filters_are_those_of_python(app: Celery, dead: str, three: list[str]) -
         (["replay", "--yes", "--to", "no-such-queue"], "no-such-queue"),
         (["purge", "--yes", "--older-than", "-1d"], "--older-than"),
         (["export", "-o", "/nowhere/at/all"], "cannot be written"),
-        (["import", __file__], "is no letter"),
+        (["import", __file__], "is no letter; expected a file that export has written; nothing was imported"),
         (["import", "no-such-file"], "does not exist"),
     ],
 )
@@ -217,9 +354,7 @@ def test_a_wrong_use_is_one_line_and_does_nothing(
 
 
 def test_a_replay_counts_what_it_did(app: Celery, queue: str, dead: str, three: list[str]) -> None:
-    """0 when all were sent, 1 when one could not be, which is named; a dry run sends nothing."""
-    assert "Would replay 3 letters of" in run(app, "replay", "--dry-run").stdout
-    assert messages(app, queue) == []
+    """0 when all were sent, 1 when one could not be, which is named."""
     bad = written_by_hand(app, dead, queue="nowhere", exchange="nowhere", routing_key="k")
     result = run(app, "replay", "--yes")
     assert (result.exit_code, "Replayed 3 letters of" in result.stdout) == (1, True)
@@ -239,6 +374,111 @@ def test_new_values_are_json_or_text(app: Celery, queue: str, three: list[str]) 
     assert (first.payload[:2], second.payload[:2]) == ([["a=b"], {"amount": 5}], [["5"], {}])
 
 
+def test_a_dry_run_shows_what_would_be_sent(app: Celery, queue: str, dead: str, three: list[str]) -> None:
+    """Of which causes, to which queues, and which types a correction changes; no value, and nothing is sent."""
+    written_by_hand(app, dead, queue="elsewhere", task="shop.bill")
+    result = run(app, "replay", "--dry-run", "--task", "shop.charge", "--set", "amount=7777", "--set", 'order="8888"')
+    assert result.exit_code == 0
+    for expected in (
+        "ValueError",
+        f"Would replay 3 letters of {dead}:\n  3 to {queue}\n",
+        "  amount: not given -> int (3 letters)\n",
+        "  order: str -> str (3 letters)\n",
+    ):
+        assert expected in result.stdout
+    assert ("7777" in result.output, "8888" in result.output, "o-1" in result.output) == (False, False, False)
+    (report,) = lines(run(app, "replay", "--dry-run", "--json"))
+    assert (report["dry_run"], report["sent"], report["queues"]) == (True, 4, {queue: 3, "elsewhere": 1})
+    assert [(cause["task"], cause["count"]) for cause in report["causes"]] == [("shop.charge", 3), ("shop.bill", 1)]
+    assert messages(app, queue) == []
+    assert len(dead_letters(app, dead)) == 4
+
+
+@pytest.fixture
+def typed(app: Celery, queue: str) -> Any:
+    """A task whose arguments are of the types that JSON lacks, and a letter of it."""
+
+    @app.task(shared=False, name="typed")
+    @dead_letter()
+    def typed(amount: Any, **others: Any) -> None:
+        raise ValueError
+
+    run_here(
+        typed,
+        Decimal("1.50"),
+        moment=datetime(2026, 1, 1, 9, tzinfo=timezone.utc),
+        day=date(2026, 1, 1),
+        hour=time_of_day(9),
+        key=uuid.UUID(int=5),
+        data=b"old",
+        raw=b"\xff",
+        plain=5,
+        price=9.5,
+        nothing=None,
+        texts=["a"],
+    )
+    return typed
+
+
+@pytest.mark.parametrize(
+    ("given", "arrives"),
+    [
+        ("amount=9.90", Decimal("9.90")),
+        ("amount=12345678901234567890.123456789", Decimal("12345678901234567890.123456789")),
+        ('amount="9.90"', Decimal("9.90")),
+        ('amount={"__type__": "decimal", "__value__": "9.90"}', Decimal("9.90")),
+        ('amount={"__type__": "date", "__value__": "2026-11-25"}', date(2026, 11, 25)),
+        ("moment=2026-11-25T09:00:00+01:00", datetime(2026, 11, 25, 9, tzinfo=timezone(timedelta(hours=1)))),
+        ("moment=2026-11-25T09:00:00Z", datetime(2026, 11, 25, 9, tzinfo=timezone.utc)),
+        ("day=2026-11-25", date(2026, 11, 25)),
+        ("hour=10:30", time_of_day(10, 30)),
+        (f"key={uuid.UUID(int=7)}", uuid.UUID(int=7)),
+        ("data=new", b"new"),
+        ("raw=5", b"5"),
+        ("plain=6", 6),
+        ("plain=six", "six"),
+        ("price=9.90", 9.9),
+        ("nothing=9.90", 9.9),
+        ('plain={"__type__": "decimal", "__value__": "9.90"}', Decimal("9.90")),
+        ('texts=[{"__type__": "uuid", "__value__": {"hex": "00000000000000000000000000000007"}}]', [uuid.UUID(int=7)]),
+    ],
+)
+def test_a_new_value_is_of_the_type_that_stands_there(
+    app: Celery, queue: str, typed: Any, given: str, arrives: Any
+) -> None:
+    """Where that is one that JSON lacks, exactly as it was typed; elsewhere it is JSON, or what a mark says, or a text."""
+    assert run(app, "replay", "-y", "--set", given).exit_code == 0
+    (message,) = messages(app, queue)
+    name = given.partition("=")[0]
+    args, kwargs, _ = message.payload
+    found = args[0] if name == "amount" else kwargs[name]
+    assert (type(found), found) == (type(arrives), arrives)
+    assert args[0] == arrives or (name, args[0]) == (name, Decimal("1.50"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("amount=null", "amount holds a Decimal, and the new value is none; expected one, for example amount=9.90"),
+        ("amount=NaN", "amount is NaN"),
+        ("moment=tomorrow", "moment holds a datetime"),
+        ("day=2026-13-01", "day holds a date"),
+        ("hour=25:00", "hour holds a time"),
+        ("key=7", "key holds a UUID"),
+        ('plain={"__type__": "decimal", "__value__": "many"}', "the new value of plain has a mark of Celery's"),
+        ('plain={"__type__": "nothing", "__value__": "many"}', "the new value of plain has a mark of Celery's"),
+        ("plain=NaN", "plain is NaN"),
+    ],
+)
+def test_a_new_value_of_another_type_is_refused(app: Celery, queue: str, typed: Any, given: str, said: str) -> None:
+    """With its type and an example, and without the value; nothing is sent."""
+    result = run(app, "replay", "-y", "--set", given)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert ("Traceback" in result.stderr, "many" in result.stderr, "tomorrow" in result.stderr) == (False,) * 3
+    assert messages(app, queue) == []
+
+
 def test_a_canary_that_dies_is_an_exit_code_of_its_own(
     app: Celery, broker: str, three: list[str], database: str
 ) -> None:
@@ -249,7 +489,8 @@ def test_a_canary_that_dies_is_an_exit_code_of_its_own(
     app._backend_cache = None
     result = run(app, "replay", "-y", "--canary", "1", "--canary-timeout", "1s")
     assert (result.exit_code, "Replayed 1 letter of" in result.stdout) == (3, True)
-    assert "Stopped: 1 of 1 canaries came to no end within 0:00:01" in result.stderr
+    assert "Stopped: 1 of 1 canary did not finish within 0:00:01" in result.stderr
+    assert f"what did not finish waits in {app.conf.task_default_queue} or runs" in result.stderr
 
 
 def test_a_purge_keeps_a_copy_unless_told_not_to(
@@ -261,14 +502,16 @@ def test_a_purge_keeps_a_copy_unless_told_not_to(
     (file,) = tmp_path.iterdir()
     assert result.stdout == f"Deleted 2 letters of {dead}. They are in {file.name}.\n"
     assert [letter.id for letter in dead_letters(app, dead)] == three[2:]
-    assert run(app, "import", file.name).stdout == f"Put 2 letters back into {dead}.\n"
-    assert lines(run(app, "import", file.name, "--json")) == [{"imported": 0}]
+    assert run(app, "import", file.name).stdout == f"2 letters were put back into {dead}.\n"
+    assert lines(run(app, "import", file.name, "--json")) == [{"imported": 0, "stood_there": 2}]
+    again = f"0 letters were put back into {dead}; 2 stood there already.\n"
+    assert run(app, "import", "-", stdin=file.read_text()).stdout == again
+    broken = run(app, "import", "-", stdin=f"{file.read_text()}junk\n")
+    assert (broken.exit_code, "line 3 of the input is no letter" in broken.stderr) == (2, True)
     assert run(app, "purge", "--yes", "--no-export").stdout == f"Deleted 3 letters of {dead}.\n"
     assert len(list(tmp_path.iterdir())) == 1
-    assert lines(run(app, "purge", "--yes", "--json", "-o", "kept", "--older-than", "30d")) == [
-        {"purged": 0, "file": "kept"}
-    ]
-    assert (tmp_path / "kept").read_text() == ""
+    assert lines(run(app, "purge", "--json", "-o", "kept", "--older-than", "30d")) == [{"purged": 0, "file": None}]
+    assert not (tmp_path / "kept").exists()
 
 
 def test_an_export_is_for_a_pipe_or_a_file(app: Celery, dead: str, three: list[str], tmp_path: Path) -> None:
@@ -295,8 +538,8 @@ def test_tables_need_rich_and_json_does_not(app: Celery, three: list[str], monke
     """The message says what to install."""
     monkeypatch.setitem(sys.modules, "rich", None)
     result = run(app, "list")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert 'tables need rich: pip install "celery-patterns[cli]"; --json works without' in result.stderr
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert 'tables need rich; run: pip install "celery-patterns[cli]"; --json works without' in result.stderr
     assert len(lines(run(app, "list", "--json"))) == 3
     assert run(app, "replay", "--yes").exit_code == 0
 
@@ -315,13 +558,16 @@ def test_options_that_an_app_adds_to_every_command_are_taken(app: Celery, three:
 
 
 def test_loading_the_command_costs_no_more_than_the_package() -> None:
-    """Celery loads it at every call: it brings four small modules of ours."""
+    """Celery loads it at every call: it brings seven small modules of ours."""
     code = (
         "import sys, celery.bin.base, celery_patterns; package = set(sys.modules); import celery_patterns.cli;"
         "print(*sorted(set(sys.modules) - package))"
     )
     more = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    ours = [f"celery_patterns.{name}" for name in ("_options", "_screens", "_terminal", "cli")]
+    ours = [
+        f"celery_patterns.{name}"
+        for name in ("_acts", "_options", "_reports", "_screens", "_targets", "_terminal", "cli")
+    ]
     assert more == [*ours, "unicodedata"]
     check = "import sys, celery_patterns.cli; print('sqlite3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=True, capture_output=True).stdout == b"False\n"
@@ -357,6 +603,19 @@ def on_a_terminal(command: list[str], environment: dict[str, str], answer: str =
     return process.wait(30), told.decode(errors="replace")
 
 
+def test_a_bar_counts_what_is_replayed(app: Celery, broker: str, database: str) -> None:
+    """And not what stands in the queue beside it."""
+    name = uuid.uuid4().hex[:10]
+    environment = {f"FLOOR_{one}": database for one in ("BACKEND", "STORE", "TRACES")}
+    environment |= {"FLOOR_BROKER": broker, "FLOOR_NAMESPACE": name}
+    for _ in range(5):
+        written_by_hand(app, f"q-{name}.dead")
+    command = [sys.executable, "-m", "celery", "-A", "tests.apps.entry", "patterns", "letters", "replay", "-y"]
+    code, told = on_a_terminal([*command, "--limit", "3", "--rate", "1"], environment)
+    assert (code, f"Replayed 3 letters of q-{name}.dead." in told) == (0, True)
+    assert ("Replayed  [" in told, "3/3" in told, "/5" in told) == (True, True, False)
+
+
 def test_it_asks_before_it_acts(app: Celery, broker: str, database: str, tmp_path: Path) -> None:
     """On a terminal: with the number of letters; a no changes nothing and is not taken for done."""
     name = uuid.uuid4().hex[:10]
@@ -374,7 +633,7 @@ def test_it_asks_before_it_acts(app: Celery, broker: str, database: str, tmp_pat
         code, told = on_a_terminal([*command, action, "-Q", f"q-{name}.dead"], environment, "n\n")
         assert code == 1
         assert question in told
-        assert "nothing was done" in told
+        assert ("Nothing was done." in told, "Error" in told) == (True, False)
     assert len(dead_letters(app, f"q-{name}.dead")) == 2
     code, told = on_a_terminal([*command, "replay", "-Q", f"q-{name}.dead"], environment, "y\n")
     assert (code, f"Replayed 2 letters of q-{name}.dead." in told) == (0, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import random
@@ -28,9 +30,16 @@ from kombu import Exchange, Queue
 import celery_patterns as patterns
 from celery_patterns import dead_letter, dead_letters, idempotent
 from celery_patterns._call import HEADER
+from celery_patterns._dead_letter import STARTS_TTL, starts_key
 from celery_patterns._equipment import equipment_of
 from celery_patterns._letter import LETTER, Letter, header_of, replay_id
-from celery_patterns.exceptions import ConfigurationError, LetterNotFound, PublishFailed, UnsafeValue
+from celery_patterns.exceptions import (
+    BackendUnavailable,
+    ConfigurationError,
+    LetterNotFound,
+    PublishFailed,
+    UnsafeValue,
+)
 from celery_patterns.letters import _flight, _redis
 from celery_patterns.letters._causes import causes_of
 from celery_patterns.letters._rabbitmq import OnRabbitMQ
@@ -284,10 +293,10 @@ def test_letters_of_one_bug_are_one_cause(app: Celery, dead: str) -> None:
         letters[2].died_at,
     )
     assert first.place == "tests/test_replay.py, in task"
-    assert (causes[0].fingerprint == causes[2].fingerprint, causes[0].fingerprint == causes[1].fingerprint) == (
-        True,
-        False,
-    )
+    assert len({cause.fingerprint for cause in causes}) == 3
+    for cause in causes:
+        chosen = dead_letters(app, dead).where(cause=cause.fingerprint)
+        assert (chosen.stats(), len(chosen)) == ([cause], cause.count)
 
 
 TRACE = """Traceback (most recent call last):
@@ -319,28 +328,82 @@ def test_a_fingerprint_is_of_the_place_alone(other: dict[str, str], same: bool) 
         "address": "0x7f1234",
         "order": "o-1",
     }
-    letters = [
-        Letter(
-            id=str(number),
-            task="t",
-            task_id=None,
-            root_id=None,
-            reason="failed",
-            error="builtins.ValueError",
-            message="",
-            traceback=TRACE.format(**values),
-            attempt=1,
-            queue="q",
-            exchange="",
-            routing_key="q",
-            priority=None,
-            first_started=1.0,
-            died_at=1.0,
-            worker=None,
-        )
-        for number, values in enumerate((usual, {**usual, **other}))
-    ]
-    assert [cause.count for cause in causes_of(letters)] == ([2] if same else [1, 1])
+    letters = [died_with(TRACE.format(**values)) for values in (usual, {**usual, **other})]
+    causes = causes_of(letters)
+    assert [cause.count for cause in causes] == ([2] if same else [1, 1])
+    assert {cause.place for cause in causes} == {"shop/orders.py, in charge"}
+
+
+def died_with(traceback: str, **fields: Any) -> Letter:
+    """A letter that stands nowhere."""
+    known: dict[str, Any] = {
+        **dict.fromkeys(("task_id", "root_id", "priority", "worker")),
+        "id": uuid.uuid4().hex,
+        "task": "t",
+        "reason": "failed",
+        "error": "builtins.ValueError",
+        "message": "",
+        "attempt": 1,
+        "queue": "q",
+        "exchange": "",
+        "routing_key": "q",
+        "first_started": 1.0,
+        "died_at": 1.0,
+    }
+    return Letter(**{**known, **fields, "traceback": traceback})
+
+
+SITE = "/srv/venv/lib/python3.12/site-packages"
+
+
+@pytest.mark.parametrize(
+    ("files", "place"),
+    [
+        (["/app/shop/orders.py", f"{SITE}/requests/api.py"], "requests/api.py, in f"),
+        (
+            ["/app/shop/orders.py", f"{SITE}/kombu/connection.py", f"{SITE}/celery_patterns/_call.py"],
+            "shop/orders.py, in f",
+        ),
+        (["/app/shop/orders.py", "/usr/lib/python3.12/json/decoder.py"], "shop/orders.py, in f"),
+        (["/app/shop/orders.py", "/opt/pypy/lib/pypy3.10/json/decoder.py"], "shop/orders.py, in f"),
+        (["/app/shop/orders.py", "<frozen importlib._bootstrap>"], "shop/orders.py, in f"),
+        (["C:\\shop\\orders.py", "C:\\Python312\\Lib\\json\\decoder.py"], "shop/orders.py, in f"),
+        (["/srv/celery/tasks.py"], "celery/tasks.py, in f"),
+        (["/home/me/python3/kombu/tasks.py"], "kombu/tasks.py, in f"),
+        ([f"{SITE}/celery_patterns/_dead_letter.py", f"{SITE}/celery/app/trace.py"], ""),
+        (["/checkout/src/celery_patterns/_plan.py", "/usr/lib64/python3.12/inspect.py"], ""),
+    ],
+)
+def test_a_place_is_where_something_can_be_mended(files: list[str], place: str) -> None:
+    """The innermost frame that is not ours, Celery's or Python's own; where there is none, the reason tells more."""
+    frames = "".join(f'  File "{file}", line 1, in f\n    call()\n' for file in files)
+    (cause,) = causes_of([died_with(f"Traceback (most recent call last):\n{frames}ValueError\n")])
+    assert cause.place == place
+
+
+def test_what_has_no_place_is_told_apart_by_its_reason() -> None:
+    """Other releases of ours are no other cause, another type of error is."""
+    ours = '  File "{}/celery_patterns/_plan.py", line 1, in f\n    {}\n'
+    first, second = (died_with(ours.format(SITE, code), reason="crashed") for code in ("old()", "new()"))
+    third = died_with(ours.format(SITE, "old()"))
+    fourth = died_with(ours.format(SITE, "old()"), error="builtins.TypeError")
+    assert [cause.count for cause in causes_of([first, second, third, fourth])] == [2, 1, 1]
+
+
+def test_a_task_that_never_ran_has_no_place(app: Celery, dead: str) -> None:
+    """One whose arguments are missing, and one that was started too often."""
+    run_here(failing(app))
+
+    @app.task(shared=False, name="poison")
+    @dead_letter(dead)
+    def poison() -> None: ...
+
+    for start in "abc":
+        equipment_of(app).store.count_start(starts_key("poison", "p/0", 1), start, ttl=STARTS_TTL)
+    run_here(poison, task_id="p", redelivered=True)
+    causes = {cause.reason: cause for cause in dead_letters(app, dead).stats()}
+    assert (causes["failed"].error, causes["failed"].place) == ("builtins.TypeError", "")
+    assert causes["crashed"].place == ""
 
 
 # Replaying: what is sent
@@ -471,7 +534,7 @@ def test_a_dry_run_counts_and_sends_nothing(app: Celery, queue: str, dead: str) 
     written_by_hand(app, dead)
     bad = written_by_hand(app, dead, queue=f"{queue}-gone", exchange=f"{queue}-gone", routing_key="k")
     letters = dead_letters(app, dead)
-    on_redis = letters._kind == "redis"  # RabbitMQ tells only when it is sent
+    on_redis = letters._walk.kind == "redis"  # RabbitMQ tells only when it is sent
     report = letters.replay_all(dry_run=True)
     assert (report.sent, [one.id for one in report.failures]) == ((1, [bad.id]) if on_redis else (2, []))
     assert (len(letters), messages(app, queue)) == (2, [])
@@ -1185,6 +1248,19 @@ def test_a_file_that_is_none_of_ours_puts_nothing_back(
         letters.restore(tmp_path / "nothing")
 
 
+def test_a_full_disk_is_told_as_one(app: Celery, dead: str) -> None:
+    """And not as an error of the broker's; all letters stay."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    written_by_hand(app, dead)
+    with pytest.raises(ConfigurationError, match="the file cannot be written: No space left on device"):
+        dead_letters(app, dead).export(Full())
+    assert len(dead_letters(app, dead)) == 1
+
+
 # Canaries
 
 
@@ -1200,12 +1276,19 @@ def running(shop: Floor) -> Floor:
 def test_canaries_that_die_again_stop_the_replay(running: Floor) -> None:
     """Two were sent, and each left a new letter; the other four stand where they stood."""
     letters = dead_letters(running.app, running.dead)
-    ids = [letter.id for letter in letters]
+    before = list(letters)
+    ids = [letter.id for letter in before]
     report = letters.replay_all(canary=2)
     assert (report.sent, report.failed) == (2, 0)
-    assert report.stopped is not None
-    assert "canaries died again" in report.stopped
     running.wait(lambda: len(running.letters()) == 6, 20, "their new letters")
+    new = {letter.id: letter for letter in letters if letter.replay == 1}
+    assert report.stopped is not None
+    assert report.died_again
+    for again in report.died_again:
+        assert new[again].task_id in {letter.replay_id for letter in before}
+        assert again in report.stopped
+    assert set(report.died_again.values()) == {running.dead}
+    assert report.stopped.startswith(f"{len(report.died_again)} of 2 canaries died again: letter ")
     assert [letter.id for letter in letters if letter.replay == 0] == ids[2:]
 
 
@@ -1226,7 +1309,8 @@ def test_canaries_that_come_to_no_end_stop_the_replay(shop: Floor) -> None:
     began = time.monotonic()
     report = dead_letters(shop.app, shop.dead).replay_all(canary=1, canary_patience=timedelta(seconds=1))
     assert report.stopped is not None
-    assert "1 of 1 canaries came to no end within 0:00:01" in report.stopped
+    assert "1 of 1 canary did not finish within 0:00:01" in report.stopped
+    assert f"what did not finish waits in {shop.queue} or runs, and may still succeed" in report.stopped
     assert 1 <= time.monotonic() - began < 10
     assert len(shop.letters()) == 2
 
@@ -1250,7 +1334,23 @@ def test_a_canarys_old_result_is_not_its_outcome(shop: Floor) -> None:
     shop.app.backend.store_result(replay_id(letter), "fine", "SUCCESS")
     report = dead_letters(shop.app, shop.dead).replay_all(canary=1, canary_patience=timedelta(seconds=1))
     assert report.stopped is not None
-    assert "came to no end" in report.stopped
+    assert "did not finish" in report.stopped
+
+
+def test_a_backend_that_is_away_stops_canaries_before_they_are_sent(app: Celery, queue: str, dead: str) -> None:
+    """It is named, and not the broker; without a password."""
+    run_here(failing(app), "o-1")
+    away = made(
+        app.conf.broker_read_url or app.connection().as_uri(include_password=True),
+        queue,
+        "redis://:hidden@127.0.0.1:1/0",
+    )
+    failing(away)
+    with pytest.raises(BackendUnavailable) as refused:
+        dead_letters(away, dead).replay_all(canary=1)
+    assert "the result backend at redis://:**@127.0.0.1:1/0 did not answer: ConnectionError" in str(refused.value)
+    assert (len(dead_letters(app, dead)), messages(app, queue)) == (1, [])
+    away.close()
 
 
 def test_a_letter_of_rabbitmqs_is_put_back_into_a_redis(

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ._letter import REASONS
+from .letters import Typed
 
 if TYPE_CHECKING:
     _Type = click.ParamType[Any]
 else:
     _Type = click.ParamType
 
-__all__ = ["JSON", "QUEUE", "SELECTION", "YES", "NewValue", "Span"]
+__all__ = ["HELP", "JSON", "QUEUE", "REPLAY", "SELECTION", "YES", "NewValue", "Span"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -53,18 +54,34 @@ class Moment(Span):
 
 
 class NewValue(_Type):
-    """``name=value``, the value as JSON or else as text."""
+    """``name=value``; what the value means depends on what stands in the letter."""
 
     name = "name=value"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Typed]:
         name, given, text = value.partition("=")
         if not given or not name:
             self.fail(f"expected name=value, for example order_id=o-1; got {value!r}", param, ctx)
-        try:
-            return name, json.loads(text)
-        except ValueError:
-            return name, text
+        if text in _PYTHONS:
+            self.fail(
+                f"{text} is Python's; JSON says {_PYTHONS[text]}, and a text needs its quotes: '\"{text}\"'", param, ctx
+            )
+        if text[:1] in _OPENING and not _is_json(text):
+            self.fail(f"the value of {name} begins as JSON and is none; a text needs its quotes", param, ctx)
+        return name, Typed(text)
+
+
+#: What would be taken for a text, and was hardly meant as one.
+_PYTHONS = {"True": "true", "False": "false", "None": "null"}
+_OPENING = ("[", "{", '"')
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[_F], _F]:
@@ -80,18 +97,50 @@ QUEUE = click.option(
     "-Q",
     "--queue",
     metavar="NAME",
-    help="The dead-letter queue. May be left out when the app's tasks name exactly one.",
+    help="The dead-letter queue. May be left out when only one of the app's holds letters.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object a line.")
 _FILTERS = (
     click.option("--task", metavar="NAME", help="Only letters of this task."),
-    click.option("--reason", type=click.Choice(sorted(REASONS)), metavar="REASON", help="Only of this reason."),
+    click.option(
+        "--reason",
+        type=click.Choice(sorted(REASONS)),
+        metavar="REASON",
+        help=f"Only of this reason: {', '.join(sorted(REASONS))}.",
+    ),
     click.option("--error", metavar="TYPE", help="Only of this type of error, for example ValueError."),
+    click.option(
+        "--cause", metavar="CAUSE", help='Only of this cause, as "stats" shows it; the first characters will do.'
+    ),
     click.option("--since", type=Moment(), help="Died since then: 2h (ago), or 2026-11-25T09:00 (local time)."),
     click.option("--until", type=Moment(), help="Died until then, written in the same way."),
-    click.option("--id", "id_", metavar="ID", help="Only this letter; the first digits will do."),
+    click.option("--id", "id_", metavar="ID", help="Only this letter; the first characters will do."),
     click.option("--root-id", metavar="ID", help="Only of the workflow that began with this task id."),
-    click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many, the oldest first."),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N letters, the oldest first."),
 )
 SELECTION = _options(QUEUE, *_FILTERS)
 YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+REPLAY = _options(
+    click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing."),
+    click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="N", help="At most N letters a second."),
+    click.option(
+        "--canary",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Replay N first, wait for their outcome, and stop if one dies again or takes too long. "
+        "Needs a result backend.",
+    ),
+    click.option("--canary-timeout", type=Span(), help="How long the canaries may take; 5m by default."),
+    click.option("--to", metavar="QUEUE", help="Send them to this queue, and not to the one they came from."),
+    click.option(
+        "--set",
+        "correct",
+        type=NewValue(),
+        multiple=True,
+        help="Correct an argument. Where the letter holds a Decimal, a date and the like, the value is read as one: "
+        "amount=9.90. Elsewhere it is JSON (5, true, [1, 2]), and what is no JSON is a text. "
+        "A number that is meant as a text needs its quotes: --set 'code=\"5\"'.",
+    ),
+)
+#: Celery's own commands have no -h; here either will do.
+HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from ._letter import Letter
 
-__all__ = ["SHORT_ID", "causes_table", "letter_page", "letters_table", "visible"]
+__all__ = ["SHORT_ID", "causes_table", "facts_of", "letter_page", "letters_table", "visible"]
 
-#: How many digits of an id are shown where many letters are; the commands take as few where they are one letter's alone.
+#: How many characters of an id are shown where many letters are; the commands take fewer where they are one letter's alone.
 SHORT_ID = 8
 
 _BEYOND = "Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"
@@ -41,8 +41,9 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def _moment(seconds: float) -> str:
+    """A moment in this machine's time, and how far that is from UTC."""
     try:
-        return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
     except (OverflowError, OSError, ValueError):
         return str(seconds)
 
@@ -57,11 +58,16 @@ def _plain(text: str | None) -> Any:
     return Text(visible(text or "-", lines=True))
 
 
+def _lines(*parts: str | None) -> Any:
+    """A cell of several lines, of which none is empty."""
+    return _plain("\n".join(visible(part) for part in parts if part))
+
+
 def _table(*columns: tuple[str, dict[str, Any]]) -> Table:
     from rich import box  # noqa: PLC0415 - as above
     from rich.table import Table as Made  # noqa: PLC0415 - as above
 
-    table = Made(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Made(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for name, options in columns:
         table.add_column(name, **options)
     return table
@@ -70,51 +76,84 @@ def _table(*columns: tuple[str, dict[str, Any]]) -> Table:
 _WHOLE: dict[str, Any] = {"no_wrap": True}
 _FOLDED: dict[str, Any] = {"overflow": "fold"}
 
+#: Columns of a terminal that give moments a column of their own, in each of the two tables.
+_WIDE_CAUSES, _WIDE_LETTERS = 90, 100
+#: Columns that stand beside the one that gives way.
+_BESIDE_CAUSES, _BESIDE_LETTERS, _MOMENT = 29, 10, 27
+#: Characters of an error's text in a table.
+_ERROR = 200
 
-def causes_table(causes: Iterable[Cause]) -> Table:
-    """Causes, one a row."""
+
+def causes_table(causes: Iterable[Cause], width: int) -> Table:
+    """Causes, one a row, in so many columns of a terminal."""
+    wide = width >= _WIDE_CAUSES
+    moments = [("first and last death", _WHOLE)] if wide else []
     table = _table(
         ("letters", {**_WHOLE, "justify": "right"}),
-        ("task, error, place", _FOLDED),
-        ("first and last death", _WHOLE),
+        ("task, error, place" if wide else "task, error, place, deaths", _FOLDED),
+        *moments,
+        ("cause", _WHOLE),
         ("example", _WHOLE),
     )
     table.leading = 1
+    room = width - (_BESIDE_CAUSES + wide * _MOMENT)
     for cause in causes:
-        what = [cause.task or "-", _short(cause.error), cause.place or cause.reason]
+        what = [*_broken(cause.task or "-", room), _short(cause.error), cause.place or cause.reason]
+        when = [_moment(cause.first_died), _moment(cause.last_died)]
         table.add_row(
-            f"{cause.count:,}",
-            _plain("\n".join(map(visible, filter(None, what)))),
-            _plain(f"{_moment(cause.first_died)}\n{_moment(cause.last_died)}"),
+            _plain(f"{cause.count:,}"),
+            *([_lines(*what), _lines(*when)] if wide else [_lines(*what, *when)]),
+            _plain(cause.fingerprint[:SHORT_ID]),
             _plain(cause.example[:SHORT_ID]),
         )
     return table
 
 
-def letters_table(letters: Iterable[Letter]) -> Table:
-    """Letters, one a line: its text is cut where the room ends."""
-    table = _table(
-        ("id", _WHOLE),
-        ("died", _WHOLE),
-        ("task", {**_FOLDED, "max_width": 30}),
-        ("error", {**_WHOLE, "overflow": "ellipsis", "ratio": 1}),
-    )
-    table.expand = True
+def letters_table(letters: Iterable[Letter], width: int) -> Table:
+    """Letters, each in a row of one line or more, in so many columns of a terminal."""
+    if width >= _WIDE_LETTERS:
+        table = _table(("id", _WHOLE), ("died", _WHOLE), ("task", _FOLDED), ("error", _FOLDED))
+        for letter in letters:
+            table.add_row(
+                _plain(letter.id[:SHORT_ID]),
+                _plain(_moment(letter.died_at)),
+                _lines(letter.task),
+                _lines(_said(letter)),
+            )
+        return table
+    table = _table(("id", _WHOLE), ("died, task, error", _FOLDED))
+    table.leading = 1
+    room = width - _BESIDE_LETTERS
     for letter in letters:
         table.add_row(
             _plain(letter.id[:SHORT_ID]),
-            _plain(_moment(letter.died_at)),
-            _plain(visible(letter.task or "-")),
-            _plain(visible(_said(letter))),
+            _lines(_moment(letter.died_at), *_broken(letter.task or "", room), _said(letter)),
         )
     return table
 
 
+def _broken(name: str, room: int) -> list[str]:
+    """A dotted name in lines of so many characters, broken behind a dot where that can be."""
+    lines = [""]
+    for part in visible(name).split("."):
+        if lines[-1] and len(lines[-1]) + len(part) + 1 > room:
+            lines.append("")
+        lines[-1] += f"{part}."
+    return [*lines[:-1], lines[-1][:-1]]
+
+
 def _said(letter: Letter) -> str:
-    """The reason, where it is not the usual one, the error, and the first line of its text."""
+    """The reason, where it is not the usual one, the error, and the beginning of its text."""
     reason = "" if letter.reason == "failed" else letter.reason
     text = (letter.message.splitlines() or [""])[0]
+    text = text if len(text) <= _ERROR else f"{text[: _ERROR - 1]}…"
     return ": ".join(filter(None, (reason, _short(letter.error), text)))
+
+
+def facts_of(letter: Letter) -> dict[str, Any]:
+    """All that is known of a letter, but for what a corrected argument was."""
+    corrected = [{name: value for name, value in one.items() if name != "was"} for one in letter.corrected]
+    return {**asdict(letter), "corrected": corrected}
 
 
 def letter_page(console: Console, letter: Letter, message: dict[str, Any] | None) -> None:
@@ -127,11 +166,10 @@ def letter_page(console: Console, letter: Letter, message: dict[str, Any] | None
     """
     table = _table(("", {**_WHOLE, "style": "bold"}), ("", _FOLDED))
     table.show_header = False
-    for name, value in asdict(letter).items():
+    for name, value in (facts_of(letter) if message is None else asdict(letter)).items():
         if name in ("traceback", "message") or value in (None, "", [], {}):
             continue
-        told = _moment(value) if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
-        table.add_row(name, _plain(told))
+        table.add_row(name, _lines(*_fields(name, value)))
     console.print(table)
     console.print()
     _block(console, "message", letter.message)
@@ -141,6 +179,25 @@ def letter_page(console: Console, letter: Letter, message: dict[str, Any] | None
         for name, values in (("headers", headers), ("properties", message["properties"])):
             _block(console, name, json.dumps(values, indent=2, ensure_ascii=False))
         _block(console, "body", message.get("body", message.get("body_base64", "")))
+
+
+def _fields(name: str, value: Any) -> list[str]:
+    """What a letter's field holds, in lines."""
+    if name == "history":
+        return [_attempt(one) for one in value]
+    if name == "corrected":
+        return [json.dumps(one, ensure_ascii=False) for one in value]
+    if isinstance(value, float):
+        return [_moment(value)]
+    if not isinstance(value, dict):
+        return [str(value)]
+    return [f"{key}: {_moment(one) if key == 'timestamp' else one}" for key, one in value.items()]
+
+
+def _attempt(told: dict[str, Any]) -> str:
+    at = told.get("at")
+    began = "" if not isinstance(at, int | float) else f" at {_moment(at)}"
+    return f"attempt {told.get('attempt')}{began}: {told.get('error')}"
 
 
 def _block(console: Console, title: str, text: str) -> None:

@@ -6,37 +6,39 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 from kombu.exceptions import OperationalError
 
 from ._screens import visible
 from .exceptions import ConfigurationError, PatternsError, UnsafeValue
-from .letters import DeadLetters
 
 if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = [
+    "INTERRUPTED",
     "NOT_ALL_DONE",
     "STOPPED",
     "WRONG_USE",
+    "Bar",
     "ask",
+    "bar_of",
     "console_of",
     "count_of",
     "end",
     "json_line",
-    "progress",
+    "say",
+    "stoppable",
     "told",
-    "total",
     "with_rich",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-NOT_ALL_DONE, WRONG_USE, STOPPED = 1, 2, 3
+NOT_ALL_DONE, WRONG_USE, STOPPED, INTERRUPTED = 1, 2, 3, 130
 
 #: Seconds that need no bar, and between two looks of one.
 _SHORT, _REDRAWN = 1.0, 0.1
@@ -53,6 +55,9 @@ def told(ctx: click.Context) -> Iterator[None]:
         end(str(error), NOT_ALL_DONE)
     except BrokenPipeError:
         raise
+    except KeyboardInterrupt:
+        say("Interrupted. Nothing was changed.", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
     except (OperationalError, OSError) as error:
         end(_unreachable(ctx.obj.app, error), NOT_ALL_DONE)
     except Exception as error:
@@ -61,9 +66,26 @@ def told(ctx: click.Context) -> Iterator[None]:
         end(_unreachable(ctx.obj.app, error), NOT_ALL_DONE)
 
 
+@contextmanager
+def stoppable(said: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C ends the command, with a line that says how far it came."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"Interrupted: {said()}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+
+
 def end(text: str, code: int) -> None:
-    click.echo(f"Error: {visible(text)}", err=True)
+    say(f"Error: {visible(text)}", err=True)
     raise click.exceptions.Exit(code)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """A line, in which a stream that cannot write a character shows it as Python writes it."""
+    stream = sys.stderr if err else sys.stdout
+    encoding = stream.encoding or "utf-8"
+    click.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=err)
 
 
 def _brokers_own(app: Celery) -> Any:
@@ -73,8 +95,9 @@ def _brokers_own(app: Celery) -> Any:
 
 def _unreachable(app: Celery, error: BaseException) -> str:
     connection = app.connection_for_read()
-    text = f"the broker at {connection.as_uri()}: {str(error) or type(error).__name__}"
-    return text.replace(connection.password, "**") if connection.password else text
+    text = str(error) or type(error).__name__
+    said = text.replace(connection.password, "**") if connection.password else text
+    return f"the broker at {connection.as_uri()}: {said}"
 
 
 def with_rich(screen: _F) -> _F:
@@ -82,53 +105,78 @@ def with_rich(screen: _F) -> _F:
     try:
         import rich  # noqa: F401, PLC0415 - an extra
     except ImportError:
-        end('tables need rich: pip install "celery-patterns[cli]"; --json works without', NOT_ALL_DONE)
+        end('tables need rich; run: pip install "celery-patterns[cli]"; --json works without', WRONG_USE)
     return screen
 
 
 def console_of(ctx: click.Context) -> Any:
     from rich.console import Console  # noqa: PLC0415 - an extra
 
+    _forgiving(sys.stdout)
     return Console(no_color=bool(ctx.obj.no_color) or None, highlight=False)
 
 
+def _forgiving(stream: TextIO) -> None:
+    """Let rich, too, write any character to a stream of any encoding."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
+class Bar:
+    """A bar on stderr, when somebody looks at it and the work is long.
+
+    Args:
+        label: What it counts; None where it is never shown.
+    """
+
+    def __init__(self, label: str | None) -> None:
+        self._label = label
+        self._shown = label is not None and sys.stderr.isatty()
+        self._began = self._drawn = time.monotonic()
+        self._bar: Any = None
+        #: How many there are, as far as is known.
+        self.length = 0
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+    def look(self, done: int, length: int) -> None:
+        """So many are done, of so many."""
+        self.length = length
+        now = time.monotonic()
+        if not self._shown or now - self._began < _SHORT or (now - self._drawn < _REDRAWN and done < length):
+            return
+        self._drawn = now
+        if self._bar is None:
+            self._bar = click.progressbar(length=length, label=self._label, file=sys.stderr, show_pos=True)
+            self._bar.__enter__()
+        self._bar.update(done - self._bar.pos)
+
+
 @contextmanager
-def progress(found: DeadLetters) -> Iterator[DeadLetters]:
-    """A bar on stderr, when somebody looks at it and the work is long."""
-    if not sys.stderr.isatty():
-        yield found
-        return
-    began = drawn = time.monotonic()
-    with ExitStack() as stack:
-        bars: list[Any] = []
-
-        def look(looked: int, standing: int) -> None:
-            nonlocal drawn
-            now = time.monotonic()
-            if now - began < _SHORT or (now - drawn < _REDRAWN and looked < standing):
-                return
-            drawn = now
-            if not bars:
-                bars.append(stack.enter_context(click.progressbar(length=standing, file=sys.stderr, show_pos=True)))
-            bars[0].update(looked - bars[0].pos)
-
-        yield found.watched(look)
+def bar_of(label: str) -> Iterator[Bar]:
+    """A bar until the block is done."""
+    with closing(Bar(label)) as bar:
+        yield bar
 
 
 def ask(question: str) -> None:
     if not sys.stdin.isatty():
-        raise ConfigurationError("nobody is there to be asked; expected --yes")
-    if not click.confirm(question):
-        end("nothing was done", NOT_ALL_DONE)
+        raise ConfigurationError("nobody is there to be asked. Pass --yes")
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        say("\nNothing was done.", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    if not agreed:
+        say("Nothing was done.", err=True)
+        raise click.exceptions.Exit(NOT_ALL_DONE)
 
 
 def count_of(number: int) -> str:
     return f"{number:,} letter{'' if number == 1 else 's'}"
-
-
-def total(count: int, queue: str) -> None:
-    """The last line, apart from the table, if there was one."""
-    click.echo(f"{chr(10) * bool(count)}{count_of(count)} in {queue}.")
 
 
 def json_line(value: dict[str, Any]) -> None:

@@ -8,27 +8,35 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from celery.bin.base import handle_preload_options
 
+from ._acts import exported, imported, purged, replayed, tried
 from ._letter import Letter
-from ._options import JSON, QUEUE, SELECTION, YES, NewValue, Span
-from ._plan import Layer
-from ._screens import SHORT_ID, causes_table, letter_page, letters_table, visible
-from ._task import PatternTask
-from ._terminal import NOT_ALL_DONE, STOPPED, ask, console_of, count_of, json_line, progress, told, total, with_rich
-from .exceptions import ConfigurationError, LetterNotFound
-from .letters import CANARY_PATIENCE, DeadLetters, Replayed, dead_letters
-
-if TYPE_CHECKING:
-    from celery import Celery
+from ._options import HELP, JSON, QUEUE, REPLAY, SELECTION, YES, Span
+from ._reports import dry_run_told, replay_told
+from ._screens import causes_table, facts_of, letter_page, letters_table
+from ._targets import Target, queue_to_fill, target, targets
+from ._terminal import (
+    NOT_ALL_DONE,
+    STOPPED,
+    Bar,
+    ask,
+    bar_of,
+    console_of,
+    count_of,
+    json_line,
+    say,
+    told,
+    with_rich,
+)
+from .letters import CANARY_PATIENCE, DeadLetters
 
 __all__ = ["patterns"]
 
@@ -38,10 +46,11 @@ Exit codes:
   0  done
   1  something could not be done; what and why stands on stderr
   2  wrong use; nothing was done
-  3  a replay was stopped by its canaries"""
+  3  a replay was stopped by its canaries
+  130  interrupted; what was done until then stands on stderr"""
 
 
-@click.group()
+@click.group(context_settings=HELP)
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
 def patterns(ctx: click.Context, /, **_: Any) -> None:
@@ -63,20 +72,25 @@ def letters() -> None:
 def stats(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
     """What the letters died of, the most frequent cause first.
 
-    Letters of one task, one type of error and one place in the code are one cause.
+    Letters of one task, one type of error and one place in the code are one cause. Without -Q it shows each of the app's
+    dead-letter queues that holds letters.
     """
     with told(ctx):
-        found = _chosen(ctx, filters)
         table = None if as_json else with_rich(causes_table)
-        with progress(found) as watched:
-            causes = watched.stats()
-        if table is None:
-            for cause in causes:
-                json_line(asdict(cause))
-            return
-        if causes:
-            console_of(ctx).print(table(causes))
-        total(sum(cause.count for cause in causes), found.queue)
+        for number, chosen in enumerate(targets(ctx, filters)):
+            with bar_of(f"Reading {chosen.shown_queue}") as bar:
+                causes = chosen.letters.watched(bar.look).stats()
+            if table is None:
+                for cause in causes:
+                    json_line({"queue": chosen.queue, **asdict(cause)})
+                continue
+            if number:
+                say("")
+            if causes:
+                console = console_of(ctx)
+                console.print(table(causes, console.width))
+                say("")
+            say(chosen.total(sum(cause.count for cause in causes), bar.length))
 
 
 @letters.command(name="list")
@@ -86,16 +100,17 @@ def stats(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
 def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
     """The letters, oldest first."""
     with told(ctx):
-        found = _chosen(ctx, filters)
+        chosen = target(ctx, filters)
         if as_json:
-            for letter in found:
-                json_line(asdict(letter))
+            for letter in chosen.letters:
+                json_line(facts_of(letter))
             return
         table, console, count = with_rich(letters_table), console_of(ctx), 0
-        for page in _pages(found):
-            console.print(table(page))
+        bar = Bar(None)  # it is asked how many there are, and not shown: the tables move the screen
+        for page in _pages(chosen.letters.watched(bar.look)):
+            console.print(table(page, console.width))
             count += len(page)
-        total(count, found.queue)
+        say(f"{chr(10) * bool(count)}{chosen.total(count, bar.length)}")
 
 
 @letters.command()
@@ -105,40 +120,20 @@ def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
 @JSON
 @click.pass_context
 def show(ctx: click.Context, /, id_: str, queue: str | None, body: bool, as_json: bool) -> None:
-    """All about one letter, but its arguments. The first digits of its ID will do."""
+    """All about one letter, but its arguments. The first characters of its ID will do."""
     with told(ctx):
-        found = _chosen(ctx, {"queue": queue, "id_": id_})
         page = None if as_json else with_rich(letter_page)
-        letter = next(iter(found), None)
-        if letter is None:
-            raise LetterNotFound(f"no letter {id_} stands in {found.queue}")
-        message = _message(found) if body else None
-        if page is None:
-            json_line(message if message is not None else asdict(letter))
+        chosen = target(ctx, {"queue": queue, "id_": id_})
+        message = _message(chosen.letters) if body else None
+        if page is not None:
+            page(console_of(ctx), _only(chosen), message)
         else:
-            page(console_of(ctx), letter, message)
+            json_line(message if message is not None else facts_of(_only(chosen)))
 
 
 @letters.command()
 @SELECTION
-@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="N", help="At most N letters a second.")
-@click.option(
-    "--canary",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Replay N first, wait for their outcome, and stop if one dies again or takes too long. Needs a result backend.",
-)
-@click.option("--canary-timeout", type=Span(), help="How long the canaries may take; 5m by default.")
-@click.option("--to", metavar="QUEUE", help="Send them to this queue, and not to the one they came from.")
-@click.option(
-    "--set",
-    "correct",
-    type=NewValue(),
-    multiple=True,
-    help="Correct an argument. The value is read as JSON (5, true, [1, 2]); what is no JSON is a text. "
-    "A number that is meant as a text needs its quotes: --set 'code=\"5\"'.",
-)
+@REPLAY
 @YES
 @JSON
 @click.pass_context
@@ -148,17 +143,23 @@ def replay(ctx: click.Context, /, as_json: bool, yes: bool, canary_timeout: time
     Killed at any time and called again, it loses no letter. A letter that cannot be sent stays where it is.
     """
     with told(ctx):
-        how = {name: options.pop(name) for name in ("dry_run", "rate", "canary", "to")}
-        how |= {"correct": dict(options.pop("correct")), "canary_patience": canary_timeout or CANARY_PATIENCE}
-        found = _chosen(ctx, options)
-        if not yes and not how["dry_run"]:
-            ask(f"Replay {count_of(len(found))} of {found.queue}?")
-        with progress(found) as watched:
-            report = watched.replay_all(**how)
-        if as_json:
-            json_line(asdict(report))
+        how = {name: options.pop(name) for name in ("rate", "canary", "to")}
+        how |= {"correct": _once_each(options.pop("correct")), "canary_patience": canary_timeout or CANARY_PATIENCE}
+        dry_run = options.pop("dry_run")
+        if dry_run and not as_json:
+            with_rich(causes_table)
+        chosen = target(ctx, options)
+        if dry_run:
+            report, causes = tried(chosen, how)
+            dry_run_told(ctx, chosen, report, causes, as_json=as_json)
         else:
-            _report(report, found.queue, dry_run=how["dry_run"])
+            report = replayed(chosen, how, yes=yes, as_json=as_json)
+            if as_json:
+                json_line(asdict(report))
+            elif report.sent or report.failed:
+                replay_told(chosen, report)
+            else:
+                say(chosen.nothing())
     if report.stopped is not None:
         ctx.exit(STOPPED)
     ctx.exit(NOT_ALL_DONE if report.failed else 0)
@@ -189,22 +190,19 @@ def purge(
     Only what stands in the file is deleted.
     """
     with told(ctx):
-        found = _chosen(ctx, filters)
-        found = found if older_than is None else found.where(until=older_than)
-        if not yes:
-            ask(f"Delete {count_of(len(found))} of {found.queue}{' and keep no copy' if no_export else ''}?")
-        file = None if no_export else output or _new_file(found.queue)
+        chosen = _older(target(ctx, filters), older_than)
+        count = chosen.counted()
+        if count and not yes:
+            ask(f"Delete {count_of(count)} of {chosen.shown_queue}{' and keep no copy' if no_export else ''}?")
+        file = None if no_export or not count else output or _new_file(chosen.queue)
         if file is not None:
-            with progress(found) as watched:
-                watched.export(file)
-        with progress(found) as watched:
-            count = watched.purge(kept_in=file)
+            exported(chosen, file)
+        deleted = purged(chosen, count, file) if count else 0
+        kept = "" if file is None else f" They are in {file}."
         if as_json:
-            json_line({"purged": count, "file": None if file is None else str(file)})
+            json_line({"purged": deleted, "file": None if file is None else str(file)})
         else:
-            click.echo(
-                f"Deleted {count_of(count)} of {found.queue}." + ("" if file is None else f" They are in {file}.")
-            )
+            say(f"Deleted {count_of(deleted)} of {chosen.shown_queue}.{kept}" if count else chosen.nothing())
 
 
 @letters.command()
@@ -217,88 +215,51 @@ def export(ctx: click.Context, /, output: Path | None, **filters: Any) -> None:
     The letters stay. The file holds the tasks' arguments, and only you can read it.
     """
     with told(ctx):
-        found = _chosen(ctx, filters)
-        if output is None:
-            found.export(sys.stdout)
-            return
-        with progress(found) as watched:
-            count = watched.export(output)
-        click.echo(f"Wrote {count_of(count)} of {found.queue} to {output}.")
+        chosen = target(ctx, filters)
+        if next(iter(chosen.letters), None) is None:
+            say(chosen.nothing(), err=output is None)
+        elif output is None:
+            exported(chosen, None)
+        else:
+            say(f"Wrote {count_of(exported(chosen, output))} of {chosen.shown_queue} to {output}.")
 
 
 @letters.command(name="import")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True))
 @QUEUE
 @JSON
 @click.pass_context
 def import_(ctx: click.Context, /, file: Path, queue: str | None, as_json: bool) -> None:
-    """Put letters out of a FILE of "export" back into the queue.
+    """Put letters out of a FILE of "export" back into the queue. "-" is stdin.
 
-    One that stands there already is left out.
+    One that stands there already is left out. Without -Q it is the queue that the app's tasks name, if that is one.
     """
     with told(ctx):
-        found = _chosen(ctx, {"queue": queue})
-        with progress(found) as watched:
-            count = watched.restore(file)
+        chosen = queue_to_fill(ctx, queue)
+        count = imported(chosen, file)
         if as_json:
-            json_line({"imported": count})
+            json_line({"imported": count.back, "stood_there": count.there})
         else:
-            click.echo(f"Put {count_of(count)} back into {found.queue}.")
+            say(f"{count}.")
 
 
-def _chosen(ctx: click.Context, filters: dict[str, Any]) -> DeadLetters:
-    queue, short = filters.pop("queue"), filters.pop("id_", None)
-    app = _app_of(ctx)
-    found = dead_letters(app, queue or _only_queue(app))
-    return found.where(id=short and _whole_id(found, short), **filters)
+def _older(chosen: Target, older_than: timedelta | None) -> Target:
+    if older_than is None:
+        return chosen
+    return Target(chosen.app, chosen.letters.where(until=older_than), chosen.words | {"until"})
 
 
-def _app_of(ctx: click.Context) -> Celery:
-    """The app that was asked for: without -A, Celery would hand us one that has no broker."""
-    if ctx.find_root().params.get("app") is None:
-        raise click.UsageError(f"which app? expected celery -A proj {ctx.command_path.partition(' ')[2]}", ctx)
-    app: Celery = ctx.obj.app
-    app.loader.import_default_modules()
-    app.finalize()
-    return app
+def _once_each(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values:
+        if name in found:
+            raise click.BadParameter(f"{name} is given twice", param_hint="--set")
+        found[name] = value
+    return found
 
 
-def _whole_id(found: DeadLetters, short: str) -> str:
-    """The id that begins like this, or what was given, when none does."""
-    ids: list[str] = []
-    for letter in found:
-        if letter.id == short:
-            return short
-        if letter.id.startswith(short):
-            ids.append(letter.id)
-    if len(ids) > 1:
-        raise ConfigurationError(f"{len(ids)} letters begin with {short}, for example {ids[0]} and {ids[1]}")
-    return ids[0] if ids else short
-
-
-def _only_queue(app: Celery) -> str:
-    queues = dead_queues(app)
-    if len(queues) == 1:
-        return queues[0]
-    known = f"the app's tasks name {', '.join(queues)}" if queues else "none of the app's tasks wears dead_letter"
-    raise ConfigurationError(f"which queue? {known}; expected -Q with one")
-
-
-def dead_queues(app: Celery) -> list[str]:
-    """The dead-letter queues that the app's tasks name."""
-    found = set()
-    for name, task in app.tasks.items():
-        plan = task.plan if isinstance(task, PatternTask) else None
-        for pattern in () if plan is None else plan.patterns:
-            if pattern.layer is Layer.BURY:
-                found.add(getattr(pattern, "queue", None) or f"{_queue_of(app, name, task)}.dead")
-    return sorted(found)
-
-
-def _queue_of(app: Celery, name: str, task: Any) -> str:
-    route = app.amqp.router.route(task._get_exec_options(), name)  # noqa: SLF001 - what apply_async asks, too
-    queue = route.get("queue")
-    return str(getattr(queue, "name", queue) or app.conf.task_default_queue)
+def _only(chosen: Target) -> Letter:
+    return next(iter(chosen.letters))
 
 
 def _pages(found: DeadLetters) -> Iterator[list[Letter]]:
@@ -318,18 +279,6 @@ def _message(found: DeadLetters) -> dict[str, Any]:
     found.export(line)
     told: dict[str, Any] = json.loads(line.getvalue().splitlines()[0])
     return told
-
-
-def _report(report: Replayed, queue: str, *, dry_run: bool) -> None:
-    click.echo(f"{'Would replay' if dry_run else 'Replayed'} {count_of(report.sent)} of {queue}.")
-    if report.stopped is not None:
-        click.echo(f"Stopped: {visible(report.stopped)}.", err=True)
-    if report.failed:
-        click.echo(f"{count_of(report.failed)} could not be replayed and stay:", err=True)
-    for failure in report.failures:
-        click.echo(f"  {visible(failure.id[:SHORT_ID])}  {visible(failure.error)}", err=True)
-    if report.failed > len(report.failures):
-        click.echo(f"  … and {report.failed - len(report.failures)} more", err=True)
 
 
 def _new_file(queue: str) -> Path:

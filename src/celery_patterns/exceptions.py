@@ -7,6 +7,7 @@
     ├── UnsafeValue             an argument would not arrive as it was sent          (also EncodeError)
     ├── InvalidKey              a key cannot be made from these arguments             (also ValueError)
     ├── StoreUnavailable        the store did not answer
+    ├── BackendUnavailable      the result backend did not answer
     ├── PublishFailed           the broker did not confirm a message
     ├── KeyMismatch             the key was used before, with other arguments
     ├── InProgress              the first run of the key did not end in time
@@ -29,6 +30,7 @@ from kombu.exceptions import EncodeError
 __all__ = [
     "AlreadyFailed",
     "AttemptTooLate",
+    "BackendUnavailable",
     "BodyAborted",
     "ConfigurationError",
     "InProgress",
@@ -83,6 +85,10 @@ class InvalidKey(PatternsError, ValueError):
 
 class StoreUnavailable(PatternsError):
     """The store did not answer, or answered with an error of its own."""
+
+
+class BackendUnavailable(PatternsError):
+    """The app's result backend did not answer, which a replay with canaries asks for their outcome."""
 
 
 class PublishFailed(PatternsError):

@@ -2,15 +2,29 @@
 
 * ``_redis`` and ``_rabbitmq`` are the shelves: how letters are read, taken out and sent there. ``_entry`` is what both
   have.
-* ``_filter`` says which letters are meant, ``_ledger`` which were met.
-* ``_causes`` groups them, ``_correct`` corrects them, ``_replay`` and ``_canary`` send them, ``_file`` keeps them.
-* ``_selection`` is what users see.
+* ``_walk`` goes through a shelf: ``_filter`` says which letters are meant, ``_ledger`` which were met.
+* ``_causes`` groups them. ``_replay`` sends one, ``_correct`` and ``_typed`` correct it, ``_rounds`` and ``_canary`` say
+  in which order. ``_keep``, ``_file`` and ``_put_back`` keep them. ``_undisturbed`` holds Ctrl-C off.
+* ``_known`` says which queues there are. ``_selection`` is what users see.
 """
 
 from __future__ import annotations
 
 from ._causes import Cause
+from ._known import dead_queues, named_queues, standing
 from ._replay import Failure, Replayed
 from ._selection import CANARY_PATIENCE, DeadLetters, dead_letters
+from ._typed import Typed
 
-__all__ = ["CANARY_PATIENCE", "Cause", "DeadLetters", "Failure", "Replayed", "dead_letters"]
+__all__ = [
+    "CANARY_PATIENCE",
+    "Cause",
+    "DeadLetters",
+    "Failure",
+    "Replayed",
+    "Typed",
+    "dead_letters",
+    "dead_queues",
+    "named_queues",
+    "standing",
+]

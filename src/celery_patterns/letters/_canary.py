@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from celery.backends.base import DisabledBackend
 
-from ..exceptions import ConfigurationError
+from ..exceptions import BackendUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["expect_backend", "unhappy"]
+__all__ = ["Trouble", "expect_backend", "forget", "unhappy"]
 
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 _DEAD = frozenset({"FAILURE", "REVOKED"})
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What became of canaries that did not succeed.
+
+    Attributes:
+        text: For people.
+        died: The task ids of those that died again.
+    """
+
+    text: str
+    died: tuple[str, ...] = ()
 
 
 def expect_backend(app: Celery) -> None:
@@ -32,31 +47,61 @@ def expect_backend(app: Celery) -> None:
         raise ConfigurationError(f"rpc:// gives a result to its sender only, who is not this process; {cure}")
 
 
-def unhappy(app: Celery, canaries: dict[str, str], patience: timedelta) -> str | None:
+def forget(app: Celery, task_id: str) -> None:
+    """Forget the outcome that an earlier run of this task id had.
+
+    Raises:
+        BackendUnavailable: When the result backend did not answer.
+    """
+    try:
+        app.AsyncResult(task_id).forget()
+    except NotImplementedError:
+        return
+    except Exception as error:
+        raise BackendUnavailable(f"{_silent(app, error)}; no canary is sent without it") from error
+
+
+def _silent(app: Celery, error: Exception) -> str:
+    return f"the result backend at {app.backend.as_uri()} did not answer: {type(error).__name__}"
+
+
+def unhappy(app: Celery, canaries: Mapping[str, str], patience: timedelta) -> Trouble | None:
     """Wait for the canaries, each until it is done for good.
 
     Args:
         app: Its result backend tells.
-        canaries: The replays' task ids, and their letters' ids.
+        canaries: The replays' task ids, and the queues they were sent to.
         patience: How long all of them may take.
 
     Returns:
         What became of those that did not succeed; None when all did.
     """
-    waiting = dict(canaries)
+    waiting = list(canaries)
     deadline, looks = time.monotonic() + patience.total_seconds(), 0
     while waiting:
         try:
             states = {task_id: str(app.AsyncResult(task_id).state) for task_id in waiting}
         except Exception as error:  # noqa: BLE001 - each backend has errors of its own
-            return f"the result backend did not tell what became of the canaries: {type(error).__name__}"
-        dead = [waiting[task_id] for task_id, state in states.items() if state in _DEAD]
+            return Trouble(f"{_silent(app, error)}, so that nobody knows what became of {_counted(canaries)}")
+        dead = tuple(task_id for task_id in waiting if states[task_id] in _DEAD)
         if dead:
-            return f"{len(dead)} of {len(canaries)} canaries died again: letter {', '.join(dead)}"
-        waiting = {task_id: letter for task_id, letter in waiting.items() if states[task_id] != "SUCCESS"}
+            return Trouble(f"{len(dead)} of {_counted(canaries)} died again", dead)
+        waiting = [task_id for task_id in waiting if states[task_id] != "SUCCESS"]
         if waiting and time.monotonic() > deadline:
-            ids = ", ".join(waiting.values())
-            return f"{len(waiting)} of {len(canaries)} canaries came to no end within {patience}: letter {ids}"
+            return Trouble(_late(canaries, waiting, patience))
         time.sleep(_PAUSES[min(looks, len(_PAUSES) - 1)] if waiting else 0)
         looks += 1
     return None
+
+
+def _late(canaries: Mapping[str, str], waiting: list[str], patience: timedelta) -> str:
+    queues = ", ".join(dict.fromkeys(canaries[task_id] for task_id in waiting))
+    ids = ", ".join(waiting)
+    return (
+        f"{len(waiting)} of {_counted(canaries)} did not finish within {patience}: task {ids}; what did not finish waits in "
+        f"{queues} or runs, and may still succeed"
+    )
+
+
+def _counted(canaries: Collection[str]) -> str:
+    return f"{len(canaries)} canar{'y' if len(canaries) == 1 else 'ies'}"

@@ -15,6 +15,7 @@ from .._call import HEADER
 from .._codec import dumps
 from ..exceptions import ConfigurationError
 from ._entry import Entry
+from ._typed import ABSENT, Typed, kind_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -47,12 +48,36 @@ class _Arguments:
         }
 
 
+@dataclass(frozen=True)
+class _Change:
+    """What an argument was and gets, as it stands in the JSON, and the header that shows it."""
+
+    where: str
+    was: Any
+    new: Any
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A corrected message.
+
+    Attributes:
+        body: Its body.
+        headers: Its headers.
+        kinds: The type that each corrected argument had and gets, by its name: ``int -> str``.
+    """
+
+    body: bytes
+    headers: dict[str, Any]
+    kinds: dict[str, str]
+
+
 class Correction:
-    """New values for some arguments, checked and encoded once.
+    """New values for some arguments, checked; those that are no text to be read are encoded once.
 
     Args:
         app: Its tasks' signatures say where an argument stands.
-        values: The new values by name.
+        values: The new values by name, a :class:`Typed` among them where somebody typed it.
 
     Raises:
         ConfigurationError: When they are no names with values.
@@ -65,13 +90,16 @@ class Correction:
                 f'expected correct to hold values by name, for example {{"order_id": "o-1"}}; got {type(values).__name__}'
             )
         self._app = app
-        self._wired = {name: json.loads(dumps(value, name)) for name, value in values.items()}
+        self._values = {
+            name: value if isinstance(value, Typed) else json.loads(dumps(value, name))
+            for name, value in values.items()
+        }
 
     def __bool__(self) -> bool:
-        return bool(self._wired)
+        return bool(self._values)
 
-    def apply(self, entry: Entry, body: Any, headers: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-        """The body and the headers with the new values.
+    def apply(self, entry: Entry, body: Any, headers: dict[str, Any]) -> Corrected:
+        """The message with the new values.
 
         Args:
             entry: The letter.
@@ -79,7 +107,8 @@ class Correction:
             headers: The headers of the replay.
 
         Raises:
-            ConfigurationError: When this letter's task does not take them.
+            ConfigurationError: When this letter's task does not take them, or a text is not of the type that stands there.
+            UnsafeValue: When a value would not arrive as it is.
         """
         if body is None:
             raise ConfigurationError(
@@ -88,24 +117,26 @@ class Correction:
         args, kwargs, embed = body
         old, new = _Arguments(args, kwargs), _Arguments(list(args), dict(kwargs))
         was = self._set(entry, new)
-        return json.dumps([new.args, new.kwargs, embed]).encode(), self._told(entry, headers, old, new, was)
+        kinds = {name: f"{kind_of(one.was)} -> {kind_of(one.new)}" for name, one in was.items()}
+        text = json.dumps([new.args, new.kwargs, embed]).encode()
+        return Corrected(text, self._told(entry, headers, old, new, was), kinds)
 
-    def _set(self, entry: Entry, new: _Arguments) -> dict[str, tuple[str, Any]]:
-        """Set the values, and give where each stood and what it was."""
+    def _set(self, entry: Entry, new: _Arguments) -> dict[str, _Change]:
+        """Set the values, and give what was changed."""
         task = entry.letter.task
         takes = self._signature_of(task)
         was = {}
-        for name, value in self._wired.items():
+        for name, value in self._values.items():
             position = _position(takes, name)
             if name in new.kwargs:
-                was[name] = "kwargsrepr", new.kwargs[name]
-                new.kwargs[name] = value
+                was[name] = change = self._change(entry, name, "kwargsrepr", new.kwargs[name], value)
+                new.kwargs[name] = change.new
             elif position is not None and position < len(new.args):
-                was[name] = "argsrepr", new.args[position]
-                new.args[position] = value
+                was[name] = change = self._change(entry, name, "argsrepr", new.args[position], value)
+                new.args[position] = change.new
             elif takes is not None and _takes(takes, name):
-                was[name] = "kwargsrepr", None
-                new.kwargs[name] = value
+                was[name] = change = self._change(entry, name, "kwargsrepr", ABSENT, value)
+                new.kwargs[name] = change.new
             else:
                 raise ConfigurationError(f"{_of(entry)} {_refusal(task, takes, name, new)}")
         if takes is not None:
@@ -114,6 +145,14 @@ class Correction:
             except TypeError as error:
                 raise ConfigurationError(f"{_of(entry)} {task}() would refuse the corrected call: {error}") from None
         return was
+
+    def _change(self, entry: Entry, name: str, where: str, was: Any, value: Any) -> _Change:
+        if not isinstance(value, Typed):
+            return _Change(where, was, value)
+        try:
+            return _Change(where, was, value.wired(name, was))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{_of(entry)} {error}") from None
 
     def _signature_of(self, name: str | None) -> Signature | None:
         task = self._app.tasks.get(name)
@@ -125,17 +164,21 @@ class Correction:
         headers: dict[str, Any],
         old: _Arguments,
         new: _Arguments,
-        was: Mapping[str, tuple[str, Any]],
+        was: Mapping[str, _Change],
     ) -> dict[str, Any]:
         limit = self._app.amqp.argsrepr_maxsize
         before, after = old.texts(limit), new.texts(limit)
         open_to_all = {name for name, texts in before.items() if headers.get(name) in texts}
         changed = [
-            {"name": name, "was": _clipped(value) if where in open_to_all else None, "replay": entry.letter.replay + 1}
-            for name, (where, value) in was.items()
+            {
+                "name": name,
+                "was": _clipped(one.was) if one.where in open_to_all else None,
+                "replay": entry.letter.replay + 1,
+            }
+            for name, one in was.items()
         ]
         shown = {
-            name: after[name][0] if name in open_to_all else _NOT_SHOWN for name in {where for where, _ in was.values()}
+            name: after[name][0] if name in open_to_all else _NOT_SHOWN for name in {one.where for one in was.values()}
         }
         ours = headers[HEADER]
         kept = ours.get("corrected")
@@ -176,5 +219,5 @@ def _refusal(task: str | None, takes: Signature | None, name: str, new: _Argumen
 
 
 def _clipped(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(None if value is ABSENT else value)
     return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 1]}…"

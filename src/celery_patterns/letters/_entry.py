@@ -63,6 +63,10 @@ def entry_of(message: Message, body: bytes | str, place: Any) -> Entry | None:
 class Shelf(Protocol):
     """A dead-letter queue on a broker of one kind, with a connection of its own while it is open."""
 
+    def standing(self) -> int | None:
+        """How many messages stand there now; None when the broker has no such queue."""
+        ...
+
     def walk(self) -> Iterator[Entry]:
         """The letters that stand there now, oldest first; one may be shown again after trouble with the connection."""
         ...

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -18,7 +18,7 @@ from ..exceptions import ConfigurationError
 from ._entry import Entry
 from ._flaws import flaw_of
 
-__all__ = ["Kept", "kept_in", "line_of", "written_whole"]
+__all__ = ["Kept", "kept_in", "line_of", "write_lines", "written_whole"]
 
 FORMAT = 1
 
@@ -106,21 +106,29 @@ def _heard(value: Any) -> Any:
     return {name: _heard(item) for name, item in value.items()}
 
 
-def kept_in(file: Path) -> Iterator[Kept]:
-    """The letters of a file.
+def kept_in(file: Path | TextIO) -> Iterator[Kept]:
+    """The letters of a file, or of an open one from its beginning.
 
     Raises:
         ConfigurationError: When the file cannot be read, and at a line that holds no letter, naming it.
     """
+    name = str(file) if isinstance(file, Path) else "the input"
     try:
-        with file.open(encoding="utf-8") as lines:
+        with _lines(file) as lines:
             for number, line in enumerate(lines, 1):
-                yield _kept(file, number, line)
+                yield _kept(name, number, line)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file} cannot be read: {error}") from None
+        raise ConfigurationError(f"{name} cannot be read: {error}") from None
 
 
-def _kept(file: Path, number: int, line: str) -> Kept:
+def _lines(file: Path | TextIO) -> AbstractContextManager[TextIO]:
+    if isinstance(file, Path):
+        return file.open(encoding="utf-8")
+    file.seek(0)
+    return nullcontext(file)
+
+
+def _kept(file: str, number: int, line: str) -> Kept:
     try:
         told = json.loads(line)
         if told["format"] != FORMAT:
@@ -147,7 +155,7 @@ def _kept(file: Path, number: int, line: str) -> Kept:
     return found
 
 
-def _no_letter(file: Path, number: int) -> ConfigurationError:
+def _no_letter(file: str, number: int) -> ConfigurationError:
     return ConfigurationError(f"line {number} of {file} is no letter; expected a file that export has written")
 
 
@@ -170,8 +178,9 @@ def written_whole(file: Path) -> Iterator[TextIO]:
     try:
         with open(handle, "w", encoding="utf-8") as stream:  # noqa: PTH123 - a number, and no path
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+            with _refusing(str(file)):
+                stream.flush()
+                os.fsync(stream.fileno())
         _publish(draft, file)
         _sync_folder(file.parent)
     finally:
@@ -190,6 +199,17 @@ def _publish(draft: Path, file: Path) -> None:
         draft.rename(file)
 
 
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """A full disk is not an error of the broker's, whose errors are of the same type."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ConfigurationError(f"{name} cannot be written: {error.strerror}") from None
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -202,6 +222,8 @@ def write_lines(entries: Iterable[Entry], stream: TextIO) -> int:
     """Write a line for each letter, and say how many there were."""
     count = 0
     for entry in entries:
-        stream.write(f"{line_of(entry)}\n")
+        line = line_of(entry)
+        with _refusing("the file"):
+            stream.write(f"{line}\n")
         count += 1
     return count

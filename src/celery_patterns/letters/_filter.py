@@ -9,6 +9,7 @@ from typing import Any
 
 from .._letter import REASONS, Letter
 from ..exceptions import ConfigurationError
+from ._causes import fingerprint_of
 
 __all__ = ["Filter", "moment_of"]
 
@@ -29,6 +30,7 @@ class Filter:
     until: float | None = None
     id: str | None = None
     root_id: str | None = None
+    cause: str | None = None
     limit: int | None = None
 
     def takes(self, letter: Letter) -> bool:
@@ -39,6 +41,7 @@ class Filter:
             and self.id in (None, letter.id)
             and self.root_id in (None, letter.root_id)
             and (self.error is None or _is_of(letter.error, self.error))
+            and (self.cause is None or self.cause == fingerprint_of(letter))
             and (self.since is None or letter.died_at >= self.since)
             and (self.until is None or letter.died_at <= self.until)
         )
@@ -46,7 +49,7 @@ class Filter:
 
 def narrowed(one: Filter, more: Filter) -> Filter | None:
     """Both at once; None when no letter can be both."""
-    words = ("task", "reason", "error", "id", "root_id")
+    words = ("task", "reason", "error", "id", "root_id", "cause")
     found: dict[str, Any] = {}
     for name in words:
         first, second = getattr(one, name), getattr(more, name)

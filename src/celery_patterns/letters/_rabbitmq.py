@@ -84,6 +84,9 @@ class OnRabbitMQ:
     def _passing(self) -> Any:
         return (*self._connection.connection_errors, *self._connection.channel_errors)
 
+    def standing(self) -> int | None:
+        return queue_length(self._connection, self._queue)
+
     def walk(self) -> Iterator[Entry]:
         """The letters, from the first again when the connection was lost.
 

@@ -106,6 +106,10 @@ class OnRedis:
     def _key(self, name: str) -> str:
         return f"{self._channel.global_keyprefix}{name}"
 
+    def standing(self) -> int | None:
+        # A list that is empty is not there.
+        return int(self._asked(lambda: self._client.llen(self._list))) or None
+
     def walk(self) -> Iterator[Entry]:
         # Those that stand there now: a worker that still has the bug may write new ones as fast as we send.
         standing = left = int(self._asked(lambda: self._client.llen(self._list)))

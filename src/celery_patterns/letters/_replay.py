@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .._letter import Letter, replayed_headers
 from .._task import PatternTask
-from ..exceptions import ConfigurationError, PatternsError, PublishFailed
+from ..exceptions import ConfigurationError, PatternsError, PublishFailed, UnsafeValue
+from ._canary import forget
 from ._correct import Correction
 from ._entry import Entry, Shelf
 from ._ledger import Ledger
+from ._undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -51,12 +54,21 @@ class Replayed:
         failed: How many could not be, and stay in the queue.
         failures: The first ten of those.
         stopped: Why the canaries stopped the replay; None when they did not.
+        died_again: The letters that canaries left which died again: their ids, and the queues where they stand.
+        dry_run: Whether nothing was sent.
+        queues: In a dry run, how many letters would be sent to which queue.
+        corrected: In a dry run, of how many letters an argument would change its type, and how: ``amount: float -> str``.
+            Also where the type stays the same: ``amount: Decimal -> Decimal``.
     """
 
     sent: int
     failed: int
     failures: tuple[Failure, ...] = ()
     stopped: str | None = None
+    died_again: dict[str, str] = field(default_factory=dict)
+    dry_run: bool = False
+    queues: dict[str, int] = field(default_factory=dict)
+    corrected: dict[str, int] = field(default_factory=dict)
 
 
 class Pace:
@@ -117,6 +129,8 @@ class Replayer:
         self._on_each = on_each
         self._sent = self._failed = 0
         self._failures: list[Failure] = []
+        self._queues: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
         self._watched: dict[str, str] | None = None
 
     def run(self, shelf: Shelf, entries: Iterator[Entry], *, watched: bool = False) -> dict[str, str]:
@@ -128,54 +142,65 @@ class Replayer:
             watched: Whether their tasks are to store a result, whatever they usually do.
 
         Returns:
-            The task ids of what was sent, and the letters' ids, when they are watched.
+            The task ids of what was sent, and the queues it was sent to, when they are watched.
         """
         target = None if self._to is None else shelf.target_named(self._to)
         self._watched = {} if watched else None
-        for entry in entries:
-            letter = entry.letter
-            if self._ledger.get(letter.id) == _FLYING:
-                shelf.settle()  # it is a copy
-            done = self._ledger.get(letter.id)
-            if done in (_SENT, _TAKEN) and not self._dry_run:
-                shelf.remove(entry)  # a letter that was written twice is one death, and is replayed once
-            elif done is None and not self._is_of_this_run(letter):
-                self._replay(shelf, entry, target)
+        try:
+            for entry in entries:
+                self._meet(shelf, entry, target)
+        except KeyboardInterrupt:
+            with undisturbed():
+                shelf.settle()  # so that what is on its way is counted
+            raise
         return self._watched or {}
 
-    def report(self, stopped: str | None = None) -> Replayed:
+    def _meet(self, shelf: Shelf, entry: Entry, target: tuple[str, str] | None) -> None:
+        letter = entry.letter
+        if self._ledger.get(letter.id) == _FLYING:
+            shelf.settle()  # it is a copy
+        done = self._ledger.get(letter.id)
+        if done in (_SENT, _TAKEN) and not self._dry_run:
+            shelf.remove(entry)  # a letter that was written twice is one death, and is replayed once
+        elif done is None and not self._is_of_this_run(letter):
+            self._replay(shelf, entry, target)
+
+    def report(self, stopped: str | None = None, died_again: dict[str, str] | None = None) -> Replayed:
         """What was done so far."""
-        return Replayed(sent=self._sent, failed=self._failed, failures=tuple(self._failures), stopped=stopped)
+        return Replayed(
+            sent=self._sent,
+            failed=self._failed,
+            failures=tuple(self._failures),
+            stopped=stopped,
+            died_again=died_again or {},
+            dry_run=self._dry_run,
+            queues=dict(self._queues.most_common()),
+            corrected=dict(self._kinds.most_common()),
+        )
 
     def _is_of_this_run(self, letter: Letter) -> bool:
         """A letter of what we have just sent, which died again: it is left for the next time."""
         return letter.replay > 0 and self._ledger.get(str(letter.task_id).replace("-", "")) is not None
 
     def _replay(self, shelf: Shelf, entry: Entry, target: tuple[str, str] | None) -> None:
-        watched = self._watched is not None
         try:
-            message = self.message_of(entry, watched=watched)
+            message, kinds = self.message_of(entry, watched=self._watched is not None)
             target = target or shelf.target_of(entry.letter)
-        except (ConfigurationError, PublishFailed) as error:
+        except (ConfigurationError, PublishFailed, UnsafeValue) as error:
             self._told(entry, False, error)
             return
         if self._dry_run:
+            self._queues[_queue(entry, target)] += 1
+            self._kinds.update(f"{name}: {kind}" for name, kind in kinds.items())
             self._told(entry, True, None)
             return
         self._pace.wait()
-        if watched:
+        if self._watched is not None:
             # An outcome that an earlier replay of this letter left there is not the one that is waited for.
-            try:
-                self._app.AsyncResult(entry.letter.replay_id).forget()
-            except NotImplementedError:
-                pass
-            except Exception as error:  # noqa: BLE001 - each backend has errors of its own
-                self._told(
-                    entry, False, PublishFailed(f"the result backend did not answer: {type(error).__name__}", True)
-                )
-                return
-        self._ledger.put(entry.letter.id, _FLYING)
-        shelf.resend(entry, message, target, self._told, keyed=self._is_keyed(entry.letter.task))
+            forget(self._app, entry.letter.replay_id)
+        with undisturbed():
+            self._ledger.put(entry.letter.id, _FLYING)
+            shelf.resend(entry, message, target, self._told, keyed=self._is_keyed(entry.letter.task))
 
     def _is_keyed(self, name: str | None) -> bool:
         """Whether a message that is sent twice is done once, as far as this app knows."""
@@ -187,7 +212,7 @@ class Replayer:
         self._ledger.put(letter.id, _FAILED if failure else _SENT if sent else _TAKEN)
         self._sent += sent
         if sent and self._watched is not None:
-            self._watched[entry.letter.replay_id] = letter.id
+            self._watched[entry.letter.replay_id] = self._to or letter.queue
         if failure is not None:
             self._failed += 1
             if self._failed <= _NAMED:
@@ -195,11 +220,16 @@ class Replayer:
         if self._on_each is not None and (sent or failure is not None):
             self._on_each(letter, failure)
 
-    def message_of(self, entry: Entry, *, watched: bool = False) -> dict[str, Any]:
-        """What is published, as arguments to ``Producer.publish``, but for exchange and routing key.
+    def message_of(self, entry: Entry, *, watched: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
+        """What is published, and which types a correction changes.
+
+        Returns:
+            The arguments to ``Producer.publish``, but for exchange and routing key; and for each corrected argument the type
+            it had and gets.
 
         Raises:
             ConfigurationError: When the correction does not fit this letter.
+            UnsafeValue: When a new value would not arrive as it is.
         """
         letter, message = entry.letter, entry.message
         headers = replayed_headers(letter, message.headers)
@@ -207,11 +237,13 @@ class Replayer:
             headers.pop("compression", None)  # kombu has unpacked the body
         known = _parsed(message)
         body: Any = message.body
+        kinds: dict[str, str] = {}
         if known is not None and known[2].get("chord"):
             known[2]["chord"] = None  # it was told when the task died
             body = json.dumps(known).encode()
         if self._correction:
-            body, headers = self._correction.apply(entry, known, headers)
+            corrected = self._correction.apply(entry, known, headers)
+            body, headers, kinds = corrected.body, corrected.headers, corrected.kinds
         if watched:
             headers["ignore_result"] = False
         return {
@@ -220,11 +252,17 @@ class Replayer:
             "body": body,
             "headers": headers,
             "content_type": message.content_type or "application/octet-stream",
-            "content_encoding": message.content_encoding or "binary",
+            "content_encoding": (message.content_encoding if body is message.body else "utf-8") or "binary",
             "delivery_mode": 2,
             **({"correlation_id": headers["id"]} if "task" in headers else {}),
             **({} if letter.priority is None else {"priority": letter.priority}),
-        }
+        }, kinds
+
+
+def _queue(entry: Entry, target: tuple[str, str]) -> str:
+    """Where it goes: an exchange of the user's sends it to the queue that it came from."""
+    exchange, key = target
+    return entry.letter.queue if exchange else key
 
 
 def _parsed(message: Any) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:

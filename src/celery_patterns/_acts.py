@@ -1,0 +1,109 @@
+"""What the commands do to letters, with a bar, and what they say when Ctrl-C ends them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ._terminal import NOT_ALL_DONE, ask, bar_of, count_of, end, json_line, stoppable
+from .exceptions import PublishFailed
+from .letters import Cause, Replayed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ._letter import Letter
+    from ._targets import Target
+    from .exceptions import PatternsError
+
+__all__ = ["Imported", "exported", "imported", "purged", "replayed", "tried", "were"]
+
+
+def tried(chosen: Target, how: dict[str, Any]) -> tuple[Replayed, list[Cause]]:
+    """What a replay would do, and of what causes the letters are."""
+    with bar_of(f"Reading {chosen.shown_queue}") as bar:
+        report = chosen.letters.watched(bar.look).replay_all(dry_run=True, **how)
+    with bar_of(f"Reading {chosen.shown_queue}") as bar:
+        return report, chosen.letters.watched(bar.look).stats()
+
+
+def replayed(chosen: Target, how: dict[str, Any], *, yes: bool, as_json: bool) -> Replayed:
+    """Replay the letters, after asking for it; they are counted for the question and for the bar only."""
+    count = chosen.counted() if sys.stderr.isatty() or not yes else 0
+    if count and not yes:
+        ask(f"Replay {count_of(count)} of {chosen.shown_queue}?")
+    sent = failed = 0
+
+    def so_far() -> str:
+        if as_json:
+            json_line(asdict(Replayed(sent=sent, failed=failed, stopped="interrupted")))
+        done = f"{count_of(sent)} of {chosen.shown_queue} {were(sent)} replayed"
+        return f"{done}. The others stay in the queue; the same command goes on with them."
+
+    with stoppable(so_far), bar_of("Replayed") as bar:
+
+        def step(_: Letter, error: PatternsError | None) -> None:
+            nonlocal sent, failed
+            sent, failed = sent + (error is None), failed + (error is not None)
+            bar.look(sent + failed, max(count, sent + failed))
+
+        return chosen.letters.replay_all(on_each=step, **how)
+
+
+def purged(chosen: Target, count: int, file: Path | None) -> int:
+    """Delete so many letters, of which a copy stands in the file, if there is to be one."""
+    done = 0
+
+    def so_far() -> str:
+        kept = "" if file is None else f" {file} holds all that were to be deleted."
+        return f"{count_of(done)} of {chosen.shown_queue} {were(done)} deleted. The others stay in the queue.{kept}"
+
+    with stoppable(so_far), bar_of("Deleted") as bar:
+
+        def step(_: Letter) -> None:
+            nonlocal done
+            done += 1
+            bar.look(done, count)
+
+        return chosen.letters.purge(kept_in=file, on_each=step)
+
+
+def exported(chosen: Target, file: Path | None) -> int:
+    """Write the letters to a new file, or to stdout."""
+    if file is None:
+        with stoppable(lambda: "what was written ends in the middle. All letters stay in the queue."):
+            return chosen.letters.export(sys.stdout)
+    with stoppable(lambda: f"{file} was not written. All letters stay in the queue."), bar_of("Exported") as bar:
+        return chosen.letters.watched(bar.look).export(file)
+
+
+class Imported:
+    """How many letters of a file were put back, and how many stood there."""
+
+    def __init__(self, queue: str) -> None:
+        self._queue = queue
+        self.back = self.there = 0
+
+    def note(self, _: str, put_back: bool) -> None:
+        """One letter more."""
+        self.back, self.there = self.back + put_back, self.there + (not put_back)
+
+    def __str__(self) -> str:
+        there = f"; {self.there:,} stood there already" if self.there else ""
+        return f"{count_of(self.back)} {were(self.back)} put back into {self._queue}{there}"
+
+
+def imported(chosen: Target, file: Path) -> Imported:
+    """Put the letters of a file back; that of ``-`` is stdin."""
+    count = Imported(chosen.shown_queue)
+    try:
+        with stoppable(lambda: f"{count}. The same command goes on with the others."):
+            chosen.letters.restore(sys.stdin if str(file) == "-" else file, on_each=count.note)
+    except PublishFailed as error:
+        end(f"{error}. {count}. The same command goes on with the others", NOT_ALL_DONE)
+    return count
+
+
+def were(count: int) -> str:
+    return "was" if count == 1 else "were"

@@ -1,0 +1,172 @@
+"""Which letters a command means: the app's, in one queue, and what its options say of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._screens import visible
+from ._terminal import bar_of, count_of
+from .exceptions import ConfigurationError, LetterNotFound
+from .letters import DeadLetters, dead_letters, dead_queues, named_queues, standing
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["Target", "queue_to_fill", "target", "targets"]
+
+#: How many tasks are named where none of them was meant.
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Target:
+    """Letters that a command means.
+
+    Attributes:
+        app: The app.
+        letters: The letters.
+        words: The options that chose them.
+    """
+
+    app: Celery
+    letters: DeadLetters
+    words: frozenset[str]
+
+    @property
+    def queue(self) -> str:
+        return self.letters.queue
+
+    @property
+    def shown_queue(self) -> str:
+        return visible(self.queue)
+
+    def counted(self) -> int:
+        """How many there are."""
+        with bar_of(f"Reading {self.shown_queue}") as bar:
+            return len(self.letters.watched(bar.look))
+
+    def total(self, count: int, standing: int) -> str:
+        """How many were found, of how many that stand there."""
+        if not count:
+            return self.nothing()
+        if not self.words or standing <= count:
+            return f"{count_of(count)} in {self.shown_queue}."
+        if self.words == {"limit"}:
+            return f"The oldest {count:,} of {count_of(standing)} in {self.shown_queue}."
+        return f"{count:,} of {count_of(standing)} in {self.shown_queue} match{'' if count > 1 else 'es'}."
+
+    def nothing(self) -> str:
+        """That none was found, and what stands there instead."""
+        tasks = Counter(letter.task or "-" for letter in dead_letters(self.app, self.queue))
+        if not tasks:
+            return f"0 letters in {self.shown_queue}."
+        text = f"0 of {count_of(tasks.total())} in {self.shown_queue} match."
+        if "task" in self.words:
+            named = ", ".join(f"{visible(task)} ({count:,})" for task, count in tasks.most_common(_NAMED))
+            text += f" There are letters of {named}{' and others' if len(tasks) > _NAMED else ''}."
+        return text
+
+
+def target(ctx: click.Context, filters: dict[str, Any]) -> Target:
+    """The letters that these options mean, in the one queue that is named, or is the only one that holds letters."""
+    app, queue = _app_of(ctx), filters.pop("queue")
+    if queue is None:
+        queue = _only(dead_queues(app), _held(app), named_queues(app))
+    else:
+        _expect_queue(app, queue)
+    return _chosen(app, queue, filters)
+
+
+def targets(ctx: click.Context, filters: dict[str, Any]) -> list[Target]:
+    """The same in all the queues that hold letters, when none is named."""
+    app, queue = _app_of(ctx), filters.get("queue")
+    held = [] if queue is not None else list(_held(app))
+    if not held or _in_one(filters):
+        return [target(ctx, filters)]
+    filters.pop("queue")
+    return [_chosen(app, queue, filters) for queue in held]
+
+
+def _in_one(filters: dict[str, Any]) -> bool:
+    """A letter, and a cause by its first characters, are looked for in one queue."""
+    return filters.get("id_") is not None or filters.get("cause") is not None
+
+
+def queue_to_fill(ctx: click.Context, queue: str | None) -> Target:
+    """The queue that letters are put back into: any one that is named, or the only one that the app's tasks name."""
+    app = _app_of(ctx)
+    named = named_queues(app)
+    if queue is None and len(named) != 1:
+        known = f"the app's tasks name {', '.join(named)}" if named else "none of the app's tasks wears dead_letter"
+        raise ConfigurationError(f"which queue? {known}. Pass -Q with one")
+    return Target(app, dead_letters(app, queue or named[0]), frozenset())
+
+
+def _app_of(ctx: click.Context) -> Celery:
+    """The app that was asked for: without -A, Celery would hand us one that has no broker."""
+    if ctx.find_root().params.get("app") is None:
+        raise click.UsageError(f"which app? expected celery -A proj {ctx.command_path.partition(' ')[2]}", ctx)
+    app: Celery = ctx.obj.app
+    app.loader.import_default_modules()
+    app.finalize()
+    return app
+
+
+def _held(app: Celery) -> dict[str, int]:
+    return {queue: count for queue, count in standing(app, dead_queues(app)).items() if count}
+
+
+def _only(queues: list[str], held: dict[str, int], named: list[str]) -> str:
+    if len(held) > 1:
+        counts = ", ".join(f"{queue} ({count_of(count)})" for queue, count in held.items())
+        raise ConfigurationError(f"which queue? letters stand in {counts}. Pass -Q with one")
+    return next(iter([*held, *named, *queues]))
+
+
+def _expect_queue(app: Celery, queue: str) -> None:
+    known = dead_queues(app)
+    if queue not in known and not standing(app, [queue]):
+        raise LetterNotFound(
+            f"there is no queue {queue} on the broker; the app's dead-letter queues are {', '.join(known)}"
+        )
+
+
+def _chosen(app: Celery, queue: str, filters: dict[str, Any]) -> Target:
+    found = dead_letters(app, queue)
+    words = {name: value for name, value in filters.items() if value is not None}
+    short_id, short_cause = words.pop("id_", None), words.pop("cause", None)
+    if short_id is not None:
+        words["id"] = _whole_id(found, short_id)
+    if short_cause is not None:
+        words["cause"] = _whole_cause(found, short_cause)
+    return Target(app, found.where(**words), frozenset(words))
+
+
+def _whole_id(found: DeadLetters, short: str) -> str:
+    """The id that begins like this.
+
+    Raises:
+        LetterNotFound: When none does.
+    """
+    ids: list[str] = []
+    for letter in found:
+        if letter.id == short:
+            return short
+        if letter.id.startswith(short):
+            ids.append(letter.id)
+    if len(ids) > 1:
+        raise ConfigurationError(f"{len(ids)} letters begin with {short}, for example {ids[0]} and {ids[1]}")
+    return ids[0] if ids else found[short].id
+
+
+def _whole_cause(found: DeadLetters, short: str) -> str:
+    known = [cause.fingerprint for cause in found.stats() if cause.fingerprint.startswith(short)]
+    if len(known) > 1:
+        raise ConfigurationError(f"{len(known)} causes begin with {short}, for example {known[0]} and {known[1]}")
+    if not known:
+        raise LetterNotFound(f'no letter in {found.queue} died of a cause {short}; see the causes with "stats"')
+    return known[0]

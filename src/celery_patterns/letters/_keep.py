@@ -1,0 +1,92 @@
+"""Keeping letters in a file, deleting them, and putting them back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from os import PathLike, fspath
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, TextIO
+
+from .._letter import Letter
+from ..exceptions import ConfigurationError
+from ._file import kept_in, write_lines, written_whole
+from ._put_back import put_back
+from ._undisturbed import undisturbed
+from ._walk import Walk, ledger_in
+
+__all__ = ["exported", "purged", "restored"]
+
+
+def exported(walk: Walk, file: str | PathLike[str] | TextIO) -> int:
+    """Write the letters to a file, and say how many."""
+    with ExitStack() as stack:
+        ledger = ledger_in(stack)
+        stream: Any = file
+        if isinstance(file, str | PathLike):
+            stream = stack.enter_context(written_whole(Path(fspath(file))))
+        with ExitStack() as reading:
+            return write_lines(walk.entries(walk.open(reading), ledger), stream)
+
+
+def purged(walk: Walk, kept: str | PathLike[str] | None, on_each: Callable[[Letter], object] | None) -> int:
+    """Delete the letters, of which only those that stand in the file, and say how many."""
+    with ExitStack() as stack:
+        ledger, keep, removed = ledger_in(stack), ledger_in(stack), ledger_in(stack)
+        for one in () if kept is None else kept_in(Path(fspath(kept))):
+            keep.put(one.id, "kept")
+        shelf, count = walk.open(stack), 0
+        for entry in walk.entries(shelf, ledger, copies=True):
+            letter = entry.letter
+            if kept is not None and keep.get(letter.id) is None:
+                continue
+            with undisturbed():
+                if shelf.remove(entry) and removed.get(letter.id) is None:
+                    removed.put(letter.id, "removed")
+                    count += 1
+                    if on_each is not None:
+                        on_each(letter)
+    return count
+
+
+def restored(walk: Walk, file: str | PathLike[str] | TextIO, on_each: Callable[[str, bool], object] | None) -> int:
+    """Put letters of a file back, and say how many."""
+    with ExitStack() as stack:
+        source = Path(fspath(file)) if isinstance(file, str | PathLike) else _copied(file, stack)
+        _expect_letters(source)
+        there = ledger_in(stack)
+        with ExitStack() as reading:
+            for _ in walk.entries(walk.open(reading), there):
+                continue
+        shelf, count = walk.open(stack), 0
+        for kept in kept_in(source):
+            with undisturbed():
+                missing = there.get(kept.id) is None
+                if missing:
+                    shelf.forget(kept.id)
+                    put_back(walk.app, walk.queue, kept)
+                    there.put(kept.id, "back")
+                    count += 1
+                if on_each is not None:
+                    on_each(kept.id, missing)
+    return count
+
+
+def _copied(stream: TextIO, stack: ExitStack) -> TextIO:
+    """What can be read twice: all of it is checked before the first letter is put back."""
+    copy = stack.enter_context(TemporaryFile("w+", encoding="utf-8"))  # noqa: SIM115 - it is one
+    try:
+        shutil.copyfileobj(stream, copy)
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"the file cannot be read: {error}; nothing was imported") from None
+    return copy
+
+
+def _expect_letters(source: Path | TextIO) -> None:
+    try:
+        for _ in kept_in(source):
+            continue
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; nothing was imported") from None

@@ -1,0 +1,113 @@
+"""A replay in rounds: what it would do to each letter, then the canaries, then the others."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from .._queues import dead_queue
+from ..exceptions import ConfigurationError
+from ._canary import Trouble, expect_backend, unhappy
+from ._replay import Replayed, Replayer
+from ._walk import Walk, ledger_in
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["refuse_canary", "refuse_target", "replayed"]
+
+_LONGEST_NAME = 255
+#: Seconds for which a canary's new letter is looked for: it is written at about the time of the result.
+_LOOKED_FOR, _AGAIN = 3.0, 0.2
+
+
+def refuse_target(walk: Walk, to: str | None) -> None:
+    """Refuse what is no queue, and the queue of the letters itself."""
+    if to is None:
+        return
+    if not isinstance(to, str) or not 0 < len(to.encode()) <= _LONGEST_NAME:
+        raise ConfigurationError(f"expected to to be a queue's name of at most 255 bytes, got {to!r}")
+    if to == walk.queue:
+        raise ConfigurationError(f"{to} is where the letters are; expected a queue that a worker consumes")
+
+
+def refuse_canary(app: Celery, canary: int | None, patience: timedelta) -> None:
+    """Refuse a number that is none, and an app that cannot see an outcome."""
+    if not isinstance(patience, timedelta) or patience <= timedelta(0):
+        raise ConfigurationError(f"expected canary_patience to be a timedelta over 0, got {patience!r}")
+    if canary is None:
+        return
+    if type(canary) is not int or canary < 1:
+        raise ConfigurationError(f"expected canary to be at least 1, or None for none, got {canary!r}")
+    expect_backend(app)
+
+
+def replayed(
+    walk: Walk, replayer: Replayer, *, tried_on: bool, canary: int | None, patience: timedelta, to: str | None
+) -> Replayed:
+    """Replay the letters.
+
+    Args:
+        walk: The letters.
+        replayer: How.
+        tried_on: Whether a correction must fit all of them before one is sent.
+        canary: How many are sent first, if any.
+        patience: How long those may take.
+        to: The queue that all are sent to, if one is named.
+    """
+    if tried_on:
+        _try_on(walk, replayer)
+    if canary is not None:
+        canaries = _send(walk, replayer, canary, watched=True)
+        if not canaries:
+            # There are no letters, or others hold or took these: what comes free now has no canary before it.
+            failed = replayer.report().failed
+            return replayer.report(f"none of {canary} canaries could be sent" if failed else None)
+        trouble = unhappy(walk.app, canaries, patience)
+        if trouble is not None:
+            again = _letters_of(trouble, walk, to) if trouble.died else {}
+            return replayer.report(_told(trouble, again), again)
+    _send(walk, replayer)
+    return replayer.report()
+
+
+def _try_on(walk: Walk, replayer: Replayer) -> None:
+    with ExitStack() as stack:
+        shelf = walk.open(stack)
+        for entry in walk.entries(shelf, ledger_in(stack)):
+            replayer.message_of(entry)
+
+
+def _send(walk: Walk, replayer: Replayer, limit: int | None = None, *, watched: bool = False) -> dict[str, str]:
+    if limit is not None and walk.chosen is not None:
+        walk = walk.only(limit=min(limit, walk.chosen.limit or limit))
+    with ExitStack() as stack:
+        ledger, shelf = ledger_in(stack), walk.open(stack)
+        return replayer.run(shelf, walk.entries(shelf, ledger, copies=True), watched=watched)
+
+
+def _letters_of(trouble: Trouble, walk: Walk, to: str | None) -> dict[str, str]:
+    """The letters that these task ids have left, and their queues, as soon as all of them stand there."""
+    queues = {walk.queue} if to is None else {walk.queue, dead_queue(to)}
+    deadline = time.monotonic() + _LOOKED_FOR
+    while True:
+        found = {}
+        for queue in queues:
+            with ExitStack() as stack:
+                whole = Walk(walk.app, queue)
+                for entry in whole.entries(whole.open(stack), ledger_in(stack)):
+                    if entry.letter.task_id in trouble.died:
+                        found[entry.letter.id] = queue
+        if len(found) >= len(trouble.died) or time.monotonic() > deadline:
+            return found
+        time.sleep(_AGAIN)
+
+
+def _told(trouble: Trouble, again: dict[str, str]) -> str:
+    if not trouble.died:
+        return trouble.text
+    if not again:
+        return f"{trouble.text}: task {', '.join(trouble.died)}; no new letter of it was found"
+    return f"{trouble.text}: letter {', '.join(again)} in {', '.join(dict.fromkeys(again.values()))}"

@@ -1,0 +1,94 @@
+"""Walking through a dead-letter queue: on which shelf it stands, and which of its entries are meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .._queues import fitting
+from ..exceptions import ConfigurationError
+from ._entry import Entry, Look, Shelf
+from ._filter import Filter
+from ._ledger import Ledger
+from ._rabbitmq import OnRabbitMQ
+from ._redis import OnRedis
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["Walk", "ledger_in"]
+
+_SHELVES: dict[str, type[OnRabbitMQ | OnRedis]] = {"amqp": OnRabbitMQ, "redis": OnRedis}
+
+
+class Walk:
+    """Letters of one queue.
+
+    Args:
+        app: The app on whose broker the queue is.
+        queue: The queue's name.
+        chosen: Which of them; None for none at all.
+        look: Told of each message that is looked at, and of how many there are.
+
+    Raises:
+        ConfigurationError: When the broker is neither RabbitMQ nor Redis.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        queue: str,
+        chosen: Filter | None = Filter(),  # noqa: B008 - frozen
+        look: Look = lambda _looked, _standing: None,
+    ) -> None:
+        self.app = app
+        self.queue = fitting(queue)
+        self.chosen = chosen
+        self.look = look
+        with app.connection_for_read() as connection:
+            kind = connection.transport.driver_type
+        if kind not in _SHELVES:
+            raise ConfigurationError(f"dead_letters() reads RabbitMQ and Redis brokers; this app's broker is {kind!r}")
+        self.kind = kind
+
+    def only(self, **words: Any) -> Walk:
+        """The same walk with other words in its filter, which nobody checks."""
+        chosen = None if self.chosen is None else replace(self.chosen, **words)
+        return Walk(self.app, self.queue, chosen, self.look)
+
+    def open(self, stack: ExitStack) -> Shelf:
+        """The shelf, open for as long as the stack is."""
+        return stack.enter_context(closing(_SHELVES[self.kind](self.app, self.queue, self.look)))
+
+    def entries(self, shelf: Shelf, ledger: Ledger, *, copies: bool = False) -> Iterator[Entry]:
+        """The chosen letters' entries; with ``copies`` also the second entry of a death, and each again after trouble."""
+        if self.chosen is None:
+            return
+        limit, count = self.chosen.limit, 0
+        walk = shelf.walk()
+        try:
+            for entry in walk:
+                if not self.chosen.takes(entry.letter):
+                    continue
+                known = ledger.get(entry.letter.id) is not None
+                if not known and limit is not None and count >= limit:
+                    if not copies:
+                        return
+                    continue
+                if not known:
+                    ledger.put(entry.letter.id, "chosen")
+                    count += 1
+                    if not copies and count == limit:
+                        yield entry
+                        return
+                if copies or not known:
+                    yield entry
+        finally:
+            walk.close()  # type: ignore[attr-defined]
+
+
+def ledger_in(stack: ExitStack) -> Ledger:
+    """A new ledger, kept for as long as the stack is open."""
+    return stack.enter_context(closing(Ledger()))
