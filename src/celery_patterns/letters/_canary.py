@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from celery.backends.base import DisabledBackend
 
 from ..exceptions import BackendUnavailable, ConfigurationError
+from ._undisturbed import pause
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -89,7 +90,7 @@ def unhappy(app: Celery, canaries: Mapping[str, str], patience: timedelta) -> Tr
         waiting = [task_id for task_id in waiting if states[task_id] != "SUCCESS"]
         if waiting and time.monotonic() > deadline:
             return Trouble(_late(canaries, waiting, patience))
-        time.sleep(_PAUSES[min(looks, len(_PAUSES) - 1)] if waiting else 0)
+        pause(_PAUSES[min(looks, len(_PAUSES) - 1)] if waiting else 0)
         looks += 1
     return None
 

@@ -3,75 +3,83 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from os import PathLike, fspath
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from .._letter import Letter
 from ..exceptions import ConfigurationError
 from ._file import kept_in, write_lines, written_whole
 from ._put_back import put_back
-from ._undisturbed import undisturbed
+from ._undisturbed import between_letters, undisturbed
 from ._walk import Walk, ledger_in
 
 __all__ = ["exported", "purged", "restored"]
 
+_T = TypeVar("_T")
+
 
 def exported(walk: Walk, file: str | PathLike[str] | TextIO) -> int:
     """Write the letters to a file, and say how many."""
-    with ExitStack() as stack:
+    with undisturbed(), ExitStack() as stack:
         ledger = ledger_in(stack)
         stream: Any = file
         if isinstance(file, str | PathLike):
             stream = stack.enter_context(written_whole(Path(fspath(file))))
         with ExitStack() as reading:
-            return write_lines(walk.entries(walk.open(reading), ledger), stream)
+            return write_lines(_each(walk.entries(walk.open(reading), ledger)), stream)
 
 
 def purged(walk: Walk, kept: str | PathLike[str] | None, on_each: Callable[[Letter], object] | None) -> int:
     """Delete the letters, of which only those that stand in the file, and say how many."""
-    with ExitStack() as stack:
+    with undisturbed(), ExitStack() as stack:
         ledger, keep, removed = ledger_in(stack), ledger_in(stack), ledger_in(stack)
-        for one in () if kept is None else kept_in(Path(fspath(kept))):
+        for one in _each(() if kept is None else kept_in(Path(fspath(kept)))):
             keep.put(one.id, "kept")
         shelf, count = walk.open(stack), 0
-        for entry in walk.entries(shelf, ledger, copies=True):
+        for entry in _each(walk.entries(shelf, ledger, copies=True)):
             letter = entry.letter
             if kept is not None and keep.get(letter.id) is None:
                 continue
-            with undisturbed():
-                if shelf.remove(entry) and removed.get(letter.id) is None:
-                    removed.put(letter.id, "removed")
-                    count += 1
-                    if on_each is not None:
-                        on_each(letter)
+            if shelf.remove(entry) and removed.get(letter.id) is None:
+                removed.put(letter.id, "removed")
+                count += 1
+                if on_each is not None:
+                    on_each(letter)
     return count
 
 
 def restored(walk: Walk, file: str | PathLike[str] | TextIO, on_each: Callable[[str, bool], object] | None) -> int:
     """Put letters of a file back, and say how many."""
     with ExitStack() as stack:
+        # What is typed may be waited for, and is not held off.
         source = Path(fspath(file)) if isinstance(file, str | PathLike) else _copied(file, stack)
+        stack.enter_context(undisturbed())
         _expect_letters(source)
         there = ledger_in(stack)
         with ExitStack() as reading:
-            for _ in walk.entries(walk.open(reading), there):
+            for _ in _each(walk.entries(walk.open(reading), there)):
                 continue
         shelf, count = walk.open(stack), 0
-        for kept in kept_in(source):
-            with undisturbed():
-                missing = there.get(kept.id) is None
-                if missing:
-                    shelf.forget(kept.id)
-                    put_back(walk.app, walk.queue, kept)
-                    there.put(kept.id, "back")
-                    count += 1
-                if on_each is not None:
-                    on_each(kept.id, missing)
+        for kept in _each(kept_in(source)):
+            missing = there.get(kept.id) is None
+            if missing:
+                shelf.forget(kept.id)
+                put_back(walk.app, walk.queue, kept)
+                there.put(kept.id, "back")
+                count += 1
+            if on_each is not None:
+                on_each(kept.id, missing)
     return count
+
+
+def _each(found: Iterable[_T]) -> Iterator[_T]:
+    for one in found:
+        between_letters()
+        yield one
 
 
 def _copied(stream: TextIO, stack: ExitStack) -> TextIO:
@@ -86,7 +94,7 @@ def _copied(stream: TextIO, stack: ExitStack) -> TextIO:
 
 def _expect_letters(source: Path | TextIO) -> None:
     try:
-        for _ in kept_in(source):
+        for _ in _each(kept_in(source)):
             continue
     except ConfigurationError as error:
         raise ConfigurationError(f"{error}; nothing was imported") from None

@@ -61,12 +61,15 @@ class OnRabbitMQ:
         self._flies = app.conf.broker_read_url == app.conf.broker_write_url
         self._patience = _SENDING
         self._left = self._unsure = 0
-        self._stalled = self._warned = False
+        self._stalled = self._warned = self._asking = False
         self._is_queue: dict[str, bool] = {}
         self._open()
 
     def close(self) -> None:
         """Put back where it stood what was not taken out: RabbitMQ does so when the channel is closed."""
+        if self._asking:  # more may be on its way, of which amqp would log each
+            self._connection.collect()
+            return
         with suppress(*self._passing):
             if self._channel is not None and self._channel.is_open:
                 self._channel.close()
@@ -149,6 +152,7 @@ class OnRabbitMQ:
     def _batch(self, most: int) -> deque[Any]:
         """A few messages in one go, in the time that one takes which is asked for by itself."""
         batch: deque[Any] = deque()
+        self._asking = True
         self._channel.basic_qos(0, most, False)
         self._unsure = 0  # it answers, so it has heard of every acknowledgement before
         # Of a consumer that is called off, what it was given stays with the channel.
@@ -160,11 +164,13 @@ class OnRabbitMQ:
         if not batch:  # the consumer that others have made the only one keeps it from this one, and from no get
             single = self._channel.basic_get(self._queue, no_ack=False)
             batch.extend([] if single is None else [single])
+        self._asking = False
         return batch
 
     def _reopen(self, pause: float) -> None:
         self._left, self._unsure = self._left + self._unsure, 0
         self._ground()
+        self._asking = False
         self._connection.collect()
         time.sleep(pause)
         with suppress(*self._passing):  # the next pass meets it again

@@ -16,7 +16,7 @@ from ._canary import forget
 from ._correct import Correction
 from ._entry import Entry, Shelf
 from ._ledger import Ledger
-from ._undisturbed import undisturbed
+from ._undisturbed import between_letters, pause
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -92,7 +92,7 @@ class Pace:
     def wait(self) -> None:
         """Sleep until the next letter may go."""
         if self._gap:
-            time.sleep(max(0.0, self._next - time.monotonic()))
+            pause(self._next - time.monotonic())
             self._next = max(self._next, time.monotonic()) + self._gap
 
 
@@ -148,10 +148,10 @@ class Replayer:
         self._watched = {} if watched else None
         try:
             for entry in entries:
+                between_letters()
                 self._meet(shelf, entry, target)
         except KeyboardInterrupt:
-            with undisturbed():
-                shelf.settle()  # so that what is on its way is counted
+            shelf.settle()  # so that what is on its way is counted
             raise
         return self._watched or {}
 
@@ -198,9 +198,8 @@ class Replayer:
         if self._watched is not None:
             # An outcome that an earlier replay of this letter left there is not the one that is waited for.
             forget(self._app, entry.letter.replay_id)
-        with undisturbed():
-            self._ledger.put(entry.letter.id, _FLYING)
-            shelf.resend(entry, message, target, self._told, keyed=self._is_keyed(entry.letter.task))
+        self._ledger.put(entry.letter.id, _FLYING)
+        shelf.resend(entry, message, target, self._told, keyed=self._is_keyed(entry.letter.task))
 
     def _is_keyed(self, name: str | None) -> bool:
         """Whether a message that is sent twice is done once, as far as this app knows."""

@@ -11,6 +11,7 @@ from .._queues import dead_queue
 from ..exceptions import ConfigurationError
 from ._canary import Trouble, expect_backend, unhappy
 from ._replay import Replayed, Replayer
+from ._undisturbed import between_letters, pause, undisturbed
 from ._walk import Walk, ledger_in
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ def replayed(
         patience: How long those may take.
         to: The queue that all are sent to, if one is named.
     """
+    with undisturbed():
+        return _rounds(walk, replayer, tried_on=tried_on, canary=canary, patience=patience, to=to)
+
+
+def _rounds(
+    walk: Walk, replayer: Replayer, *, tried_on: bool, canary: int | None, patience: timedelta, to: str | None
+) -> Replayed:
     if tried_on:
         _try_on(walk, replayer)
     if canary is not None:
@@ -77,6 +85,7 @@ def _try_on(walk: Walk, replayer: Replayer) -> None:
     with ExitStack() as stack:
         shelf = walk.open(stack)
         for entry in walk.entries(shelf, ledger_in(stack)):
+            between_letters()
             replayer.message_of(entry)
 
 
@@ -102,7 +111,7 @@ def _letters_of(trouble: Trouble, walk: Walk, to: str | None) -> dict[str, str]:
                         found[entry.letter.id] = queue
         if len(found) >= len(trouble.died) or time.monotonic() > deadline:
             return found
-        time.sleep(_AGAIN)
+        pause(_AGAIN)
 
 
 def _told(trouble: Trouble, again: dict[str, str]) -> str:
