@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -82,3 +84,31 @@ def corner(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> Iterato
     }
     with floor(environment, tmp_path) as made:
         yield made
+
+
+@pytest.fixture(params=[RedisServer, RabbitServer])
+def server(request: Any) -> Iterator[Any]:
+    """A broker of the test's own, which it may stop, and whose counts are of this test alone."""
+    made = request.param()
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own(server: Any, database: str, tmp_path: Path) -> Iterator[Floor]:
+    """A corner on that broker; store, results and traces are elsewhere, and stay."""
+    broker = server.url if isinstance(server, RabbitServer) else server.url()
+    settings = {"FLOOR_BROKER": broker, "FLOOR_BACKEND": database, "FLOOR_STORE": database, "FLOOR_TRACES": database}
+    with floor(settings, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def queue() -> str:
+    return f"r-{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture
+def dead(queue: str) -> str:
+    return f"{queue}.dead"

@@ -36,16 +36,6 @@ EVIL = "\x1b[2J\x1b]0;owned\x07 \u202eback [bold]markup[/bold]"
 
 
 @pytest.fixture
-def queue() -> str:
-    return f"c-{uuid.uuid4().hex[:10]}"
-
-
-@pytest.fixture
-def dead(queue: str) -> str:
-    return f"{queue}.dead"
-
-
-@pytest.fixture
 def app(broker: str, queue: str) -> Any:
     made = Celery("commands", broker=broker, set_as_current=False)
     patterns.use_patterns(made)

@@ -7,15 +7,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
 from .endings import call, raw
-from .harness import Floor, floor
-from .servers import RabbitServer, RedisServer
+from .harness import Floor
+from .servers import RabbitServer
 from .tap import ACK, REJECT, Tap
 
 #: How long the queue is away, in seconds.
@@ -39,23 +38,6 @@ def refusing(shop: Floor) -> Iterator[None]:
     with shop.app.connection_for_write() as connection:
         channel = connection.default_channel
         channel.client.delete(shop.dead) if on_redis else channel.queue_delete(shop.dead)
-
-
-@pytest.fixture(params=[RedisServer, RabbitServer])
-def server(request: Any) -> Iterator[Any]:
-    """A broker of the test's own: what it counts is counted of this test alone."""
-    made = request.param()
-    made.start()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def own(server: Any, database: str, tmp_path: Path) -> Iterator[Floor]:
-    broker = server.url if isinstance(server, RabbitServer) else server.url()
-    settings = {"FLOOR_BROKER": broker, "FLOOR_BACKEND": database, "FLOOR_STORE": database, "FLOOR_TRACES": database}
-    with floor(settings, tmp_path) as made:
-        yield made
 
 
 class _Watch:

@@ -2,32 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from .harness import Floor, floor
-from .servers import RabbitServer, RedisServer
-
-
-@pytest.fixture(params=[RedisServer, RabbitServer])
-def server(request: Any) -> Iterator[Any]:
-    """A broker of the test's own, which it may stop."""
-    made = request.param()
-    made.start()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def own(server: Any, database: str, tmp_path: Path) -> Iterator[Floor]:
-    """A worker's corner on that broker; store, results and traces are elsewhere, and stay."""
-    broker = server.url if isinstance(server, RabbitServer) else server.url()
-    settings = {"FLOOR_BROKER": broker, "FLOOR_BACKEND": database, "FLOOR_STORE": database, "FLOOR_TRACES": database}
-    with floor(settings, tmp_path) as made:
-        yield made
+from .harness import Floor
 
 
 def _go_away_and_come_back(server: Any, own: Floor) -> None:

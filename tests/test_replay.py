@@ -50,16 +50,6 @@ from .here import run_here
 from .servers import RabbitServer, RedisServer, wait_until
 
 
-@pytest.fixture
-def queue() -> str:
-    return f"r-{uuid.uuid4().hex[:10]}"
-
-
-@pytest.fixture
-def dead(queue: str) -> str:
-    return f"{queue}.dead"
-
-
 def made(broker: str, queue: str, backend: str | None = None) -> Celery:
     app = Celery("replays", broker=broker, backend=backend, set_as_current=False)
     patterns.use_patterns(app)

@@ -30,16 +30,6 @@ from .test_replay import failing, made, messages, written_by_hand
 
 
 @pytest.fixture
-def queue() -> str:
-    return f"r-{uuid.uuid4().hex[:10]}"
-
-
-@pytest.fixture
-def dead(queue: str) -> str:
-    return f"{queue}.dead"
-
-
-@pytest.fixture
 def app(broker: str, queue: str) -> Iterator[Celery]:
     app = made(broker, queue)
     yield app

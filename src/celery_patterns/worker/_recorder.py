@@ -238,9 +238,10 @@ class Recorder:
         if backlog is None or connection != self._connection:
             return
         try:
-            for _ in range(
-                len(backlog.burials)
-            ):  # what threads add meanwhile has its turn after the event loop's others
+            # What threads add meanwhile has its turn later; a connection that is lost meanwhile takes some out.
+            for _ in range(len(backlog.burials)):
+                if not backlog.burials:
+                    break
                 burial = backlog.burials.popleft()
                 trouble = self._trouble_with(burial)
                 if trouble is not None:
