@@ -104,7 +104,7 @@ def test_without_an_app_it_says_which_is_missing() -> None:
 
 def test_the_queue_is_the_one_that_the_tasks_name(app: Celery, dead: str, three: list[str]) -> None:
     """The only one that holds letters; of several, which hold how many is told, and one is to be chosen."""
-    other = f"other-{dead}"
+    other = f"z-{dead}"
 
     @app.task(shared=False, name="other")
     @dead_letter(other)
@@ -129,14 +129,14 @@ def test_stats_show_every_queue_that_holds_letters(app: Celery, queue: str, dead
     def plain() -> None: ...
 
     @app.task(shared=False, name="other")
-    @dead_letter(f"other-{dead}")
+    @dead_letter(f"z-{dead}")
     def other() -> None: ...
 
-    assert dead_queues(app) == sorted([dead, f"{routed}.dead", f"other-{dead}"])
+    assert dead_queues(app) == sorted([dead, f"{routed}.dead", f"z-{dead}"])
     written_by_hand(app, f"{routed}.dead", task="nobody.knows", reason="unknown_task")
     told = run(app, "stats").stdout
     assert told.index(f"3 letters in {dead}.") < told.index(f"1 letter in {routed}.dead.")
-    assert f"other-{dead}" not in told
+    assert f"z-{dead}" not in told
     causes = lines(run(app, "stats", "--json"))
     assert [(cause["queue"], cause["count"]) for cause in causes] == [(dead, 3), (f"{routed}.dead", 1)]
     (one,) = lines(run(app, "stats", "--json", "-Q", f"{routed}.dead"))
