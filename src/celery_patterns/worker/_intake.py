@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
@@ -150,7 +151,8 @@ def _flaw_of(message: Message) -> str | None:
 
 
 def _flaw_of_headers(headers: Mapping[Any, Any]) -> str | None:
-    # Of every message: what is a call more here is a percent of what a worker can do.
+    if _usual(headers):
+        return None
     found = headers.get
     for name in _SINGLE:
         if isinstance(found(name), _CONTAINERS):
@@ -161,14 +163,32 @@ def _flaw_of_headers(headers: Mapping[Any, Any]) -> str | None:
     return None
 
 
+def _usual(headers: Mapping[Any, Any]) -> bool:
+    """Whether they are as nearly every message's: what is a call more here is a percent of what a worker can do."""
+    try:
+        single, (task, task_id, retries, limits, names, stamps) = _single(headers), _others(headers)
+    except KeyError:
+        return False
+    return (
+        _CONTAINER_TYPES.isdisjoint(map(type, single))
+        and type(task) is type(task_id) is str
+        and "" not in (task, task_id)
+        and type(retries) is int
+        and retries >= 0
+        and limits in _USUAL_LIMITS
+        and not names
+        and not stamps
+    )
+
+
 def _flaw_of_body(payload: Any) -> str | None:
     if isinstance(payload, dict):
         return None if "args" in payload else "its body is a mapping without args"
-    if not isinstance(payload, list | tuple) or len(payload) != len(("args", "kwargs", "embedded")):
+    if not isinstance(payload, _LISTS) or len(payload) != len(("args", "kwargs", "embedded")):
         return "its body is not [args, kwargs, embedded]"
     args, kwargs, embedded = payload
     embedded = embedded or {}
-    if not isinstance(args, list | tuple) or not isinstance(kwargs, dict) or not isinstance(embedded, dict):
+    if not isinstance(args, _LISTS) or not isinstance(kwargs, dict) or not isinstance(embedded, dict):
         return "its body is not [args, kwargs, embedded]"
     return _flaw_of_embedded(embedded)
 
@@ -216,8 +236,11 @@ def _mapping(value: Any) -> bool:
     return not value or isinstance(value, dict)
 
 
-_CONTAINERS = (list, tuple, dict)
+_LISTS = (list, tuple)
+_CONTAINERS = (*_LISTS, dict)
+_CONTAINER_TYPES = frozenset(_CONTAINERS)
 _NO_LIMITS = [None, None]
+_USUAL_LIMITS = (_NO_LIMITS, None)
 
 #: The headers that Celery compares, counts with or looks up, and what it takes them for.
 _SINGLE = ("lang", "shadow", "root_id", "parent_id", "group", "group_index", "origin", "replaced_task_nesting")
@@ -229,3 +252,5 @@ _OTHERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("stamped_headers", _names, "a list of names"),
     ("stamps", _mapping, "a mapping"),
 )
+_single = itemgetter(*_SINGLE)
+_others = itemgetter(*(name for name, _, _ in _OTHERS))

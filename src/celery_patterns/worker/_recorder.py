@@ -146,15 +146,18 @@ class Recorder:
         deadline = time.monotonic() + min(PATIENCE, self._visibility() / 2)
         self._bury(_Burial(letter, copy, queue, task, done, back, deadline, message))
 
-    def await_start(self, request: Request) -> None:
-        """Remember a request until it is started or called off, when its starts are counted in the store."""
-        task = request.task
-        terms = task.plan.terms if task.plan is not None else None
-        if terms is None or terms.keyed or terms.crash_limit is None or request.delivery_info.get("redelivered"):
-            return
-        if wears_dead_letter(task) is not None:
-            with self._lock:
-                self._unstarted.add(request)
+    def await_start(self, request: Request) -> bool:
+        """Remember a request of a task that wears a ``dead_letter`` until it is started or called off.
+
+        Returns:
+            Whether there is something to remember: its starts are counted in the store, and this may be one.
+        """
+        terms = request.task.plan.terms
+        if terms.keyed or terms.crash_limit is None or request.delivery_info.get("redelivered"):
+            return False
+        with self._lock:
+            self._unstarted.add(request)
+        return True
 
     def started(self, request: Request) -> None:
         """The pool took it, or nobody will."""

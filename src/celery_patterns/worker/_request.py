@@ -50,15 +50,15 @@ class Request(request.Request):  # type: ignore[misc]
         if isinstance(task, PatternTask) and task.plan is not None and task.plan.terms.keyed:
             # Of this delivery, and of no message: a child that is lost held its key in this name.
             self.delivery_info[OWNER] = secrets.token_hex(8)
-        recorder = equipment_of(self.app).recorder
-        if recorder is not None:
-            recorder.await_start(self)
+        # Looked up once: every message asks for them at each of its steps.
+        self._recorder = recorder = equipment_of(self.app).recorder
+        self._pattern = wears_dead_letter(task) if recorder is not None else None
+        self._awaited = recorder is not None and self._pattern is not None and recorder.await_start(self)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Celery's door for a start."""
-        recorder = equipment_of(self.app).recorder
-        if recorder is not None:
-            recorder.started(self)
+        if self._awaited:
+            self._recorder.started(self)
         super().on_accepted(pid, time_accepted)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
@@ -86,7 +86,7 @@ class Request(request.Request):  # type: ignore[misc]
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Celery's door for time limits; the hard one comes by :meth:`on_failure` too, and first."""
-        if not soft and self._ending is None and self._keeps():
+        if not soft and self._ending is None and self._pattern is not None:
             self._ending = ("time_limit", TimeLimitExceeded(timeout), "")
         try:
             super().on_timeout(soft, timeout)
@@ -95,17 +95,15 @@ class Request(request.Request):  # type: ignore[misc]
 
     def revoked(self) -> bool:
         """Celery's door for tasks that are not to run any more."""
-        pattern = wears_dead_letter(self.task)
-        if pattern is not None and pattern.also and self._ending is None:
+        if self._pattern is not None and self._pattern.also and self._ending is None:
             self._ending = self._called_off("expired" if self.expires and self.maybe_expire() else "revoked")
             revoked = bool(super().revoked())
             if not revoked:
                 self._ending = None
         else:
             revoked = bool(super().revoked())
-        recorder = equipment_of(self.app).recorder
-        if revoked and recorder is not None:
-            recorder.started(self)
+        if revoked and self._awaited:
+            self._recorder.started(self)
         return revoked
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
@@ -127,8 +125,7 @@ class Request(request.Request):  # type: ignore[misc]
         super().cancel(pool, signal, *args, **kwargs)
 
     def _called_off(self, reason: str) -> Ending | None:
-        pattern = wears_dead_letter(self.task)
-        if pattern is None or reason not in pattern.also or not self._keeps():
+        if self._pattern is None or reason not in self._pattern.also:
             return None
         return reason, TaskRevokedError(reason), ""
 
@@ -155,20 +152,16 @@ class Request(request.Request):  # type: ignore[misc]
 
     def _refuse_eta(self) -> None:
         """Before it starts, Celery rejects only what is to wait for a moment that is none."""
-        if self._keeps():
+        if self._pattern is not None:
             self._ending = ("malformed", InvalidTaskError("its eta is no time that the worker can wait for"), "")
-        recorder = equipment_of(self.app).recorder
-        if recorder is not None:
-            recorder.started(self)
-
-    def _keeps(self) -> bool:
-        return wears_dead_letter(self.task) is not None and equipment_of(self.app).recorder is not None
+        if self._awaited:
+            self._recorder.started(self)
 
     def _ending_of(self, exc_info: Any, *, from_child: bool) -> Ending | None:
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
-        if not self._keeps() or isinstance(error, Retry | Ignore) or (isinstance(error, Reject) and error.requeue):
+        if self._pattern is None or isinstance(error, Retry | Ignore) or (isinstance(error, Reject) and error.requeue):
             return None
         reason = _reason(error)
         if from_child and reason == "failed" and getattr(exc_info, KEPT, False):
@@ -187,7 +180,7 @@ class Request(request.Request):  # type: ignore[misc]
         self._recorded = True
         assert self._ending is not None
         reason, error, trace = self._ending
-        equipment_of(self.app).recorder.record(
+        self._recorder.record(
             self.message,
             reason,
             error,
