@@ -8,18 +8,23 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 
 from celery_patterns import dead_letters
+from celery_patterns.letters import _rabbitmq
 from celery_patterns.letters._undisturbed import undisturbed
 
 from .harness import ROOT, Floor
-from .servers import wait_until
+from .servers import RabbitServer, RedisServer, wait_until
+from .test_cli import run
 from .test_replay import declare, fill, messages, standing, written_by_hand
 
 
@@ -44,11 +49,11 @@ def typed(shop: Floor, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def interrupted(shop: Floor, *arguments: str, when: Any) -> tuple[str, str, int]:
+def interrupted(shop: Floor, *arguments: str, when: Any, by: signal.Signals = signal.SIGINT) -> tuple[str, str, int]:
     """Interrupt it at a moment; what it said, and how many letters it named."""
     with typed(shop, *arguments) as process:
         wait_until(when, 60, "the moment")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(by)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert "Traceback" not in err
@@ -102,6 +107,69 @@ def test_a_replay(shop: Floor, task: str, more: list[str]) -> None:
     assert again.returncode == 0
     sent = [message.headers["id"] for message in messages(shop.app, shop.queue)]
     assert (len(sent), set(sent)) == (30, ids)
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
+def test_a_session_that_ends(shop: Floor, by: signal.Signals) -> None:
+    """What a container or a lost terminal sends is heard as Ctrl-C is."""
+    declare(shop.app, shop.queue)
+    fill(shop.app, shop.dead, 30)
+    _, _, count = interrupted(shop, "replay", "-y", "--rate", "20", when=lambda: there(shop, shop.queue) >= 3, by=by)
+    wait_until(lambda: there(shop, shop.dead) == 30 - count, 20, "the others stand there")
+    assert there(shop, shop.queue) == count
+
+
+@pytest.mark.parametrize("server", [RabbitServer], indirect=True)
+def test_a_wait_for_the_broker(server: Any, own: Floor) -> None:
+    """It says that it waits, and need not be sat out."""
+    declare(own.app, own.queue)
+    fill(own.app, own.dead, 30)
+    with typed(own, "replay", "-y", "--rate", "5") as process:
+        assert process.stderr is not None
+        wait_until(lambda: there(own, own.queue) >= 3, 60, "some are replayed")
+        server.stop()
+        assert process.stderr.readline() == "the broker has gone; it is waited for, up to 30 seconds\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    server.start()
+    assert process.returncode == 130
+    named = re.search(r"Interrupted: (\d+) letters of", err)
+    assert named is not None, err
+    assert there(own, own.dead) == 30 - int(named[1])
+
+
+def test_a_broker_that_goes_and_stays_away(server: Any, own: Floor, monkeypatch: Any) -> None:
+    """What was done until then is told; called again, the command goes on."""
+    monkeypatch.setattr(_rabbitmq, "_PATIENCE", timedelta(seconds=2))
+    declare(own.app, own.queue)
+    ids = {written_by_hand(own.app, own.dead).replay_id for _ in range(40)}
+
+    def stop() -> None:
+        wait_until(lambda: there(own, own.queue) >= 3, 60, "some are replayed")
+        server.stop()
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    result = run(own.app, "replay", "-y", "--rate", "10", "--json", "-Q", own.dead)
+    stopping.join()
+    report = json.loads(result.stdout)
+    if isinstance(server, RedisServer):  # letters that were read before are told one by one
+        assert (result.exit_code, report["sent"] + report["failed"], report["stopped"]) == (1, 40, None)
+    else:
+        _expect_not_finished(own, result, report)
+    server.start()
+    assert 3 <= report["sent"] < 40
+    assert run(own.app, "replay", "-y", "-Q", own.dead).exit_code == 0
+    sent = [message.headers["id"] for message in messages(own.app, own.queue)]
+    assert set(sent) == ids
+    assert len(sent) <= 41  # the one in flight, on RabbitMQ
+
+
+def _expect_not_finished(own: Floor, result: Result, report: dict[str, Any]) -> None:
+    told = f"Not finished: {report['sent']} letters of {own.dead} were replayed. The others stay in the queue"
+    assert (result.exit_code, told in result.stderr) == (1, True), result.output
+    assert "Error: the broker at " in result.stderr
+    assert report["stopped"] not in (None, "interrupted")
 
 
 def test_a_wait_for_canaries(shop: Floor) -> None:

@@ -1,4 +1,4 @@
-"""What the commands do to letters, with a bar, and what they say when Ctrl-C ends them."""
+"""What the commands do to letters, with a bar, and what they say when something ends them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ._screens import visible
 from ._terminal import NOT_ALL_DONE, ask, bar_of, count_of, end, json_line, stoppable
 from .exceptions import PublishFailed
 from .letters import Cause, Replayed
@@ -32,12 +33,14 @@ def replayed(chosen: Target, how: dict[str, Any], *, yes: bool, as_json: bool) -
     """Replay the letters, after asking for it; they are counted for the question and for the bar only."""
     count = chosen.counted() if sys.stderr.isatty() or not yes else 0
     if count and not yes:
-        ask(f"Replay {count_of(count)} of {chosen.shown_queue}?")
+        to = "" if how["to"] is None else f" to {visible(how['to'])}"
+        new = "".join(f", with a new {visible(name)}" for name in how["correct"])
+        ask(f"Replay {count_of(count)} of {chosen.shown_queue}{to}{new}?")
     sent = failed = 0
 
-    def so_far() -> str:
+    def so_far(stopped: str) -> str:
         if as_json:
-            json_line(asdict(Replayed(sent=sent, failed=failed, stopped="interrupted")))
+            json_line(asdict(Replayed(sent=sent, failed=failed, stopped=stopped)))
         done = f"{count_of(sent)} of {chosen.shown_queue} {were(sent)} replayed"
         return f"{done}. The others stay in the queue; the same command goes on with them."
 
@@ -55,7 +58,7 @@ def purged(chosen: Target, count: int, file: Path | None) -> int:
     """Delete so many letters, of which a copy stands in the file, if there is to be one."""
     done = 0
 
-    def so_far() -> str:
+    def so_far(_: str) -> str:
         kept = "" if file is None else f" {file} holds all that were to be deleted."
         return f"{count_of(done)} of {chosen.shown_queue} {were(done)} deleted. The others stay in the queue.{kept}"
 
@@ -72,9 +75,9 @@ def purged(chosen: Target, count: int, file: Path | None) -> int:
 def exported(chosen: Target, file: Path | None) -> int:
     """Write the letters to a new file, or to stdout."""
     if file is None:
-        with stoppable(lambda: "what was written ends in the middle. All letters stay in the queue."):
+        with stoppable(lambda _: "what was written ends in the middle. All letters stay in the queue."):
             return chosen.letters.export(sys.stdout)
-    with stoppable(lambda: f"{file} was not written. All letters stay in the queue."), bar_of("Exported") as bar:
+    with stoppable(lambda _: f"{file} was not written. All letters stay in the queue."), bar_of("Exported") as bar:
         return chosen.letters.watched(bar.look).export(file)
 
 
@@ -98,7 +101,7 @@ def imported(chosen: Target, file: Path) -> Imported:
     """Put the letters of a file back; that of ``-`` is stdin."""
     count = Imported(chosen.shown_queue)
     try:
-        with stoppable(lambda: f"{count}. The same command goes on with the others."):
+        with stoppable(lambda _: f"{count}. The same command goes on with the others."):
             chosen.letters.restore(sys.stdin if str(file) == "-" else file, on_each=count.note)
     except PublishFailed as error:
         end(f"{error}. {count}. The same command goes on with the others", NOT_ALL_DONE)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
     _Type = click.ParamType
 
-__all__ = ["HELP", "JSON", "QUEUE", "REPLAY", "SELECTION", "YES", "NewValue", "Span"]
+__all__ = ["FILLED", "HELP", "JSON", "QUEUE", "REPLAY", "SELECTION", "YES", "NewValue", "Span"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -99,6 +99,12 @@ QUEUE = click.option(
     metavar="NAME",
     help="The dead-letter queue. May be left out when only one of the app's holds letters.",
 )
+FILLED = click.option(
+    "-Q",
+    "--queue",
+    metavar="NAME",
+    help="The dead-letter queue. May be left out when the app's tasks name only one.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object a line.")
 _FILTERS = (
     click.option("--task", metavar="NAME", help="Only letters of this task."),
@@ -108,7 +114,7 @@ _FILTERS = (
         metavar="REASON",
         help=f"Only of this reason: {', '.join(sorted(REASONS))}.",
     ),
-    click.option("--error", metavar="TYPE", help="Only of this type of error, for example ValueError."),
+    click.option("--error", metavar="TYPE", help="Only of this type of error, with its module or without: ValueError."),
     click.option(
         "--cause", metavar="CAUSE", help='Only of this cause, as "stats" shows it; the first characters will do.'
     ),
@@ -127,7 +133,7 @@ REPLAY = _options(
         "--canary",
         type=click.IntRange(1),
         metavar="N",
-        help="Replay N first, wait for their outcome, and stop if one dies again or takes too long. "
+        help="Replay the oldest N first, wait for their outcome, and stop if one dies again or takes too long. "
         "Needs a result backend.",
     ),
     click.option("--canary-timeout", type=Span(), help="How long the canaries may take; 5m by default."),
@@ -139,7 +145,8 @@ REPLAY = _options(
         multiple=True,
         help="Correct an argument. Where the letter holds a Decimal, a date and the like, the value is read as one: "
         "amount=9.90. Elsewhere it is JSON (5, true, [1, 2]), and what is no JSON is a text. "
-        "A number that is meant as a text needs its quotes: --set 'code=\"5\"'.",
+        "A number that is meant as a text needs its quotes: --set 'code=\"5\"'. "
+        "After an interruption go on with the same values.",
     ),
 )
 #: Celery's own commands have no -h; here either will do.

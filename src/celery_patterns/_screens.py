@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import unicodedata
 from collections.abc import Iterable
@@ -178,7 +179,19 @@ def letter_page(console: Console, letter: Letter, message: dict[str, Any] | None
         headers = {name: value for name, value in message["headers"].items() if name != LETTER}
         for name, values in (("headers", headers), ("properties", message["properties"])):
             _block(console, name, json.dumps(values, indent=2, ensure_ascii=False))
-        _block(console, "body", message.get("body", message.get("body_base64", "")))
+        _block(console, *_body(message))
+
+
+def _body(message: dict[str, Any]) -> tuple[str, str]:
+    """What stands above a message's body, and the body: as text, where it is one."""
+    kind = ", ".join(filter(None, ("body", message.get("content_type"), message.get("content_encoding"))))
+    if "body" in message:
+        return kind, message["body"]
+    data = base64.b64decode(message.get("body_base64", ""))
+    try:
+        return kind, data.decode()
+    except UnicodeDecodeError:
+        return f"{kind}, {len(data):,} bytes in base64", message["body_base64"]
 
 
 def _fields(name: str, value: Any) -> list[str]:

@@ -10,16 +10,17 @@ import click
 
 from ._screens import visible
 from ._terminal import bar_of, count_of
-from .exceptions import ConfigurationError, LetterNotFound
-from .letters import DeadLetters, dead_letters, dead_queues, named_queues, standing
+from .exceptions import ConfigurationError
+from .letters import DeadLetters, dead_letters, dead_queues, named_queues, refuse_consumed, standing
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["Target", "queue_to_fill", "target", "targets"]
+__all__ = ["Target", "nowhere", "queue_to_fill", "target", "targets"]
 
-#: How many tasks are named where none of them was meant.
+#: How many tasks, reasons or errors are named where none of them was meant, and how.
 _NAMED = 10
+_KINDS = {"task": "of", "reason": "of the reason", "error": "of the error"}
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Target:
         app: The app.
         letters: The letters.
         words: The options that chose them.
+        limit: How many they are at most.
     """
 
     app: Celery
     letters: DeadLetters
     words: frozenset[str]
+    limit: int | None = None
 
     @property
     def queue(self) -> str:
@@ -50,24 +53,35 @@ class Target:
             return len(self.letters.watched(bar.look))
 
     def total(self, count: int, standing: int) -> str:
-        """How many were found, of how many that stand there."""
+        """How many were found, of how many messages that stand there: letters of one death, and some that are none."""
         if not count:
             return self.nothing()
-        if not self.words or standing <= count:
-            return f"{count_of(count)} in {self.shown_queue}."
-        if self.words == {"limit"}:
-            return f"The oldest {count:,} of {count_of(standing)} in {self.shown_queue}."
-        return f"{count:,} of {count_of(standing)} in {self.shown_queue} match{'' if count > 1 else 'es'}."
+        filtered = bool(self.words - {"limit"})
+        found, match = count_of(count), "match" if count > 1 else "matches"
+        if count < standing and count == self.limit:  # others may match, too, and were not looked at
+            which = f" that {match}," if filtered else ""
+            return f"The oldest {found}{which} of {standing:,} messages in {self.shown_queue}."
+        if count < standing and filtered:
+            return f"{found} of {standing:,} messages in {self.shown_queue} {match}."
+        return f"{found} in {self.shown_queue}."
 
     def nothing(self) -> str:
         """That none was found, and what stands there instead."""
-        tasks = Counter(letter.task or "-" for letter in dead_letters(self.app, self.queue))
-        if not tasks:
-            return f"0 letters in {self.shown_queue}."
-        text = f"0 of {count_of(tasks.total())} in {self.shown_queue} match."
-        if "task" in self.words:
-            named = ", ".join(f"{visible(task)} ({count:,})" for task, count in tasks.most_common(_NAMED))
-            text += f" There are letters of {named}{' and others' if len(tasks) > _NAMED else ''}."
+        kinds: dict[str, Counter[str]] = {word: Counter() for word in _KINDS}
+        total = 0
+        for letter in dead_letters(self.app, self.queue):
+            total += 1
+            for word, counter in kinds.items():
+                counter[getattr(letter, word) or "-"] += 1
+        if not total:
+            return f"0 letters in {self.shown_queue}{unseen(self.app)}."
+        text = f"0 of {count_of(total)} in {self.shown_queue} match."
+        for word, counter in kinds.items():
+            if word in self.words:
+                named = ", ".join(f"{visible(kind)} ({count:,})" for kind, count in counter.most_common(_NAMED))
+                text += f" There are letters {_KINDS[word]} {named}{' and others' if len(counter) > _NAMED else ''}."
+        if "cause" in self.words:
+            text += ' See the causes with "stats".'
         return text
 
 
@@ -83,12 +97,24 @@ def target(ctx: click.Context, filters: dict[str, Any]) -> Target:
 
 def targets(ctx: click.Context, filters: dict[str, Any]) -> list[Target]:
     """The same in all the queues that hold letters, when none is named."""
-    app, queue = _app_of(ctx), filters.get("queue")
-    held = [] if queue is not None else list(_held(app))
-    if not held or _in_one(filters):
+    if filters["queue"] is not None or _in_one(filters):
         return [target(ctx, filters)]
+    app = _app_of(ctx)
     filters.pop("queue")
-    return [_chosen(app, queue, filters) for queue in held]
+    return [_chosen(app, queue, filters) for queue in _held(app)]
+
+
+def nowhere(ctx: click.Context) -> str:
+    """That no queue holds letters, and which were looked at."""
+    app = _app_of(ctx)
+    return f"0 letters in {', '.join(map(visible, dead_queues(app)))}{unseen(app)}."
+
+
+def unseen(app: Celery) -> str:
+    """What must be said beside a count of nothing."""
+    with app.connection_for_read() as connection:
+        held = connection.transport.driver_type == "amqp"
+    return "; those that somebody is reading or replaying are not seen on RabbitMQ" if held else ""
 
 
 def _in_one(filters: dict[str, Any]) -> bool:
@@ -97,12 +123,15 @@ def _in_one(filters: dict[str, Any]) -> bool:
 
 
 def queue_to_fill(ctx: click.Context, queue: str | None) -> Target:
-    """The queue that letters are put back into: any one that is named, or the only one that the app's tasks name."""
+    """The queue that letters are put back into: the one that is named, or the only one that the app's tasks name."""
     app = _app_of(ctx)
     named = named_queues(app)
     if queue is None and len(named) != 1:
         known = f"the app's tasks name {', '.join(named)}" if named else "none of the app's tasks wears dead_letter"
         raise ConfigurationError(f"which queue? {known}. Pass -Q with one")
+    if queue is not None:
+        refuse_consumed(app, queue)
+        _expect_queue(app, queue)
     return Target(app, dead_letters(app, queue or named[0]), frozenset())
 
 
@@ -130,7 +159,7 @@ def _only(queues: list[str], held: dict[str, int], named: list[str]) -> str:
 def _expect_queue(app: Celery, queue: str) -> None:
     known = dead_queues(app)
     if queue not in known and not standing(app, [queue]):
-        raise LetterNotFound(
+        raise ConfigurationError(
             f"there is no queue {queue} on the broker; the app's dead-letter queues are {', '.join(known)}"
         )
 
@@ -143,7 +172,7 @@ def _chosen(app: Celery, queue: str, filters: dict[str, Any]) -> Target:
         words["id"] = _whole_id(found, short_id)
     if short_cause is not None:
         words["cause"] = _whole_cause(found, short_cause)
-    return Target(app, found.where(**words), frozenset(words))
+    return Target(app, found.where(**words), frozenset(words), words.get("limit"))
 
 
 def _whole_id(found: DeadLetters, short: str) -> str:
@@ -151,7 +180,10 @@ def _whole_id(found: DeadLetters, short: str) -> str:
 
     Raises:
         LetterNotFound: When none does.
+        ConfigurationError: When several do.
     """
+    if not short:
+        raise ConfigurationError("expected the first characters of a letter's id, got ''")
     ids: list[str] = []
     for letter in found:
         if letter.id == short:
@@ -164,9 +196,8 @@ def _whole_id(found: DeadLetters, short: str) -> str:
 
 
 def _whole_cause(found: DeadLetters, short: str) -> str:
+    """The cause that begins like this; one that is not there any more matches nothing."""
     known = [cause.fingerprint for cause in found.stats() if cause.fingerprint.startswith(short)]
     if len(known) > 1:
         raise ConfigurationError(f"{len(known)} causes begin with {short}, for example {known[0]} and {known[1]}")
-    if not known:
-        raise LetterNotFound(f'no letter in {found.queue} died of a cause {short}; see the causes with "stats"')
-    return known[0]
+    return known[0] if known else short

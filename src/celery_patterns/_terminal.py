@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -48,7 +50,8 @@ _SHORT, _REDRAWN = 1.0, 0.1
 def told(ctx: click.Context) -> Iterator[None]:
     """Whatever goes wrong is one line, without a password."""
     try:
-        yield
+        with _ended_by_any():
+            yield
     except (ConfigurationError, UnsafeValue) as error:
         end(str(error), WRONG_USE)
     except PatternsError as error:
@@ -67,13 +70,39 @@ def told(ctx: click.Context) -> Iterator[None]:
 
 
 @contextmanager
-def stoppable(said: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C ends the command, with a line that says how far it came."""
+def _ended_by_any() -> Iterator[None]:
+    """The signals of a container or a session that ends are heard as Ctrl-C is."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    heard: list[signal.Signals] = []
+    if not ignored and threading.current_thread() is threading.main_thread():
+        both = (signal.SIGTERM, signal.SIGHUP)
+        heard = [number for number in both if signal.getsignal(number) is signal.SIG_DFL]
+    for number in heard:
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def stoppable(said: Callable[[str], str]) -> Iterator[None]:
+    """However the command ends before its work does, a line says how far it came.
+
+    Args:
+        said: That line; given what ended it.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        say(f"Interrupted: {said()}", err=True)
+        say(f"Interrupted: {said('interrupted')}", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
+    except (PatternsError, BrokenPipeError):
+        raise  # before anything was done; and nobody is there to be told
+    except Exception as error:
+        say(f"Not finished: {said(type(error).__name__)}", err=True)
+        raise
 
 
 def end(text: str, code: int) -> None:
@@ -97,7 +126,7 @@ def _unreachable(app: Celery, error: BaseException) -> str:
     connection = app.connection_for_read()
     text = str(error) or type(error).__name__
     said = text.replace(connection.password, "**") if connection.password else text
-    return f"the broker at {connection.as_uri()}: {said}"
+    return f"the broker at {connection.as_uri()} cannot be used: {said}. Does it run, and is this the app's broker_url?"
 
 
 def with_rich(screen: _F) -> _F:

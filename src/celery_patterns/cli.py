@@ -19,10 +19,10 @@ from celery.bin.base import handle_preload_options
 
 from ._acts import exported, imported, purged, replayed, tried
 from ._letter import Letter
-from ._options import HELP, JSON, QUEUE, REPLAY, SELECTION, YES, Span
+from ._options import FILLED, HELP, JSON, QUEUE, REPLAY, SELECTION, YES, Span
 from ._reports import dry_run_told, replay_told
 from ._screens import causes_table, facts_of, letter_page, letters_table
-from ._targets import Target, queue_to_fill, target, targets
+from ._targets import Target, nowhere, queue_to_fill, target, targets
 from ._terminal import (
     NOT_ALL_DONE,
     STOPPED,
@@ -62,6 +62,8 @@ def letters() -> None:
     """Dead letters: look at them, replay them, keep them in a file.
 
     Start with "stats": what died, of what, how often.
+
+    On RabbitMQ a command does not see the letters that another one is reading or replaying at that moment.
     """
 
 
@@ -77,7 +79,10 @@ def stats(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
     """
     with told(ctx):
         table = None if as_json else with_rich(causes_table)
-        for number, chosen in enumerate(targets(ctx, filters)):
+        found = targets(ctx, filters)
+        if table is not None and not found:
+            say(nowhere(ctx))
+        for number, chosen in enumerate(found):
             with bar_of(f"Reading {chosen.shown_queue}") as bar:
                 causes = chosen.letters.watched(bar.look).stats()
             if table is None:
@@ -140,7 +145,8 @@ def show(ctx: click.Context, /, id_: str, queue: str | None, body: bool, as_json
 def replay(ctx: click.Context, /, as_json: bool, yes: bool, canary_timeout: timedelta | None, **options: Any) -> None:
     """Send letters' messages to where they came from, and take each letter out.
 
-    Killed at any time and called again, it loses no letter. A letter that cannot be sent stays where it is.
+    Killed at any time and called again, it loses no letter. On RabbitMQ the one that was on its way may be sent twice, under
+    one task id: that a key absorbs. A letter that cannot be sent stays where it is.
     """
     with told(ctx):
         how = {name: options.pop(name) for name in ("rate", "canary", "to")}
@@ -189,6 +195,8 @@ def purge(
 
     Only what stands in the file is deleted.
     """
+    if no_export and output is not None:
+        raise click.UsageError("-o and --no-export contradict each other; expected one of them", ctx)
     with told(ctx):
         chosen = _older(target(ctx, filters), older_than)
         count = chosen.counted()
@@ -198,7 +206,7 @@ def purge(
         if file is not None:
             exported(chosen, file)
         deleted = purged(chosen, count, file) if count else 0
-        kept = "" if file is None else f" They are in {file}."
+        kept = "" if file is None else f" A copy is in {file}."
         if as_json:
             json_line({"purged": deleted, "file": None if file is None else str(file)})
         else:
@@ -226,13 +234,13 @@ def export(ctx: click.Context, /, output: Path | None, **filters: Any) -> None:
 
 @letters.command(name="import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True))
-@QUEUE
+@FILLED
 @JSON
 @click.pass_context
 def import_(ctx: click.Context, /, file: Path, queue: str | None, as_json: bool) -> None:
     """Put letters out of a FILE of "export" back into the queue. "-" is stdin.
 
-    One that stands there already is left out. Without -Q it is the queue that the app's tasks name, if that is one.
+    One that stands there already is left out.
     """
     with told(ctx):
         chosen = queue_to_fill(ctx, queue)
@@ -246,7 +254,7 @@ def import_(ctx: click.Context, /, file: Path, queue: str | None, as_json: bool)
 def _older(chosen: Target, older_than: timedelta | None) -> Target:
     if older_than is None:
         return chosen
-    return Target(chosen.app, chosen.letters.where(until=older_than), chosen.words | {"until"})
+    return Target(chosen.app, chosen.letters.where(until=older_than), chosen.words | {"until"}, chosen.limit)
 
 
 def _once_each(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:

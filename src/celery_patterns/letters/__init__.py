@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from ._causes import Cause
-from ._known import dead_queues, named_queues, standing
+from ._known import dead_queues, named_queues, refuse_consumed, standing
 from ._replay import Failure, Replayed
 from ._selection import CANARY_PATIENCE, DeadLetters, dead_letters
 from ._typed import Typed
@@ -26,5 +26,6 @@ __all__ = [
     "dead_letters",
     "dead_queues",
     "named_queues",
+    "refuse_consumed",
     "standing",
 ]

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from .._plan import Layer
 from .._queues import dead_queue
 from .._task import PatternTask
+from ..exceptions import ConfigurationError
 from ._walk import Walk
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["dead_queues", "named_queues", "standing"]
+__all__ = ["dead_queues", "named_queues", "refuse_consumed", "refuse_unconsumed", "standing"]
 
 _CELERYS_OWN = "celery."
 
@@ -39,6 +40,31 @@ def dead_queues(app: Celery) -> list[str]:
     named = named_queues(app)
     queues = {_queue_of(app, name, task) for name, task in _tasks(app)} | {str(name) for name in app.amqp.queues}
     return sorted({*named, *(dead_queue(queue) for queue in queues - {*named})})
+
+
+def refuse_consumed(app: Celery, queue: str) -> None:
+    """Refuse to put letters where the app's tasks go: a worker would run them.
+
+    Raises:
+        ConfigurationError: When it is such a queue.
+    """
+    if queue in _consumed(app):
+        raise ConfigurationError(f"{queue} is where the app's tasks go; expected a dead-letter queue")
+
+
+def refuse_unconsumed(app: Celery, queue: str) -> None:
+    """Refuse to send tasks to a dead-letter queue, which no worker consumes.
+
+    Raises:
+        ConfigurationError: When it is one of the app's.
+    """
+    if queue in dead_queues(app) and queue not in _consumed(app):
+        raise ConfigurationError(f"{queue} is for dead letters; expected a queue that a worker consumes")
+
+
+def _consumed(app: Celery) -> set[str]:
+    tasks = {_queue_of(app, name, task) for name, task in _tasks(app)}
+    return {*tasks, str(app.conf.task_default_queue)} - {*named_queues(app)}
 
 
 def standing(app: Celery, queues: Iterable[str]) -> dict[str, int]:

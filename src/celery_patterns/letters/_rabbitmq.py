@@ -20,6 +20,7 @@ from .._task import PatternTask
 from ..exceptions import ConfigurationError, PublishFailed
 from ._entry import Entry, Look, Told, entry_of
 from ._flight import Flight
+from ._undisturbed import between_letters, pause
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -98,21 +99,23 @@ class OnRabbitMQ:
         standing = queue_length(self._connection, self._queue) or 0
         self._left, self._unsure = standing, 0
         looked = 0
-        deadline, pause = 0.0, 0.1
+        deadline, gap = 0.0, 0.1
         while True:
             try:
                 for entry in self._pass():
-                    looked, deadline, pause = looked + 1, 0.0, 0.1
+                    looked, deadline, gap = looked + 1, 0.0, 0.1
                     self._look(min(looked, standing), standing)
                     if entry is not None:
                         yield entry
                 return
             except self._passing:  # noqa: PERF203 - each pass is many letters
-                deadline = deadline or time.monotonic() + _PATIENCE.total_seconds()
+                if not deadline:
+                    _say_gone()
+                    deadline = time.monotonic() + _PATIENCE.total_seconds()
                 if time.monotonic() > deadline:
                     raise
-                self._reopen(pause)
-                pause = min(pause * 2, 2.0)
+                self._reopen(gap)
+                gap = min(gap * 2, 2.0)
 
     def _pass(self) -> Iterator[Entry | None]:
         if not self._left:
@@ -167,22 +170,22 @@ class OnRabbitMQ:
         self._asking = False
         return batch
 
-    def _reopen(self, pause: float) -> None:
+    def _reopen(self, gap: float) -> None:
         self._left, self._unsure = self._left + self._unsure, 0
         self._ground()
         self._asking = False
         self._connection.collect()
-        time.sleep(pause)
+        pause(gap)
         with suppress(*self._passing):  # the next pass meets it again
             self._open()
             self._await_return(_RETURN)
 
     def _await_return(self, seconds: float) -> None:
         """What was held comes back a moment after its channel has gone; fewer come when somebody else took some."""
-        deadline, pause = time.monotonic() + seconds, 0.001
+        deadline, gap = time.monotonic() + seconds, 0.001
         while (queue_length(self._connection, self._queue) or 0) < self._left and time.monotonic() < deadline:
-            time.sleep(pause)
-            pause = min(2 * pause, 0.1)
+            time.sleep(gap)
+            gap = min(2 * gap, 0.1)
 
     def remove(self, entry: Entry) -> bool:
         try:
@@ -217,9 +220,14 @@ class OnRabbitMQ:
     def _published(self, message: dict[str, Any], target: tuple[str, str]) -> PublishFailed | None:
         error = self._tried(message, target)
         if error is not None and self._patience and self._is_gone(error):
+            _say_gone()
             with suppress(OperationalError), self._app.connection_for_write() as again:
                 again.ensure_connection(
-                    timeout=_PATIENCE.total_seconds(), interval_start=0.1, interval_step=0.2, interval_max=2
+                    errback=lambda *_: between_letters(),
+                    timeout=_PATIENCE.total_seconds(),
+                    interval_start=0.1,
+                    interval_step=0.2,
+                    interval_max=2,
                 )
                 error = self._tried(message, target)
         return error
@@ -292,6 +300,10 @@ def _is_counted(task: Any, queue: str) -> bool:
     plan = task.plan if isinstance(task, PatternTask) else None
     buries = plan.buries if plan is not None else None
     return isinstance(buries, dead_letter) and (buries.queue, buries.queue_type) == (queue, "quorum")
+
+
+def _say_gone() -> None:
+    logger.warning("the broker has gone; it is waited for, up to %d seconds", _PATIENCE.total_seconds())
 
 
 def _not_tried() -> PublishFailed:

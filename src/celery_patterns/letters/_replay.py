@@ -53,7 +53,7 @@ class Replayed:
         sent: How many letters were replayed; in a dry run, how many would be.
         failed: How many could not be, and stay in the queue.
         failures: The first ten of those.
-        stopped: Why the canaries stopped the replay; None when they did not.
+        stopped: Why the canaries stopped the replay, or what ended the command before; None when nothing did.
         died_again: The letters that canaries left which died again: their ids, and the queues where they stand.
         dry_run: Whether nothing was sent.
         queues: In a dry run, how many letters would be sent to which queue.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .._queues import dead_queue
 from ..exceptions import ConfigurationError
 from ._canary import Trouble, expect_backend, unhappy
+from ._known import refuse_unconsumed
 from ._replay import Replayed, Replayer
 from ._undisturbed import between_letters, pause, undisturbed
 from ._walk import Walk, ledger_in
@@ -25,13 +26,14 @@ _LOOKED_FOR, _AGAIN = 3.0, 0.2
 
 
 def refuse_target(walk: Walk, to: str | None) -> None:
-    """Refuse what is no queue, and the queue of the letters itself."""
+    """Refuse what is no queue, and a queue of letters."""
     if to is None:
         return
     if not isinstance(to, str) or not 0 < len(to.encode()) <= _LONGEST_NAME:
         raise ConfigurationError(f"expected to to be a queue's name of at most 255 bytes, got {to!r}")
     if to == walk.queue:
         raise ConfigurationError(f"{to} is where the letters are; expected a queue that a worker consumes")
+    refuse_unconsumed(walk.app, to)
 
 
 def refuse_canary(app: Celery, canary: int | None, patience: timedelta) -> None:

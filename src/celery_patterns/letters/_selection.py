@@ -16,6 +16,7 @@ from ._correct import Correction
 from ._entry import Look
 from ._filter import checked, moment_of, narrowed
 from ._keep import exported, purged, restored
+from ._known import refuse_consumed
 from ._replay import Pace, Replayed, Replayer
 from ._rounds import refuse_canary, refuse_target, replayed
 from ._walk import Walk, ledger_in
@@ -298,7 +299,9 @@ class DeadLetters:
             How many were put back.
 
         Raises:
-            ConfigurationError: When the file is none of ours, before anything is put back.
+            ConfigurationError: When the file is none of ours, and when this is a queue that the app's tasks go to; before
+                anything is put back.
             PublishFailed: When the broker did not take a letter; those before it are back.
         """
+        refuse_consumed(self._app, self.queue)
         return restored(Walk(self._app, self.queue), file, on_each)

@@ -47,10 +47,9 @@ class Walk:
         self.queue = fitting(queue)
         self.chosen = chosen
         self.look = look
-        with app.connection_for_read() as connection:
-            kind = connection.transport.driver_type
+        kind = _kind_of(app)
         if kind not in _SHELVES:
-            raise ConfigurationError(f"dead_letters() reads RabbitMQ and Redis brokers; this app's broker is {kind!r}")
+            raise ConfigurationError(f"dead_letters() reads RabbitMQ and Redis brokers; this app's broker is {kind}")
         self.kind = kind
 
     def only(self, **words: Any) -> Walk:
@@ -87,6 +86,16 @@ class Walk:
                     yield entry
         finally:
             walk.close()  # type: ignore[attr-defined]
+
+
+def _kind_of(app: Celery) -> str:
+    try:
+        with app.connection_for_read() as connection:
+            return str(connection.transport.driver_type)
+    except ImportError as error:
+        return f"of a kind that is not installed: {error}"
+    except (KeyError, ValueError):  # their texts may quote the address, and a password in it
+        return "none that kombu knows"
 
 
 def ledger_in(stack: ExitStack) -> Ledger:
