@@ -21,11 +21,12 @@ from celery import Celery
 from celery.bin.base import CeleryOption
 from celery.bin.celery import celery as celerys_command
 from click.testing import CliRunner, Result
+from kombu import Queue
 
 import celery_patterns as patterns
 from celery_patterns import dead_letter, dead_letters
 from celery_patterns._letter import REASONS
-from celery_patterns.letters import dead_queues
+from celery_patterns.letters import _replay, dead_queues
 from celery_patterns.stores import MemoryStore
 
 from .harness import ROOT, Floor
@@ -368,7 +369,7 @@ def test_filters_are_those_of_python(app: Celery, dead: str, three: list[str]) -
         (["purge", "--yes", "--older-than", "-1d"], "--older-than"),
         (["show", ""], "expected the first characters of a letter's id, got ''"),
         (["purge", "--yes", "--no-export", "-o", "kept"], "-o and --no-export contradict each other"),
-        (["import", os.devnull, "-Q", "nope.dead"], "there is no queue nope.dead on the broker; the app's dead-letter"),
+        (["replay", "--yes", "--cause", ""], "expected the first characters of a cause, got ''"),
         (["export", "-o", "/nowhere/at/all"], "cannot be written"),
         (["import", __file__], "is no letter; expected a file that export has written; nothing was imported"),
         (["import", "no-such-file"], "does not exist"),
@@ -558,7 +559,30 @@ def test_letters_are_not_put_where_tasks_go(
     assert (result.exit_code, result.stdout, expected in result.stderr) == (2, "", True)
     with pytest.raises(patterns.exceptions.ConfigurationError, match="is where the app's tasks go"):
         dead_letters(app, queue).restore(file)
+    app.conf.task_queues = [Queue(queue), Queue("bulk"), Queue(dead)]
+    app.amqp.queues = app.amqp.Queues(app.conf.task_queues)
+    result = run(app, "import", str(file), "-Q", "bulk")
+    assert "bulk is where the app's tasks go; expected a dead-letter queue" in result.stderr
+    assert run(app, "import", str(file), "-Q", dead).stdout.endswith("3 stood there already.\n")
     assert messages(app, queue) == []
+
+
+def test_letters_may_be_put_where_the_app_knows_none(app: Celery, dead: str, three: list[str], tmp_path: Path) -> None:
+    """The dead-letter queue of a queue that only a worker's -Q names; a slip of the pen is seen."""
+    file = tmp_path / "letters.jsonl"
+    run(app, "export", "-o", str(file))
+    result = run(app, "import", str(file), "-Q", f"slow-{dead}")
+    assert result.stdout == f"3 letters were put back into slow-{dead}.\n"
+    assert result.stderr == f"slow-{dead} is none of the app's dead-letter queues {dead}.\n"
+
+
+def test_a_router_that_needs_arguments(app: Celery, dead: str, three: list[str], tmp_path: Path) -> None:
+    """It is asked without any, and what it would say is not known."""
+    app.conf.task_routes = (lambda name, args, kwargs, options, task=None, **_: {"queue": args[0]},)
+    assert "3 letters in" in run(app, "list", "-Q", dead).stdout
+    assert dead_letters(app, dead).export(file := tmp_path / "letters.jsonl") == 3
+    assert dead_letters(app, f"other-{dead}").restore(file) == 3
+    assert run(app, "replay", "-y", "-Q", dead, "--to", app.conf.task_default_queue).exit_code == 0
 
 
 def test_tasks_are_not_sent_where_letters_stand(app: Celery, dead: str, three: list[str]) -> None:
@@ -586,6 +610,8 @@ def test_a_body_that_is_no_json(app: Celery, dead: str, body: bytes, told: str, 
     letter = written_by_hand(app, dead, reason="unreadable", body=body)
     screen = run(app, "show", letter.id, "--body", columns=100).stdout
     assert f"\n{told}\n{shown}\n" in screen
+    evil = written_by_hand(app, dead, reason="content_type_refused", publish={"content_type": f"text/{EVIL}"})
+    assert "\x1b" not in run(app, "show", evil.id, "--body").stdout
 
 
 def test_an_export_is_for_a_pipe_or_a_file(app: Celery, dead: str, three: list[str], tmp_path: Path) -> None:
@@ -613,12 +639,38 @@ def test_a_broker_of_another_kind_is_one_line() -> None:
     """Also one whose transport is not installed."""
     for url, kind in (
         ("memory://", "memory"),
-        ("no.such:kind://", "none that kombu knows"),
         ("sqs://", "of a kind that is not installed: No module named"),
     ):
         result = run(Celery(broker=url, set_as_current=False), "list", "-Q", "q")
         assert (result.exit_code, result.stdout) == (2, "")
         assert f"reads RabbitMQ and Redis brokers; this app's broker is {kind}" in result.stderr
+
+
+def test_an_address_that_cannot_be_read() -> None:
+    """As with an unescaped character in its password, which is not shown."""
+    result = run(Celery(broker="redis://:hid/den@127.0.0.1:6379/0", set_as_current=False), "list", "-Q", "q")
+    assert (result.exit_code, result.stdout, "hid" in result.output) == (2, "", False)
+    assert "the app's broker_url cannot be read" in result.stderr
+
+
+def test_what_was_sent_before_an_error_of_ours_is_told(
+    app: Celery, queue: str, dead: str, three: list[str], monkeypatch: Any
+) -> None:
+    """As when the result backend goes away between two canaries."""
+    asked: list[str] = []
+
+    def forget(_: Celery, task_id: str) -> None:
+        asked.append(task_id)
+        if len(asked) > 2:
+            raise patterns.exceptions.BackendUnavailable("it is away")
+
+    monkeypatch.setattr(_replay, "forget", forget)
+    monkeypatch.setattr("celery_patterns.letters._selection.refuse_canary", lambda *_: None)
+    result = run(app, "replay", "-y", "--canary", "3", "--json")
+    told = f"Not finished: 2 letters of {dead} were replayed. The others stay in the queue"
+    assert (result.exit_code, told in result.stderr, "Error: it is away" in result.stderr) == (1, True, True)
+    assert (json.loads(result.stdout)["sent"], json.loads(result.stdout)["stopped"]) == (2, "BackendUnavailable")
+    assert len(messages(app, queue)) == 2
 
 
 def test_tables_need_rich_and_json_does_not(app: Celery, three: list[str], monkeypatch: Any) -> None:

@@ -44,7 +44,7 @@ def replayed(chosen: Target, how: dict[str, Any], *, yes: bool, as_json: bool) -
         done = f"{count_of(sent)} of {chosen.shown_queue} {were(sent)} replayed"
         return f"{done}. The others stay in the queue; the same command goes on with them."
 
-    with stoppable(so_far), bar_of("Replayed") as bar:
+    with stoppable(so_far, lambda: sent + failed), bar_of("Replayed") as bar:
 
         def step(_: Letter, error: PatternsError | None) -> None:
             nonlocal sent, failed
@@ -62,7 +62,7 @@ def purged(chosen: Target, count: int, file: Path | None) -> int:
         kept = "" if file is None else f" {file} holds all that were to be deleted."
         return f"{count_of(done)} of {chosen.shown_queue} {were(done)} deleted. The others stay in the queue.{kept}"
 
-    with stoppable(so_far), bar_of("Deleted") as bar:
+    with stoppable(so_far, lambda: done), bar_of("Deleted") as bar:
 
         def step(_: Letter) -> None:
             nonlocal done

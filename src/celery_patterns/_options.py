@@ -146,7 +146,7 @@ REPLAY = _options(
         help="Correct an argument. Where the letter holds a Decimal, a date and the like, the value is read as one: "
         "amount=9.90. Elsewhere it is JSON (5, true, [1, 2]), and what is no JSON is a text. "
         "A number that is meant as a text needs its quotes: --set 'code=\"5\"'. "
-        "After an interruption go on with the same values.",
+        "After an interruption go on with the same values: what was on its way is sent once more.",
     ),
 )
 #: Celery's own commands have no -h; here either will do.

@@ -184,7 +184,7 @@ def letter_page(console: Console, letter: Letter, message: dict[str, Any] | None
 
 def _body(message: dict[str, Any]) -> tuple[str, str]:
     """What stands above a message's body, and the body: as text, where it is one."""
-    kind = ", ".join(filter(None, ("body", message.get("content_type"), message.get("content_encoding"))))
+    kind = ", ".join(str(one) for one in ("body", message.get("content_type"), message.get("content_encoding")) if one)
     if "body" in message:
         return kind, message["body"]
     data = base64.b64decode(message.get("body_base64", ""))
@@ -217,6 +217,6 @@ def _block(console: Console, title: str, text: str) -> None:
     from rich.text import Text  # noqa: PLC0415 - an extra, and not paid for by other commands
 
     if text.strip():
-        console.print(Text(title, style="bold"))
+        console.print(Text(visible(title), style="bold"))
         console.print(Text(visible(text.strip("\n"), lines=True)), soft_wrap=True)
         console.print()

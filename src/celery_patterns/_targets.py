@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._screens import visible
-from ._terminal import bar_of, count_of
+from ._terminal import bar_of, count_of, say
 from .exceptions import ConfigurationError
 from .letters import DeadLetters, dead_letters, dead_queues, named_queues, refuse_consumed, standing
 
@@ -127,11 +127,13 @@ def queue_to_fill(ctx: click.Context, queue: str | None) -> Target:
     app = _app_of(ctx)
     named = named_queues(app)
     if queue is None and len(named) != 1:
-        known = f"the app's tasks name {', '.join(named)}" if named else "none of the app's tasks wears dead_letter"
-        raise ConfigurationError(f"which queue? {known}. Pass -Q with one")
+        names = f"the app's tasks name {', '.join(named)}" if named else "none of the app's tasks wears dead_letter"
+        raise ConfigurationError(f"which queue? {names}. Pass -Q with one")
     if queue is not None:
         refuse_consumed(app, queue)
-        _expect_queue(app, queue)
+        known = dead_queues(app)
+        if queue not in known:  # which it may be all the same, as that of a queue that only a worker's -Q names
+            say(f"{visible(queue)} is none of the app's dead-letter queues {', '.join(map(visible, known))}.", err=True)
     return Target(app, dead_letters(app, queue or named[0]), frozenset())
 
 
@@ -196,7 +198,13 @@ def _whole_id(found: DeadLetters, short: str) -> str:
 
 
 def _whole_cause(found: DeadLetters, short: str) -> str:
-    """The cause that begins like this; one that is not there any more matches nothing."""
+    """The cause that begins like this; one that is not there any more matches nothing.
+
+    Raises:
+        ConfigurationError: When several do.
+    """
+    if not short:
+        raise ConfigurationError("expected the first characters of a cause, got ''")
     known = [cause.fingerprint for cause in found.stats() if cause.fingerprint.startswith(short)]
     if len(known) > 1:
         raise ConfigurationError(f"{len(known)} causes begin with {short}, for example {known[0]} and {known[1]}")

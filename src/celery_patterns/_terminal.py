@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -42,6 +43,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 NOT_ALL_DONE, WRONG_USE, STOPPED, INTERRUPTED = 1, 2, 3, 130
 
+#: What is no broker's fault.
+_DISKS_OWN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+
 #: Seconds that need no bar, and between two looks of one.
 _SHORT, _REDRAWN = 1.0, 0.1
 
@@ -62,7 +66,8 @@ def told(ctx: click.Context) -> Iterator[None]:
         say("Interrupted. Nothing was changed.", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     except (OperationalError, OSError) as error:
-        end(_unreachable(ctx.obj.app, error), NOT_ALL_DONE)
+        own = isinstance(error, OSError) and error.errno in _DISKS_OWN
+        end(str(error) if own else _unreachable(ctx.obj.app, error), NOT_ALL_DONE)
     except Exception as error:
         if not isinstance(error, _brokers_own(ctx.obj.app)):
             raise
@@ -87,21 +92,26 @@ def _ended_by_any() -> Iterator[None]:
 
 
 @contextmanager
-def stoppable(said: Callable[[str], str]) -> Iterator[None]:
+def stoppable(said: Callable[[str], str], begun: Callable[[], object] = lambda: False) -> Iterator[None]:
     """However the command ends before its work does, a line says how far it came.
 
     Args:
         said: That line; given what ended it.
+        begun: Whether anything was done yet: until then, an error of ours is one that came before the work.
     """
     try:
         yield
     except KeyboardInterrupt:
         say(f"Interrupted: {said('interrupted')}", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
-    except (PatternsError, BrokenPipeError):
-        raise  # before anything was done; and nobody is there to be told
+    except BrokenPipeError:
+        raise
     except Exception as error:
+        if isinstance(error, PatternsError) and not begun():
+            raise
         say(f"Not finished: {said(type(error).__name__)}", err=True)
+        if isinstance(error, PatternsError):
+            end(str(error), NOT_ALL_DONE)
         raise
 
 

@@ -145,8 +145,8 @@ def show(ctx: click.Context, /, id_: str, queue: str | None, body: bool, as_json
 def replay(ctx: click.Context, /, as_json: bool, yes: bool, canary_timeout: timedelta | None, **options: Any) -> None:
     """Send letters' messages to where they came from, and take each letter out.
 
-    Killed at any time and called again, it loses no letter. On RabbitMQ the one that was on its way may be sent twice, under
-    one task id: that a key absorbs. A letter that cannot be sent stays where it is.
+    Killed at any time and called again, it loses no letter. On RabbitMQ what was on its way may be sent twice, under the
+    same task ids: that a key absorbs. A letter that cannot be sent stays where it is.
     """
     with told(ctx):
         how = {name: options.pop(name) for name in ("rate", "canary", "to")}

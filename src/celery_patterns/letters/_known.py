@@ -27,7 +27,8 @@ def named_queues(app: Celery) -> list[str]:
         plan = task.plan if isinstance(task, PatternTask) else None
         for pattern in () if plan is None else plan.patterns:
             if pattern.layer is Layer.BURY:
-                found.add(getattr(pattern, "queue", None) or dead_queue(_queue_of(app, name, task)))
+                queue = getattr(pattern, "queue", None)
+                found |= {queue} if queue else {dead_queue(one) for one in _queue_of(app, name, task)}
     return sorted(found)
 
 
@@ -38,17 +39,16 @@ def dead_queues(app: Celery) -> list[str]:
     cannot know of a queue that only a worker's ``-Q`` names.
     """
     named = named_queues(app)
-    queues = {_queue_of(app, name, task) for name, task in _tasks(app)} | {str(name) for name in app.amqp.queues}
-    return sorted({*named, *(dead_queue(queue) for queue in queues - {*named})})
+    return sorted({*named, *(dead_queue(queue) for queue in _consumed(app, named))})
 
 
 def refuse_consumed(app: Celery, queue: str) -> None:
-    """Refuse to put letters where the app's tasks go: a worker would run them.
+    """Refuse to put letters where workers look for tasks: they would be run.
 
     Raises:
         ConfigurationError: When it is such a queue.
     """
-    if queue in _consumed(app):
+    if queue in _consumed(app, named_queues(app)):
         raise ConfigurationError(f"{queue} is where the app's tasks go; expected a dead-letter queue")
 
 
@@ -58,13 +58,16 @@ def refuse_unconsumed(app: Celery, queue: str) -> None:
     Raises:
         ConfigurationError: When it is one of the app's.
     """
-    if queue in dead_queues(app) and queue not in _consumed(app):
+    named = named_queues(app)
+    consumed = _consumed(app, named)
+    if queue not in consumed and queue in {*named, *map(dead_queue, consumed)}:
         raise ConfigurationError(f"{queue} is for dead letters; expected a queue that a worker consumes")
 
 
-def _consumed(app: Celery) -> set[str]:
-    tasks = {_queue_of(app, name, task) for name, task in _tasks(app)}
-    return {*tasks, str(app.conf.task_default_queue)} - {*named_queues(app)}
+def _consumed(app: Celery, named: Iterable[str]) -> set[str]:
+    """The queues that the app knows, but for those that are named for letters."""
+    tasks = {queue for name, task in _tasks(app) for queue in _queue_of(app, name, task)}
+    return {*tasks, *map(str, app.amqp.queues), str(app.conf.task_default_queue)} - {*named}
 
 
 def standing(app: Celery, queues: Iterable[str]) -> dict[str, int]:
@@ -82,7 +85,11 @@ def _tasks(app: Celery) -> Iterator[tuple[str, Any]]:
     return ((name, task) for name, task in list(app.tasks.items()) if not name.startswith(_CELERYS_OWN))
 
 
-def _queue_of(app: Celery, name: str, task: Any) -> str:
-    route = app.amqp.router.route(task._get_exec_options(), name)  # noqa: SLF001 - what apply_async asks, too
+def _queue_of(app: Celery, name: str, task: Any) -> tuple[str, ...]:
+    """The queue that a task goes to; none when that cannot be said without its arguments."""
+    try:
+        route = app.amqp.router.route(task._get_exec_options(), name)  # noqa: SLF001 - what apply_async asks, too
+    except Exception:  # noqa: BLE001 - a router is the user's, and may look at what no call has given
+        return ()
     queue = route.get("queue")
-    return str(getattr(queue, "name", queue) or app.conf.task_default_queue)
+    return (str(getattr(queue, "name", queue) or app.conf.task_default_queue),)

@@ -108,9 +108,10 @@ class OnRabbitMQ:
                     if entry is not None:
                         yield entry
                 return
-            except self._passing:  # noqa: PERF203 - each pass is many letters
+            except self._passing as error:  # noqa: PERF203 - each pass is many letters
                 if not deadline:
-                    _say_gone()
+                    if isinstance(error, self._connection.connection_errors):
+                        _say_gone()
                     deadline = time.monotonic() + _PATIENCE.total_seconds()
                 if time.monotonic() > deadline:
                     raise

@@ -150,8 +150,8 @@ class Replayer:
             for entry in entries:
                 between_letters()
                 self._meet(shelf, entry, target)
-        except KeyboardInterrupt:
-            shelf.settle()  # so that what is on its way is counted
+        except BaseException:
+            shelf.settle()  # so that what is on its way is counted, and taken out
             raise
         return self._watched or {}
 

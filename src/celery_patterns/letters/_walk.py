@@ -94,8 +94,13 @@ def _kind_of(app: Celery) -> str:
             return str(connection.transport.driver_type)
     except ImportError as error:
         return f"of a kind that is not installed: {error}"
-    except (KeyError, ValueError):  # their texts may quote the address, and a password in it
+    except KeyError:
         return "none that kombu knows"
+    except ValueError:  # whose text may quote a password
+        raise ConfigurationError(
+            "the app's broker_url cannot be read; expected amqp://… or redis://…, in which a password's / # @ and : are "
+            "written %2F, %23, %40 and %3A"
+        ) from None
 
 
 def ledger_in(stack: ExitStack) -> Ledger:
