@@ -27,6 +27,8 @@ from .servers import RabbitServer, RedisServer, wait_until
 from .test_cli import run
 from .test_replay import declare, fill, messages, standing, written_by_hand
 
+_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextmanager
 def typed(shop: Floor, *arguments: str) -> Iterator[subprocess.Popen[str]]:
@@ -39,8 +41,8 @@ def typed(shop: Floor, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         text=True,
         cwd=ROOT,
         env={**os.environ, **shop.environment},
-        # What runs in the background of a script does not hear Ctrl-C, and its children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - nothing else is done there
+        # What runs in the background of a script does not hear all of these, and its children inherit that.
+        preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in _HEARD],  # noqa: PLW1509 - nothing else is done
     )
     try:
         yield process
