@@ -74,16 +74,19 @@ def unheard(caplog: Any) -> None:
     caplog.set_level(100)
 
 
-def taken(app: Celery, queue: str) -> list[Any]:
-    """Everything in a queue, taken out, oldest first."""
-    found = []
+def taken(app: Celery, queue: str, *, sent: int = 0) -> list[Any]:
+    """Everything in a queue, taken out, oldest first; ``sent`` were published unconfirmed and may still be on their way."""
+    found: list[Any] = []
     with app.connection_for_read() as connection:
         channel = connection.default_channel
-        while True:
-            raw = channel.basic_get(queue, no_ack=True)
-            if raw is None:
-                return found
-            found.append(channel.message_to_python(raw) if connection.transport.driver_type == "amqp" else raw)
+
+        def emptied() -> bool:
+            while (raw := channel.basic_get(queue, no_ack=True)) is not None:
+                found.append(channel.message_to_python(raw) if connection.transport.driver_type == "amqp" else raw)
+            return len(found) >= sent
+
+        wait_until(emptied, 10, f"{sent} messages")
+    return found
 
 
 def failing(app: Celery, name: str = "fails", error: Any = None, **options: Any) -> Any:
@@ -165,7 +168,7 @@ def test_when_a_task_was_first_published_stays(app: Celery, queue: str) -> None:
     after = time.time()
     for _ in range(2):
         for _ in range(3):
-            (message,) = taken(app, queue)
+            (message,) = taken(app, queue, sent=1)
             time.sleep(0.01)
             ran(flaky, message)
         (letter,) = letters_in(app, queue)
@@ -186,7 +189,7 @@ def test_a_sender_that_knows_no_patterns_does_not_say_when(app: Celery, queue: s
 
     app.send_task("flaky")
     for _ in range(3):
-        (message,) = taken(app, queue)
+        (message,) = taken(app, queue, sent=1)
         ran(flaky, message)
     assert [letter.first_published for letter in letters_in(app, queue)] == [None]
 
@@ -677,7 +680,7 @@ def test_headers_that_nearly_fill_a_frame_leave_a_letter(
     }[inside]
     t.apply_async(("o-1",), headers=headers, argsrepr="('****',)")
     for _ in range(2):
-        (message,) = taken(app, queue)
+        (message,) = taken(app, queue, sent=1)
         assert {name: message.headers[name] for name in headers} == headers
         custom = {**headers, HEADER: message.headers[HEADER]}
         more = {name: message.headers[name] for name in ("argsrepr", "kwargsrepr", "origin", "lang")}
@@ -858,7 +861,7 @@ def test_a_compressed_message_is_read_after_its_letter(app: Celery, queue: str) 
         raise OSError
 
     t.apply_async(("o" * 1_000,), compression="gzip")
-    (message,) = taken(app, queue)
+    (message,) = taken(app, queue, sent=1)
     assert message.headers["compression"] == "application/x-gzip"
     run_here(t, *message.payload[0], task_id="packed", headers={"compression": "application/x-gzip"})
     (attempt,) = taken(app, queue)
