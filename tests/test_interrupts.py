@@ -227,3 +227,31 @@ def test_an_import(shop: Floor, tmp_path: Path) -> None:
         out, _ = again.communicate(timeout=60)
     assert out == f"{total - count:,} letters were put back into {shop.dead}; {count:,} stood there already.\n"
     assert there(shop, shop.dead) == total
+
+
+def test_an_import_that_waits_for_the_broker(server: Any, own: Floor, tmp_path: Path) -> None:
+    """It says that it waits, and need not be sat out; called again, it goes on."""
+    fill(own.app, own.dead, total := 3_000)
+    letters, kept = dead_letters(own.app, own.dead), tmp_path / "kept"
+    letters.export(kept)
+    letters.purge()
+    with typed(own, "import", str(kept), "-Q", own.dead) as process:
+        assert process.stderr is not None
+        wait_until(lambda: there(own, own.dead) >= 50, 60, "some are put back")
+        server.stop()
+        assert process.stderr.readline() == "the broker does not take a letter; it is tried for up to 30 seconds\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    server.start()
+    assert process.returncode == 130
+    named = re.search(r"Interrupted: ([\d,]+) letters were put back", err)
+    assert named is not None, err
+    back = int(named[1].replace(",", ""))
+    assert 50 <= back < total
+    wait_until(
+        lambda: there(own, own.dead) in (back, back + 1), 20, "they stand there"
+    )  # one may lack its confirmation
+    with typed(own, "import", str(kept), "-Q", own.dead) as again:
+        again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert there(own, own.dead) == total

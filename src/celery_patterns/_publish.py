@@ -58,12 +58,19 @@ class Publisher:
         self._confirmed = 0.0
         _publishers.add(self)
 
-    def publish(self, send: Callable[[Producer], object], *, patience: timedelta = PATIENCE) -> None:
+    def publish(
+        self,
+        send: Callable[[Producer], object],
+        *,
+        patience: timedelta = PATIENCE,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
         """Call ``send`` with a producer until the broker has confirmed, or patience is over.
 
         Args:
             send: Publishes exactly one message with the producer it is given, and may be called again.
             patience: For how long a passing trouble is tried again; 30 seconds by default.
+            sleep: Lets so many seconds pass between two tries.
 
         Raises:
             PublishFailed: ``transient`` when patience ran out, final when the message can never be published.
@@ -79,14 +86,20 @@ class Publisher:
                     raise PublishFailed(f"the broker did not confirm other threads' messages within {patience}", True)
                 self._busy = True
                 try:
-                    self._insist(send, patience, deadline)
+                    self._insist(send, patience, deadline, sleep)
                 finally:
                     self._busy = False
                 self._confirmed = time.monotonic()
         except SoftTimeLimitExceeded as error:  # while it was sent, in a pause, or while another thread was publishing
             raise PublishFailed("the soft time limit came before the broker's confirmation", True) from error
 
-    def _insist(self, send: Callable[[Producer], object], patience: timedelta, deadline: float) -> None:
+    def _insist(
+        self,
+        send: Callable[[Producer], object],
+        patience: timedelta,
+        deadline: float,
+        sleep: Callable[[float], object],
+    ) -> None:
         pause = 0.1
         while True:
             try:
@@ -110,7 +123,7 @@ class Publisher:
                 # A pool's time limit between message and confirmation, which must not confirm the next message.
                 self._drop()
                 raise
-            time.sleep(pause)
+            sleep(pause)
             pause = min(pause * 2, 2.0)
 
     def close(self) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from .._equipment import equipment_of
-from .._publish import CONFIRM
+from .._publish import CONFIRM, PATIENCE
 from .._queues import ensure_queue
 from ._file import Kept
+from ._undisturbed import pause
 
 if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ["put_back"]
+
+logger = logging.getLogger("celery_patterns")
 
 
 def put_back(app: Celery, queue: str, kept: Kept) -> None:
@@ -47,4 +51,15 @@ def put_back(app: Celery, queue: str, kept: Kept) -> None:
             message, exchange="", routing_key=queue, mandatory=True, confirm_timeout=CONFIRM["confirm_timeout"]
         )
 
-    equipment_of(app).publisher.publish(send)
+    said = False
+
+    def wait(seconds: float) -> None:
+        nonlocal said
+        if not said:
+            logger.warning(
+                "the broker does not take a letter; it is tried for up to %d seconds", PATIENCE.total_seconds()
+            )
+            said = True
+        pause(seconds)
+
+    equipment_of(app).publisher.publish(send, sleep=wait)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from .._queues import dead_queue
+from .._queues import LONGEST_NAME, dead_queue
 from ..exceptions import ConfigurationError
 from ._canary import Trouble, expect_backend, unhappy
 from ._known import refuse_unconsumed
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["refuse_canary", "refuse_target", "replayed"]
 
-_LONGEST_NAME = 255
 #: Seconds for which a canary's new letter is looked for: it is written at about the time of the result.
 _LOOKED_FOR, _AGAIN = 3.0, 0.2
 
@@ -29,7 +28,7 @@ def refuse_target(walk: Walk, to: str | None) -> None:
     """Refuse what is no queue, and a queue of letters."""
     if to is None:
         return
-    if not isinstance(to, str) or not 0 < len(to.encode()) <= _LONGEST_NAME:
+    if not isinstance(to, str) or not 0 < len(to.encode()) <= LONGEST_NAME:
         raise ConfigurationError(f"expected to to be a queue's name of at most 255 bytes, got {to!r}")
     if to == walk.queue:
         raise ConfigurationError(f"{to} is where the letters are; expected a queue that a worker consumes")
