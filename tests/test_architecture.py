@@ -17,7 +17,10 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "celery_patterns"
 #: From the bottom to the top. A module may import from lower floors, and from its own floor where there are walls to share.
 FLOORS: list[set[str]] = [
     {"exceptions", "typing"},
-    {"_call", "_codec", "_keys", "_events", "_publish", "_queues", "_told", "_history", "_frame"},
+    {
+        *("_call", "_message", "_received", "_told", "_history"),
+        *("_codec", "_keys", "_lines", "_events", "_publish", "_queues", "_frame"),
+    },
     {"stores", "_equipment", "_plan", "_republish", "_letter", "_wrap", "_x_death", "_bury"},
     {"_retry", "_idempotent", "_dead_letter", "_logged", "_strict_json"},
     {"_fit", "_task", "letters", "worker", "_app"},
@@ -29,14 +32,15 @@ FENCED = {
     "tenacity": {"_retry"},
     "redis": {"stores", "letters"},
     "structlog": {"_events", "_logged"},
-    "orjson": {"_codec"},
+    "orjson": {"_codec", "_lines"},
     "amqp": {"_queues"},
     "pydantic": set(),
     "pickle": set(),
 }
 #: Pure: neither the task nor the app nor a worker is touched here.
 WITHOUT_CELERY = {
-    *("exceptions", "typing", "_codec", "_keys", "_events", "_publish", "_queues", "_told", "_history", "_frame"),
+    *("exceptions", "typing", "_message", "_received", "_told", "_history"),
+    *("_codec", "_keys", "_lines", "_events", "_publish", "_queues", "_frame"),
     *("_equipment", "stores"),
 }
 

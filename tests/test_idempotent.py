@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 import celery_patterns as patterns
 from celery_patterns import dead_letter, dead_letters, idempotent
-from celery_patterns._call import HEADER
 from celery_patterns._keys import Binder, canonical, digest
+from celery_patterns._message import HEADER
 from celery_patterns.exceptions import (
     AlreadyFailed,
     ConfigurationError,

@@ -22,10 +22,10 @@ from tenacity import wait_none
 import celery_patterns as patterns
 from celery_patterns import dead_letter, dead_letters, idempotent, retry
 from celery_patterns._bury import _traced, found, found_message, publish_letter
-from celery_patterns._call import HEADER
 from celery_patterns._frame import room_in, size_of
 from celery_patterns._history import error_name, remembering
 from celery_patterns._letter import LETTER, Letter, read_letter
+from celery_patterns._message import HEADER
 from celery_patterns._queues import _arguments, fitting, queue_length
 from celery_patterns._wrap import WRAPPED, fitted, unwrapped
 from celery_patterns._x_death import letter_of

@@ -21,9 +21,9 @@ from tenacity import wait_none
 import celery_patterns as patterns
 from celery_patterns import _publish as publish_module
 from celery_patterns import dead_letter, dead_letters, idempotent, retry, task_dead_lettered
-from celery_patterns._call import HEADER
 from celery_patterns._equipment import equipment_of
 from celery_patterns._letter import LETTER, read_letter
+from celery_patterns._message import HEADER
 from celery_patterns.exceptions import ConfigurationError, LetterNotFound, OutOfMemory
 from celery_patterns.stores import MemoryStore
 

@@ -20,9 +20,9 @@ from tenacity import wait_none
 
 import celery_patterns as patterns
 from celery_patterns import dead_letter, idempotent, logged, retry
-from celery_patterns._call import HEADER
 from celery_patterns._events import Event, FileLines, StreamLines
 from celery_patterns._logged import RESERVED, configure_logging
+from celery_patterns._message import HEADER
 from celery_patterns.exceptions import ConfigurationError
 from celery_patterns.stores import MemoryStore
 

@@ -65,9 +65,7 @@ def test_called_off_where_nothing_can_be_stopped(shop: Floor) -> None:
     sent = shop.task("ends").delay("held")
     shop.wait(lambda: shop.traces.count("ends") == 1, what="the start")
     shop.app.control.revoke(sent.id, terminate=True)
-    shop.wait(
-        lambda: "NotImplementedError" in worker.text() or "terminate" in worker.text(), what="the order's arrival"
-    )
+    shop.wait(lambda: "NotImplementedError" in worker.text(), what="the order's arrival")
     shop.traces.set("go")
     assert sent.get(timeout=20) == "held"
     assert shop.task("add").delay(1, 1).get(timeout=20) == 2

@@ -28,10 +28,10 @@ from tenacity import wait_none
 
 import celery_patterns as patterns
 from celery_patterns import _bury, _dead_letter, dead_letter, dead_letters, idempotent, logged, retry
-from celery_patterns._call import HEADER
 from celery_patterns._equipment import equipment_of
 from celery_patterns._events import Event
 from celery_patterns._keys import canonical, digest
+from celery_patterns._message import HEADER
 from celery_patterns._publish import Publisher
 from celery_patterns.exceptions import (
     BodyAborted,

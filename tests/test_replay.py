@@ -29,10 +29,10 @@ from kombu import Exchange, Queue
 
 import celery_patterns as patterns
 from celery_patterns import dead_letter, dead_letters, idempotent
-from celery_patterns._call import HEADER
 from celery_patterns._dead_letter import STARTS_TTL, starts_key
 from celery_patterns._equipment import equipment_of
 from celery_patterns._letter import LETTER, Letter, header_of, replay_id
+from celery_patterns._message import HEADER
 from celery_patterns.exceptions import (
     BackendUnavailable,
     ConfigurationError,

@@ -19,8 +19,8 @@ from kombu import Exchange, Queue
 from redis.commands.core import Script
 
 from celery_patterns import dead_letter, dead_letters, idempotent
-from celery_patterns._call import HEADER
 from celery_patterns._letter import LETTER
+from celery_patterns._message import HEADER
 from celery_patterns._publish import Publisher
 from celery_patterns.exceptions import BackendUnavailable, ConfigurationError, PublishFailed
 

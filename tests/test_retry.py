@@ -19,7 +19,7 @@ from kombu.utils.encoding import bytes_to_str
 
 import celery_patterns as patterns
 from celery_patterns import retry
-from celery_patterns._call import HEADER
+from celery_patterns._message import HEADER
 from celery_patterns._retry import DEFAULT_WAIT
 from celery_patterns.exceptions import AttemptTooLate, OutOfMemory, UnsafeValue
 

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 from billiard.exceptions import SoftTimeLimitExceeded
 from kombu import serialization
 
-from ._call import ATOMS, HEADER, came_by, first_sent
-from ._codec import text_of
 from ._equipment import equipment_of
 from ._frame import room_in
 from ._history import error_name, errors_of, history_of
 from ._keys import digest
 from ._letter import LETTER, MESSAGE_LIMIT, TRACEBACK_LIMIT, Letter, clipped, header_of, properties_of
+from ._lines import text_of
+from ._message import HEADER, came_by, first_sent
 from ._publish import CONFIRM, PATIENCE
 from ._queues import LONGEST_NAME, ensure_queue, fitting, queue_of
+from ._received import ATOMS
 from ._republish import carried_headers, message_serializer
 from ._told import all_of, as_count, as_mappings, as_moment, as_text
 from ._wrap import fitted

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import copy
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
-from datetime import time as time_of_day
-from decimal import Decimal
+from datetime import timedelta
 from inspect import Signature
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import current_task
-from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
 
 from ._keys import Binder
-from ._told import FAR, as_moment
+from ._message import HEADER, OWNER, came_by, first_sent, remembered, undelayed
+from ._received import received
 from .exceptions import NotInTask
 
 if TYPE_CHECKING:
@@ -27,142 +23,13 @@ if TYPE_CHECKING:
     from celery.app.task import Context, Task
     from celery.exceptions import Retry
 
-__all__ = [
-    "HEADER",
-    "MARK",
-    "OWNER",
-    "Call",
-    "Claim",
-    "Proceed",
-    "Terms",
-    "came_by",
-    "current_call",
-    "current_claim",
-    "first_sent",
-    "moment",
-    "received",
-]
-
-#: The one message header that carries what the patterns must remember from attempt to attempt.
-HEADER = "celery_patterns"
+__all__ = ["MARK", "Call", "Claim", "Proceed", "Terms", "current_call", "current_claim"]
 
 #: Where the running call hangs in its request. ``Task.__call__`` copies a request's attributes into the request of a
 #: nested direct call, which is what keeps such a call from being taken for an attempt of its own.
 MARK = "_celery_patterns_call"
 
-#: Where a worker's main process writes, into the delivery's own notes, the owner that its run is to claim as. No message
-#: carries it: the next delivery is another run.
-OWNER = "celery_patterns_owner"
-
-# A delayed delivery puts its 28 bits before the routing key.
-_DELAY = re.compile(r"^(?:[01]\.){28}")
-
-#: What the first message of a task remembers, when it is logged.
-_FIRST = {"sent"}
-
-# CC and BCC are orders to RabbitMQ, which has carried them out: each queue they name has a copy of its own.
-_BROKERS_OWN = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "redelivered", "CC", "BCC"})
-
 _NO_HEADER: dict[str, Any] = {}
-
-ATOMS = frozenset(
-    {str, int, float, bool, type(None), bytes, datetime, date, time_of_day, timedelta, Decimal, UUID},
-)
-
-
-def moment(eta: datetime) -> float:
-    """An eta in seconds since the epoch. Celery takes one without a zone for UTC, whatever the app's time zone."""
-    return (eta if eta.tzinfo is not None else eta.replace(tzinfo=timezone.utc)).timestamp()
-
-
-def came_by(delivery_info: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Exchange and routing key; no exchange after one of RabbitMQ's delayed deliveries, which puts its own there."""
-    exchange, key = str(delivery_info.get("exchange") or ""), str(delivery_info.get("routing_key") or "")
-    return None if exchange.endswith(CELERY_DELAYED_DELIVERY_EXCHANGE) else exchange, _DELAY.sub("", key)
-
-
-def _sane(header: dict[str, Any]) -> dict[str, Any]:
-    """What is remembered, without what cannot be ours: a header may be written by hand, or by a later release."""
-    if header.keys() == _FIRST and type(header["sent"]) is float and abs(header["sent"]) < FAR:
-        return header  # as nearly all are
-    return {name: value for name, value in header.items() if _REMEMBERED.get(name, _anything)(value)}
-
-
-def _anything(_: Any) -> bool:
-    return True
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and -FAR < value < FAR
-
-
-def _number_or_none(value: Any) -> bool:
-    return value is None or _number(value)
-
-
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and -FAR < value < FAR
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _list(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-_REMEMBERED: dict[str, Callable[[Any], bool]] = {
-    "sent": _number,
-    "first_sent": _number_or_none,
-    "started": _number,
-    "waited": _number,
-    "waiting": _number,
-    "looks": _count,
-    "history": _list,
-    "replay": _count,
-    "replayed": _number,
-    "corrected": _list,
-    "asked_by": _list,
-    "anew": _text,
-}
-
-
-def first_sent(header: Mapping[str, Any], attempt: int) -> float | None:
-    """When the task was first published; None where its messages do not say: a later attempt's own time is another one."""
-    if "first_sent" in header:
-        return as_moment(header["first_sent"])
-    return as_moment(header.get("sent")) if attempt == 1 else None
-
-
-def is_brokers_own(header: str) -> bool:
-    """Whether it is between the broker and one delivery: Celery's retry would copy it into a message that is another one."""
-    # A name that is no text comes as bytes.
-    return header in _BROKERS_OWN or str(header).startswith(("x-first-death-", "x-last-death-"))
-
-
-def received(value: Any, copied: Callable[[Any], Any] = copy.deepcopy) -> Any:
-    """A copy of arguments that the body cannot reach: what can change is new, what cannot is shared.
-
-    Args:
-        value: The arguments.
-        copied: What is done with an object that is no value of JSON's.
-    """
-    kind = type(value)
-    if kind in ATOMS:
-        return value
-    if kind is list:
-        return [item if type(item) in ATOMS else received(item, copied) for item in value]
-    if kind is dict:
-        return {name: item if type(item) in ATOMS else received(item, copied) for name, item in value.items()}
-    if kind is tuple:
-        for item in value:
-            if type(item) not in ATOMS:
-                break
-        else:
-            return value
-        return tuple([item if type(item) in ATOMS else received(item, copied) for item in value])
-    return copied(value)
 
 
 class Claim:
@@ -253,7 +120,7 @@ class Call:
         self.shown: tuple[str, ...] = ()
         self.started = time.time()
         header = request.headers.get(HEADER) if request.headers else None
-        self.header: Mapping[str, Any] = _sane(header) if isinstance(header, dict) else _NO_HEADER
+        self.header: Mapping[str, Any] = remembered(header) if isinstance(header, dict) else _NO_HEADER
         self.eager = bool(request.is_eager)
         # Taken before the body runs: whatever is published later is made from these.
         #: The soft time limit, when it struck before any pattern could know; the body is not begun then.
@@ -328,7 +195,7 @@ class Call:
     def queue(self) -> str:
         """The routing key the message came by: on the default exchange, its queue."""
         key = str((self.request.delivery_info or _NO_HEADER).get("routing_key") or "")
-        return _DELAY.sub("", key) if key[1:2] == "." else key
+        return undelayed(key)
 
     @property
     def came_by(self) -> tuple[str | None, str]:

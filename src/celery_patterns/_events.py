@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from structlog.contextvars import get_contextvars
 
-from ._codec import dumps_line, text_of
+from ._lines import dumps_line, text_of
 
 if TYPE_CHECKING:
     from ._call import Call

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from ._call import HEADER, is_brokers_own, moment
 from ._history import errors_of, history_of
+from ._message import HEADER, is_brokers_own, moment
 from ._told import as_count, as_mappings, as_moment, as_text
 
 __all__ = [

@@ -15,10 +15,10 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.time import maybe_iso8601
 
-from ._call import moment
-from ._codec import dumps_line
 from ._events import FileLines, StreamLines, speaks, tell
 from ._keys import argument_names
+from ._lines import dumps_line
+from ._message import moment
 from ._plan import Layer, Pattern
 from .exceptions import ConfigurationError
 

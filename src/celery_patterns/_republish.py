@@ -20,12 +20,12 @@ from kombu import serialization
 from kombu.exceptions import EncodeError, SerializerNotInstalled
 from kombu.serialization import registry
 
-from ._call import HEADER, is_brokers_own
 from ._codec import dumps_arguments
 from ._equipment import equipment_of
 from ._events import emit
 from ._frame import FRAME, size_of
 from ._history import remembering
+from ._message import HEADER, is_brokers_own
 from ._publish import CONFIRM
 from ._queues import queue_of
 from .exceptions import PublishFailed, UnsafeValue

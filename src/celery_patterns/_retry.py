@@ -17,8 +17,8 @@ from tenacity import RetryCallState
 from tenacity.retry import retry_base, retry_if_exception_type, retry_if_not_result, retry_if_result
 from tenacity.wait import wait_random_exponential
 
-from ._call import moment
 from ._events import emit
+from ._message import moment
 from ._plan import Layer, Pattern
 from ._republish import next_attempt
 from .exceptions import AttemptTooLate, ConfigurationError, PatternsError

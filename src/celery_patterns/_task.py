@@ -14,11 +14,12 @@ from celery.app.task import Task
 from celery.exceptions import MaxRetriesExceededError, Retry
 from kombu.exceptions import EncodeError
 
-from ._call import HEADER, MARK, Call
+from ._call import MARK, Call
 from ._dead_letter import MAX_CRASHES, dead_letter
 from ._fit import refuse_limit, refuse_misfits, said
 from ._idempotent import idempotent
 from ._logged import logged
+from ._message import HEADER
 from ._plan import INNER, WORN, Layer, Pattern, Plan, worn_by
 from ._republish import STRICT, publish_asked
 from ._retry import retry

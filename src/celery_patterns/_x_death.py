@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ._call import HEADER, came_by, first_sent, moment
 from ._history import errors_of, history_of
 from ._keys import digest
 from ._letter import Letter, properties_of, read_letter
+from ._message import HEADER, came_by, first_sent, moment
 from ._told import all_of, as_count, as_moment, as_text
 
 if TYPE_CHECKING:

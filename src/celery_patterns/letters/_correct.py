@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.saferepr import saferepr
 from kombu.utils import json as kombu_json
 
-from .._call import HEADER
 from .._codec import dumps
+from .._message import HEADER
 from ..exceptions import ConfigurationError
 from ._entry import Entry
 from ._typed import ABSENT, Typed, kind_of

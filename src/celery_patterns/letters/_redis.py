@@ -15,7 +15,7 @@ from kombu.exceptions import DecodeError
 from kombu.utils.encoding import bytes_to_str
 from redis import Redis
 
-from .._call import HEADER
+from .._message import HEADER
 from .._queues import topic_takes
 from .._told import as_moment
 from ..exceptions import ConfigurationError, PublishFailed

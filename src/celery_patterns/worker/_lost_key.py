@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from .._call import HEADER, OWNER
 from .._equipment import equipment_of
 from .._events import announce, type_name
 from .._idempotent import idempotent
+from .._message import HEADER, OWNER
 from .._task import PatternTask
 from ..exceptions import StoreUnavailable
 from ..typing import Attempt, Ended

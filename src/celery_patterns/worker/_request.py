@@ -11,9 +11,9 @@ from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, TaskRevok
 from celery.worker import request
 from kombu.exceptions import EncodeError
 
-from .._call import OWNER
 from .._dead_letter import KEPT
 from .._equipment import equipment_of
+from .._message import OWNER
 from .._task import PatternTask
 from ..exceptions import OutOfMemory
 from ._lost_key import free_lost_key
