@@ -217,6 +217,15 @@ def _ended_with_a_letter() -> list[Row]:
             pools=(*EVERYWHERE, "gevent"),
         ),
         Row(
+            "requeued, early",
+            "`Reject(requeue=True)` of a task that is acknowledged before it runs, and cannot go back",
+            call("requeue", "ends_early"),
+            "rejected",
+            MAIN,
+            state="PENDING",
+            errbacks=0,
+        ),
+        Row(
             "hard limit",
             hard,
             call("hard", time_limit=1),

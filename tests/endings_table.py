@@ -24,7 +24,7 @@ def table() -> str:
 
 def _line(row: Row) -> str:
     reason = "no letter" if row.reason is None else f"`{row.reason}`"
-    state = (row.shown or row.state) + BEFORE.get(row.reason or "", "")
+    state = (row.shown or row.state) + BEFORE.get(row.name, "")
     return f"| {row.says} | {reason} | {state} | {row.writer} |"
 
 

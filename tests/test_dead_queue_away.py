@@ -89,16 +89,21 @@ def test_the_queue_is_away_for_ten_seconds(own: Floor, server: Any) -> None:
 
 
 def test_others_go_on_while_the_queue_is_away(own: Floor, server: Any) -> None:
-    """Five letters wait in the main process, and other tasks are done at once."""
-    own.worker(concurrency=2, FLOOR_PREFETCH="8")
+    """More letters wait in the main process than it takes messages ahead, and other tasks are done at once."""
+    own.worker(concurrency=2, FLOOR_PREFETCH="1")
     with refusing(own):
         for _ in range(DAMAGED):
             raw(own, body=b"[[")
-        own.wait(lambda: "dead_letter_postponed" in own.logs(), what="a try")
+        rejected = [call("reject")(own) for _ in range(DAMAGED)]
+        own.wait(lambda: own.traces.count("ends") == DAMAGED, what="the starts")
+        own.wait(lambda: f"waiting={2 * DAMAGED}" in own.logs(), 30, "a try, with all ends known")
         began = time.monotonic()
         assert [own.task("add").delay(n, n).get(timeout=20) for n in range(20)] == [2 * n for n in range(20)]
         assert time.monotonic() - began < 8
-    own.wait(lambda: len(own.letters()) == DAMAGED, 30, "the letters")
+        assert own.app.control.inspect().stats().popitem()[1]["prefetch_count"] == 2 + 2 * DAMAGED
+    own.wait(lambda: len(own.letters()) == 2 * DAMAGED, 30, "the letters")
+    assert {*rejected} < {letter.task_id for letter in own.letters()}
+    assert own.app.control.inspect().stats().popitem()[1]["prefetch_count"] == 2
 
 
 @pytest.mark.parametrize("task", ["ends", "ends_early"])

@@ -30,6 +30,7 @@ from celery_patterns._queues import _arguments, fitting, queue_length
 from celery_patterns._wrap import WRAPPED, fitted, unwrapped
 from celery_patterns._x_death import letter_of
 from celery_patterns.exceptions import ConfigurationError
+from celery_patterns.letters._redis import _PAGE_BYTES, OnRedis
 from celery_patterns.stores import MemoryStore
 
 from .harness import floor
@@ -922,6 +923,70 @@ def test_letters_under_a_prefix_of_redis(database: str, queue: str) -> None:
         letters.replay_all()
         assert len(letters) == 0
         assert len(taken(app, name)) == 1
+    app.close()
+
+
+def test_a_message_that_names_nothing_is_known_again(rabbit: str) -> None:
+    """By what stays with it when it comes again; where nothing does, it is rather listed twice than lost."""
+    app = Celery("known", broker=rabbit, set_as_current=False)
+
+    def named(properties: dict[str, Any], **headers: Any) -> str:
+        info = {"exchange": "", "routing_key": "q"}
+        message = Message(b"5", headers=headers, properties=properties, content_type="text/plain", delivery_info=info)
+        return found(app, message, "malformed", ValueError()).id
+
+    again = {"redelivered": True, "x-delivery-count": 1}
+    for told in ({"delivery_tag": "a"}, {"message_id": "a"}, {"correlation_id": "a"}):
+        assert named(told) == named(told, **again)
+        assert named(told) != named(dict.fromkeys(told, "b"))
+    assert named({"message_id": "a"}) != named({"message_id": "a"}, theirs=1)
+    assert named({}) != named({})
+    app.close()
+
+
+# Where brokers are several
+
+
+def test_a_list_of_brokers_of_which_the_last_is_there(broker: str, queue: str) -> None:
+    """A letter, reading it and its replay find the same way as a worker does."""
+    scheme = broker.partition(":")[0]
+    app = made_app(";".join([*(f"{scheme}://127.0.0.1:{port}//" for port in (1, 2, 3)), broker]), queue)
+    run_here(failing(app), 1)
+    letters = dead_letters(app, f"{queue}.dead")
+    assert [letter.task for letter in letters] == ["fails"]
+    assert letters.replay_all().sent == 1
+    assert len(taken(app, queue)) == 1
+    app.close()
+
+
+def test_letters_stand_where_is_written(broker: str, queue: str) -> None:
+    """Another broker may be read from: letters are written to this one, and read, and go back by it."""
+    scheme = broker.partition(":")[0]
+    app = made_app(broker, queue)
+    app.conf.update(broker_read_url=f"{scheme}://127.0.0.1:1//", broker_write_url=broker)
+    run_here(failing(app), 1)
+    letters = dead_letters(app, f"{queue}.dead")
+    assert [letter.task for letter in letters] == ["fails"]
+    assert letters.replay_all().sent == 1
+    app.conf.broker_read_url = broker
+    assert len(taken(app, queue)) == 1
+    app.close()
+
+
+def test_large_letters_are_read_a_few_at_a_time(database: str, queue: str) -> None:
+    """A hundred small ones come in one answer of Redis', of those of a megabyte each about ten."""
+    app = made_app(database, queue)
+    task = failing(app)
+    for number in range(20):
+        run_here(task, f"{number} {'x' * 1_000_000}")
+    letters = dead_letters(app, f"{queue}.dead")
+    assert [letter.died_at for letter in letters] == sorted(letter.died_at for letter in letters)
+    assert len(letters) == 20
+    shelf = OnRedis(app, f"{queue}.dead", lambda *_: None)
+    _, page = shelf._page([shelf._list], [0, b"", 100, _PAGE_BYTES])
+    assert 1 < len(page) <= 4 + 8
+    shelf.close()
+    assert letters.replay_all().sent == 20
     app.close()
 
 

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from celery_patterns import dead_letters
+from celery_patterns._queues import queue_length
+
 from .endings import ABSENT, call, raw
 from .harness import Floor, floor
 from .test_dead_queue_away import refusing
@@ -56,6 +59,40 @@ def test_the_first_protocol_damaged_while_all_slots_are_busy(shop: Floor) -> Non
     assert shop.task("add").delay(1, 1).get(timeout=20) == 2
     assert {letter.reason for letter in shop.letters()} == {"malformed"}
     assert (worker.alive(), shop.traces.count("ends")) == (True, 0)
+
+
+def test_a_message_of_the_first_protocol(shop: Floor) -> None:
+    """Its body says which task it is, and that is what its letters say, whoever writes them."""
+    worker = shop.worker(concurrency=1)
+    sent = {}
+    for how, task in (("reject", "ends"), ("exception", "ends"), ("fine", "no.such")):
+        sent[str(uuid.uuid4())] = task
+        good = {"task": task, "id": [*sent][-1], "args": [how], "kwargs": {}, "retries": 0, "utc": True}
+        raw(shop, body=json.dumps(good).encode(), **dict.fromkeys(HEADERS, ABSENT))
+    shop.wait(lambda: len(shop.letters()) == 3, 20, "the letters")
+    assert {letter.task_id: letter.task for letter in shop.letters()} == sent
+    assert {letter.reason for letter in shop.letters()} == {"rejected", "failed", "unknown_task"}
+    assert worker.alive()
+
+
+def test_equal_messages_that_name_nothing(shop: Floor) -> None:
+    """Nobody can tell that they are one, so each leaves a letter, and is replayed."""
+    shop.worker(concurrency=1)
+    with shop.app.connection_for_write() as connection, connection.Producer() as producer:
+        for _ in range(3):
+            producer.publish(
+                b'{"sku": 1, "delta": -1}',
+                exchange="",
+                routing_key=shop.queue,
+                content_type="application/json",
+                content_encoding="utf-8",
+            )
+    shop.wait(lambda: standing(shop) == 3, 20, "the letters")
+    shop.workers[0].stop()
+    assert [letter.reason for letter in shop.letters()] == ["malformed"] * 3
+    assert dead_letters(shop.app, shop.dead).replay_all().sent == 3
+    with shop.app.connection_for_read() as connection:
+        assert queue_length(connection, shop.queue) == 3
 
 
 @pytest.mark.parametrize("broker", ["redis"], indirect=True)

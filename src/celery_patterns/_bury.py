@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 import traceback
 from datetime import timedelta
@@ -17,7 +18,7 @@ from ._history import error_name, errors_of, history_of
 from ._keys import digest
 from ._letter import LETTER, MESSAGE_LIMIT, TRACEBACK_LIMIT, Letter, clipped, header_of, properties_of
 from ._lines import text_of
-from ._message import HEADER, came_by, first_sent
+from ._message import HEADER, came_by, first_sent, is_brokers_own
 from ._publish import CONFIRM, PATIENCE
 from ._queues import LONGEST_NAME, ensure_queue, fitting, queue_of
 from ._received import ATOMS
@@ -149,6 +150,7 @@ def found(
     properties = message.properties if isinstance(message.properties, dict) else {}
     ours = headers.get(HEADER)
     ours = ours if isinstance(ours, dict) else {}
+    headers = headers if "task" in headers else _told_by_body(message) or headers
     attempt, replay = (as_count(headers.get("retries")) or 0) + 1, as_count(ours.get("replay")) or 0
     return Letter(
         id=_identity(message, headers, attempt, replay, first_sent(ours, attempt)),
@@ -180,18 +182,38 @@ def _identity(message: Message, headers: Mapping[str, Any], attempt: int, replay
     if isinstance(task_id, str) and task_id:
         run_id = f"{task_id}/{as_count(headers.get('replaced_task_nesting')) or 0}"
         try:
-            args, kwargs, _ = message.payload
+            payload = message.payload
+            args, kwargs = (payload["args"], payload["kwargs"]) if isinstance(payload, dict) else payload[:2]
             seen = _seen(args, kwargs)
         except Exception:  # noqa: BLE001 - nobody can read them
             seen = body.hex()
         return _named(run_id, attempt, replay, sent, seen)
-    # Nobody's: the same bytes are the same death.
-    return digest(
-        "nameless",
-        body.hex(),
-        all_of(headers),
-        text_of((message.properties or {}).get("correlation_id")),
-    )
+    return digest("nameless", body.hex(), *_traits(message, headers))
+
+
+def _traits(message: Message, headers: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells a message that names no task from another one of the same bytes.
+
+    A message that came again must be known again, but where that cannot be told it is better listed twice than lost.
+    """
+    properties = message.properties if isinstance(message.properties, dict) else {}
+    tag = properties.get("delivery_tag")
+    if tag is not None:  # a Redis broker's, which stays with the message
+        return (text_of(tag),)
+    named = [properties.get(name) for name in ("message_id", "correlation_id")]
+    if not any(named):
+        return (secrets.token_hex(16),)
+    own = {name: value for name, value in headers.items() if not is_brokers_own(name)}
+    return (all_of(own), *map(text_of, named), text_of(properties.get("timestamp")))
+
+
+def _told_by_body(message: Message) -> dict[str, Any] | None:
+    """The body of a message of Celery's first protocol, which says there what later ones say in headers."""
+    try:
+        payload = message.payload
+    except Exception:  # noqa: BLE001 - nobody can read it
+        return None
+    return payload if isinstance(payload, dict) and "task" in payload else None
 
 
 def _origin(app: Celery, delivery_info: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Letter:
 
     Attributes:
         id: 32 hexadecimal digits made from task id, first publication, attempt, replay and arguments: two letters of one id
-            are the same death.
+            are the same death. Where the message names no task, made from what tells it from an equal one, if anything does.
         task: The task's name; None where the message does not tell.
         task_id: The id of the task that died; None where the message does not tell.
         root_id: The id of the first task of its workflow.

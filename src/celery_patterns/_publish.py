@@ -151,8 +151,8 @@ class Publisher:
                 options.setdefault("socket_timeout", CONFIRM_SECONDS)
                 options.setdefault("socket_connect_timeout", CONFIRM_SECONDS)
             self._connection = connection
-            # As connect(), which would sleep for two seconds before its second try.
-            connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+            # As connect(), which would sleep for two seconds before its second try, and try two hosts of three.
+            connection.ensure_connection(max_retries=max(1, len(connection.alt)), interval_start=0, interval_step=0)
             self._producer = self._app.amqp.Producer(connection, auto_declare=False)
         return self._producer
 

@@ -112,7 +112,7 @@ def nowhere(ctx: click.Context) -> str:
 
 def unseen(app: Celery) -> str:
     """What must be said beside a count of nothing."""
-    with app.connection_for_read() as connection:
+    with app.connection_for_write() as connection:
         held = connection.transport.driver_type == "amqp"
     return "; those that somebody is reading or replaying are not seen on RabbitMQ" if held else ""
 

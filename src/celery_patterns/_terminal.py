@@ -128,12 +128,12 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def _brokers_own(app: Celery) -> Any:
-    connection = app.connection_for_read()
+    connection = app.connection_for_write()
     return (*connection.connection_errors, *connection.channel_errors)
 
 
 def _unreachable(app: Celery, error: BaseException) -> str:
-    connection = app.connection_for_read()
+    connection = app.connection_for_write()
     text = str(error) or type(error).__name__
     said = text.replace(connection.password, "**") if connection.password else text
     return f"the broker at {connection.as_uri()} cannot be used: {said}. Does it run, and is this the app's broker_url?"

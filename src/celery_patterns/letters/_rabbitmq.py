@@ -59,7 +59,7 @@ class OnRabbitMQ:
         self._look = look
         self._channel: Any = None
         self._flight: Flight | None = None
-        self._flies = app.conf.broker_read_url == app.conf.broker_write_url
+        self._flies = True
         self._patience = _SENDING
         self._left = self._unsure = 0
         self._stalled = self._warned = self._asking = False
@@ -78,11 +78,14 @@ class OnRabbitMQ:
         self._connection.release()
 
     def _open(self) -> None:
-        self._connection = self._app.connection_for_read()
+        self._connection = self._app.connection_for_write()  # where the letters were written, and go back to
         for name in ("read_timeout", "write_timeout"):
             self._connection.transport_options.setdefault(name, _ANSWER)
         self._connection.transport_options["confirm_publish"] = False  # a flight counts the confirmations itself
-        self._connection.connect()
+        # As connect(), which would try two hosts of three.
+        self._connection.ensure_connection(
+            max_retries=max(1, len(self._connection.alt)), interval_start=0, interval_step=0
+        )
 
     @property
     def _passing(self) -> Any:

@@ -31,7 +31,7 @@ __all__ = ["OnRedis"]
 
 _T = TypeVar("_T")
 
-_PAGE = 100
+_PAGE, _PAGE_BYTES = 100, 4 * 1024 * 1024
 #: Seconds that one answer may take, and for how long a server that is away is asked again.
 _ANSWER = 30.0
 _PATIENCE = timedelta(seconds=30)
@@ -40,15 +40,27 @@ _SENDING = timedelta(seconds=5)
 #: For how long a second copy of a death that was replayed is taken for one, also by another operator.
 _REMEMBERED = timedelta(hours=1)
 
-#: KEYS: the list. ARGV: how many were passed, the last of them, how many are wanted. Letters that somebody takes out behind
-#: us move the rest, so the place is found by the letter that was passed last; if that is gone, we begin again.
+#: KEYS: the list. ARGV: how many were passed, the last of them, how many are wanted, after how many bytes it is enough.
+#: Letters that somebody takes out behind us move the rest, so the place is found by the letter that was passed last; if that
+#: is gone, we begin again. A few are asked for at a time, since nobody knows before how long they are.
 _PAGE_SCRIPT = """
 local passed, last = tonumber(ARGV[1]), ARGV[2]
 if passed > 0 and redis.call('LINDEX', KEYS[1], -passed) ~= last then
   local place = redis.call('LPOS', KEYS[1], last, 'RANK', -1)
   passed = place and redis.call('LLEN', KEYS[1]) - place or 0
 end
-return {passed, redis.call('LRANGE', KEYS[1], -(passed + tonumber(ARGV[3])), -(passed + 1))}
+local page, bytes, wanted, step = {}, 0, tonumber(ARGV[3]), 1
+while #page < wanted and bytes < tonumber(ARGV[4]) do
+  local from = passed + #page
+  local some = redis.call('LRANGE', KEYS[1], -(from + math.min(step, wanted - #page)), -(from + 1))
+  if #some == 0 then break end
+  for place = #some, 1, -1 do
+    page[#page + 1] = some[place]
+    bytes = bytes + #some[place]
+  end
+  step = 8
+end
+return {passed, page}
 """
 
 #: KEYS: the list, the target's list, the mark of this death. ARGV: the letter, the message, seconds, which life of its task
@@ -86,7 +98,7 @@ class OnRedis:
         self._app = app
         self._queue = queue
         self._look = look
-        self._connection = self._app.connection_for_read()
+        self._connection = self._app.connection_for_write()  # where the letters were written, and go back to
         options = self._connection.transport_options
         options.setdefault("socket_timeout", _ANSWER)
         options.setdefault("socket_connect_timeout", _ANSWER)
@@ -116,9 +128,9 @@ class OnRedis:
         passed, last, looked = 0, b"", 0
         while passed < left:
             size = min(_PAGE, left - passed)
-            wanted: list[Any] = [passed, last, size]
+            wanted: list[Any] = [passed, last, size, _PAGE_BYTES]
             passed, page = self._asked(partial(self._page, [self._list], wanted))
-            for raw in reversed(page):
+            for raw in page:
                 looked += 1
                 self._look(min(looked, standing), standing)
                 entry = self._entry(raw)
@@ -128,7 +140,7 @@ class OnRedis:
                     left -= 1
                 else:
                     passed, last = passed + 1, raw
-            if len(page) < size:
+            if not page:
                 return
 
     def _entry(self, raw: bytes) -> Entry | None:

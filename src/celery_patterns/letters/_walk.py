@@ -90,7 +90,7 @@ class Walk:
 
 def _kind_of(app: Celery) -> str:
     try:
-        with app.connection_for_read() as connection:
+        with app.connection_for_write() as connection:
             return str(connection.transport.driver_type)
     except ImportError as error:
         return f"of a kind that is not installed: {error}"

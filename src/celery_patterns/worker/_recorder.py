@@ -39,6 +39,8 @@ PATIENCE = 300.0
 LAST_TRY = 5.0
 #: The first and the longest pause between two tries, in seconds.
 FIRST_PAUSE, LAST_PAUSE = 1.0, 30.0
+#: For how many messages that wait for their letters a worker takes others in their place.
+MOST_HELD = 1_000
 #: Redis' own default, in seconds.
 VISIBILITY = 3600.0
 
@@ -108,6 +110,8 @@ class Recorder:
         self._backlogs: dict[str, _Backlog] = {}
         #: Which connection a pause was begun on.
         self._connection = 0
+        #: Those that wait, unacknowledged, and do not count for the worker's prefetch.
+        self._held: set[_Burial] = set()
         # Kept here, because a worker that stops has let go of them before it stops us.
         self._unstarted: set[Request] = set()
 
@@ -182,6 +186,7 @@ class Recorder:
                 backlog.pause = FIRST_PAUSE
                 if not backlog.burials:
                     del self._backlogs[queue]
+            self._held.clear()  # the next connection has a prefetch of its own
         self._excuse_unstarted()
 
     def close(self) -> None:
@@ -223,7 +228,7 @@ class Recorder:
         with self._lock:
             backlog = self._backlogs.get(burial.queue)
             if backlog is not None:
-                backlog.burials.append(burial)
+                self._hold(backlog, burial)
                 return
         trouble = self._trouble_with(burial)
         if trouble is None:
@@ -231,10 +236,23 @@ class Recorder:
         with self._lock:
             known = self._backlogs.get(burial.queue)
             backlog = self._backlogs[burial.queue] = known or _Backlog()
-            backlog.burials.append(burial)
+            self._hold(backlog, burial)
         self._give_up_late(backlog, trouble)
         if known is None:
             self._later(burial.queue, backlog)
+
+    def _hold(self, backlog: _Backlog, burial: _Burial) -> None:
+        """Let it wait, and another message come in its place: as Celery does for a task whose time has not come."""
+        backlog.burials.append(burial)
+        if not burial.delivery.acknowledged and len(self._held) < MOST_HELD:
+            self._held.add(burial)
+            self._consumer.qos.increment_eventually()
+
+    def _let_go(self, burial: _Burial) -> None:
+        with self._lock:
+            if burial in self._held:
+                self._held.remove(burial)
+                self._consumer.qos.decrement_eventually()
 
     def _again(self, queue: str, connection: int) -> None:
         backlog = self._backlogs.get(queue)
@@ -247,7 +265,9 @@ class Recorder:
                     break
                 burial = backlog.burials.popleft()
                 trouble = self._trouble_with(burial)
-                if trouble is not None:
+                if trouble is None:
+                    self._let_go(burial)
+                else:
                     # To the end: a letter that is refused for itself must not stop the others.
                     backlog.burials.append(burial)
                     backlog.pause = min(backlog.pause * 2, LAST_PAUSE)
@@ -285,6 +305,7 @@ class Recorder:
         next_try = time.monotonic() + backlog.pause
         for burial in [one for one in tuple(backlog.burials) if one.deadline < next_try]:
             backlog.burials.remove(burial)
+            self._let_go(burial)
             self._give_up(burial, trouble)
         if backlog.burials:
             announce(logging.WARNING, "dead_letter_postponed", {**told, "waiting": len(backlog.burials)})

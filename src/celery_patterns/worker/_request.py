@@ -161,8 +161,10 @@ class Request(request.Request):  # type: ignore[misc]
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
-        if self._pattern is None or isinstance(error, Retry | Ignore) or (isinstance(error, Reject) and error.requeue):
+        if self._pattern is None or isinstance(error, Retry | Ignore):
             return None
+        if isinstance(error, Reject) and error.requeue and not self.acknowledged:
+            return None  # what was acknowledged before it ran cannot go back
         reason = _reason(error)
         if from_child and reason == "failed" and getattr(exc_info, KEPT, False):
             return None
