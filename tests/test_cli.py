@@ -183,7 +183,7 @@ def test_a_letter_that_is_not_there_is_no_success(app: Celery, queue: str, dead:
         ["replay", "-y"],
         ["replay", "--dry-run"],
         ["purge", "-y"],
-        ["export", "-o", "-"],
+        ["export", "-o", "kept"],
     ):
         result = run(app, *command, "--id", "zz")
         assert (result.exit_code, result.stdout) == (1, "")
@@ -568,12 +568,50 @@ def test_letters_are_not_put_where_tasks_go(
 
 
 def test_letters_may_be_put_where_the_app_knows_none(app: Celery, dead: str, three: list[str], tmp_path: Path) -> None:
-    """The dead-letter queue of a queue that only a worker's -Q names; a slip of the pen is seen."""
+    """The dead-letter queue of a queue that only a worker's -Q names; a slip of the pen is asked about."""
     file = tmp_path / "letters.jsonl"
     run(app, "export", "-o", str(file))
+    unknown = f"slow-{dead} is none of the app's dead-letter queues {dead}"
     result = run(app, "import", str(file), "-Q", f"slow-{dead}")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"{unknown}, and the broker has no such queue.\n")
+    assert "Pass --yes" in result.stderr
+    result = run(app, "import", str(file), "-Q", f"slow-{dead}", "-y")
     assert result.stdout == f"3 letters were put back into slow-{dead}.\n"
-    assert result.stderr == f"slow-{dead} is none of the app's dead-letter queues {dead}.\n"
+    result = run(app, "import", str(file), "-Q", f"slow-{dead}")
+    assert (result.stdout.endswith("3 stood there already.\n"), result.stderr) == (True, f"{unknown}.\n")
+
+
+def test_a_dash_is_stdin_or_stdout(
+    app: Celery, dead: str, three: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no file's name; a file of that name is written with its folder."""
+    monkeypatch.chdir(tmp_path)
+    assert len(lines(run(app, "export", "-o", "-"))) == 3
+    result = run(app, "purge", "-y", "-o", "-")
+    assert (result.exit_code, "expected the name of a file that keeps the copy" in result.stderr) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+    assert run(app, "purge", "-y", "-o", "./-").exit_code == 0
+    assert run(app, "import", "./-", "-Q", dead).stdout == f"3 letters were put back into {dead}.\n"
+
+
+def test_a_letter_and_a_cause_are_found_in_the_queue_that_has_them(app: Celery, dead: str, three: list[str]) -> None:
+    """An id that "stats" showed is enough, whichever queue it stands in."""
+    other = f"other-{dead}"
+
+    @app.task(shared=False, name="elsewhere")
+    @patterns.dead_letter(other)
+    def elsewhere() -> None: ...
+
+    written_by_hand(app, other, task="elsewhere", error="builtins.KeyError")
+    (there,) = dead_letters(app, other)
+    assert lines(run(app, "show", there.id[:8], "--json"))[0]["id"] == there.id
+    assert lines(run(app, "show", three[0], "--json"))[0]["id"] == three[0]
+    (cause,) = dead_letters(app, other).stats()
+    assert [one["queue"] for one in lines(run(app, "stats", "--cause", cause.fingerprint[:6], "--json"))] == [other]
+    result = run(app, "show", "zz")
+    assert (result.exit_code, f"no letter zz stands in {other}, {dead}" in result.stderr) == (1, True), result.output
+    assert "which queue?" in run(app, "list").stderr
 
 
 def test_a_router_that_needs_arguments(app: Celery, dead: str, three: list[str], tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ import celery_patterns as patterns
 from celery_patterns import dead_letter, dead_letters, idempotent
 from celery_patterns._dead_letter import STARTS_TTL, starts_key
 from celery_patterns._equipment import equipment_of
-from celery_patterns._letter import LETTER, Letter, header_of, replay_id
+from celery_patterns._letter import LETTER, Letter, header_of
 from celery_patterns._message import HEADER
 from celery_patterns.exceptions import (
     BackendUnavailable,
@@ -45,6 +45,7 @@ from celery_patterns.letters._causes import causes_of
 from celery_patterns.letters._rabbitmq import OnRabbitMQ
 from celery_patterns.stores import MemoryStore
 
+from .endings import ABSENT, raw
 from .harness import ROOT, Floor
 from .here import run_here
 from .servers import RabbitServer, RedisServer, wait_until
@@ -423,7 +424,7 @@ def test_what_stands_in_the_target_is_what_kombu_puts_there(database: str, queue
     ours, kombus = (json.loads(raw) for raw in client.lrange(name, 0, -1))
     tags = [entry["properties"].pop("delivery_tag") for entry in (ours, kombus)]
     assert len(set(tags)) == 2
-    assert ours["headers"]["id"] == ours["properties"].pop("correlation_id") == replay_id(letter)
+    assert ours["headers"]["id"] == ours["properties"].pop("correlation_id") == letter.replay_id
     assert kombus["properties"].pop("correlation_id") == "c"
     assert (ours.pop("headers")["retries"], kombus.pop("headers")) == (0, {"some": 1})
     assert ours == kombus
@@ -758,7 +759,7 @@ def test_one_letter_that_cannot_be_sent_does_not_stop_the_others(app: Celery, qu
     assert (len(messages(app, queue)), [one.id for one in letters]) == (2, [bad.id])
     written_by_hand(app, dead)
     assert letters.replay_all().sent == 1
-    assert letters.replay(bad, to=queue).id == replay_id(bad)
+    assert letters.replay(bad, to=queue).id == bad.replay_id
     assert len(letters) == 0
 
 
@@ -916,7 +917,7 @@ def test_a_replay_that_is_killed_anywhere_loses_and_doubles_nothing(
     33 where the operator's app knows that the task has a key.
     """
     task, effects, mended = keyed_letters(app, dead, count)
-    expected = {replay_id(letter) for letter in dead_letters(app, dead)}
+    expected = {letter.replay_id for letter in dead_letters(app, dead)}
     for _ in range(kills):
         replay_until_killed(broker, dead, 2 * count // (kills + 1) - 1, knows=knows)
     # RabbitMQ gives back what a killed reader held when it sees the connection is gone.
@@ -939,7 +940,7 @@ def test_two_replays_at_once_share_the_work(
 ) -> None:
     """Each letter is sent by one of them, once, also without a key; both had some."""
     task, effects, mended = keyed_letters(app, dead, count)
-    expected = {replay_id(letter) for letter in dead_letters(app, dead)}
+    expected = {letter.replay_id for letter in dead_letters(app, dead)}
     operators = [
         in_another_process(broker, dead, f"{knows}\nletters.replay_all(rate=400, on_each=told)") for _ in range(2)
     ]
@@ -1291,6 +1292,35 @@ def test_canaries_that_succeed_let_the_others_go(running: Floor) -> None:
     running.wait(lambda: running.traces.count("mended") == 6, 20, "six effects")
 
 
+@pytest.mark.parametrize(("canary", "limit"), [(1, 1), (2, 4), (5, 2)])
+def test_canaries_count_for_the_limit(running: Floor, canary: int, limit: int) -> None:
+    """No more are sent than were asked for."""
+    running.traces.set("mended")
+    letters = dead_letters(running.app, running.dead)
+    ids = [letter.id for letter in letters]
+    report = letters.where(limit=limit).replay_all(canary=canary, canary_patience=timedelta(seconds=60))
+    assert (report.sent, report.stopped) == (limit, None)
+    assert [letter.id for letter in letters] == ids[limit:]
+
+
+def test_a_canary_that_no_worker_can_run_has_died_again(shop: Floor) -> None:
+    """No result tells of it, but its new letter does."""
+    shop.worker(concurrency=1)
+    for body in (b"[[", b"5", b"{}"):
+        raw(shop, body=body, **({"task": ABSENT, "id": ABSENT} if body == b"{}" else {}))
+    shop.wait(lambda: len(shop.letters()) == 3, 20, "the letters")
+    letters = dead_letters(shop.app, shop.dead)
+    for letter in list(letters):
+        began = time.monotonic()
+        report = letters.where(id=letter.id).replay_all(canary=1, canary_patience=timedelta(seconds=60))
+        assert report.sent == 1
+        assert report.stopped is not None
+        assert report.stopped.startswith("1 of 1 canary died again: letter "), report.stopped
+        assert [*report.died_again.values()] == [shop.dead]
+        assert time.monotonic() - began < 30
+    assert {(one.replay, one.reason) for one in shop.letters()} == {(1, "unreadable"), (1, "malformed")}
+
+
 def test_canaries_that_come_to_no_end_stop_the_replay(shop: Floor) -> None:
     """Nobody runs them: after the patience the others stay."""
     declare(shop.app, shop.queue)
@@ -1321,7 +1351,7 @@ def test_a_canarys_old_result_is_not_its_outcome(shop: Floor) -> None:
     declare(shop.app, shop.queue)
     run_here(shop.task("doomed"), "o-1", queue=shop.queue)
     (letter,) = shop.letters()
-    shop.app.backend.store_result(replay_id(letter), "fine", "SUCCESS")
+    shop.app.backend.store_result(letter.replay_id, "fine", "SUCCESS")
     report = dead_letters(shop.app, shop.dead).replay_all(canary=1, canary_patience=timedelta(seconds=1))
     assert report.stopped is not None
     assert "did not finish" in report.stopped

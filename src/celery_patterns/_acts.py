@@ -97,12 +97,12 @@ class Imported:
         return f"{count_of(self.back)} {were(self.back)} put back into {self._queue}{there}"
 
 
-def imported(chosen: Target, file: Path) -> Imported:
-    """Put the letters of a file back; that of ``-`` is stdin."""
+def imported(chosen: Target, file: Path | None) -> Imported:
+    """Put the letters of a file, or of stdin, back."""
     count = Imported(chosen.shown_queue)
     try:
         with stoppable(lambda _: f"{count}. The same command goes on with the others."):
-            chosen.letters.restore(sys.stdin if str(file) == "-" else file, on_each=count.note)
+            chosen.letters.restore(sys.stdin if file is None else file, on_each=count.note)
     except PublishFailed as error:
         end(f"{error}. {count}. The same command goes on with the others", NOT_ALL_DONE)
     return count

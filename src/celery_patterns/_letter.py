@@ -143,7 +143,7 @@ class Letter:
     @property
     def replay_id(self) -> str:
         """The task id that a replay of this letter has, however often it is sent."""
-        return replay_id(self)
+        return replay_id(self.id)
 
 
 def header_of(letter: Letter, room: int | None = None) -> str | None:
@@ -264,7 +264,7 @@ def replayed_headers(letter: Letter, headers: Mapping[str, Any]) -> dict[str, An
     # A chord has long been told that this member failed; to report to it again would count the member twice.
     return {
         **kept,
-        "id": replay_id(letter),
+        "id": replay_id(letter.id),
         "retries": 0,
         "eta": None,
         "expires": None,
@@ -274,7 +274,6 @@ def replayed_headers(letter: Letter, headers: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def replay_id(letter: Letter) -> str:
-    """The task id a replay of this letter has, however often it is sent."""
-    digits = letter.id
+def replay_id(digits: str) -> str:
+    """The task id that a replay of the letter of this id has, however often it is sent."""
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._screens import visible
-from ._terminal import bar_of, count_of, say
-from .exceptions import ConfigurationError
+from ._terminal import ask, bar_of, count_of, say
+from .exceptions import ConfigurationError, LetterNotFound
 from .letters import DeadLetters, dead_letters, dead_queues, named_queues, refuse_consumed, standing
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def target(ctx: click.Context, filters: dict[str, Any]) -> Target:
     """The letters that these options mean, in the one queue that is named, or is the only one that holds letters."""
     app, queue = _app_of(ctx), filters.pop("queue")
     if queue is None:
-        queue = _only(dead_queues(app), _held(app), named_queues(app))
+        queue = _only(dead_queues(app), _holding(app, filters), named_queues(app))
     else:
         _expect_queue(app, queue)
     return _chosen(app, queue, filters)
@@ -118,11 +118,11 @@ def unseen(app: Celery) -> str:
 
 
 def _in_one(filters: dict[str, Any]) -> bool:
-    """A letter, and a cause by its first characters, are looked for in one queue."""
+    """A letter, and a cause by its first characters, stand in one queue."""
     return filters.get("id_") is not None or filters.get("cause") is not None
 
 
-def queue_to_fill(ctx: click.Context, queue: str | None) -> Target:
+def queue_to_fill(ctx: click.Context, queue: str | None, *, yes: bool) -> Target:
     """The queue that letters are put back into: the one that is named, or the only one that the app's tasks name."""
     app = _app_of(ctx)
     named = named_queues(app)
@@ -133,7 +133,14 @@ def queue_to_fill(ctx: click.Context, queue: str | None) -> Target:
         refuse_consumed(app, queue)
         known = dead_queues(app)
         if queue not in known:  # which it may be all the same, as that of a queue that only a worker's -Q names
-            say(f"{visible(queue)} is none of the app's dead-letter queues {', '.join(map(visible, known))}.", err=True)
+            there = queue in standing(app, [queue])
+            nor = "" if there else ", and the broker has no such queue"
+            say(
+                f"{visible(queue)} is none of the app's dead-letter queues {', '.join(map(visible, known))}{nor}.",
+                err=True,
+            )
+            if not there and not yes:
+                ask("Make it, and put the letters there?")
     return Target(app, dead_letters(app, queue or named[0]), frozenset())
 
 
@@ -149,6 +156,24 @@ def _app_of(ctx: click.Context) -> Celery:
 
 def _held(app: Celery) -> dict[str, int]:
     return {queue: count for queue, count in standing(app, dead_queues(app)).items() if count}
+
+
+def _holding(app: Celery, filters: dict[str, Any]) -> dict[str, int]:
+    """The queues that hold letters; of several those that hold the letter, or the cause, that is named."""
+    held = _held(app)
+    short_id, short_cause = filters.get("id_"), filters.get("cause")
+    if len(held) < 2 or not (short_id or short_cause):  # noqa: PLR2004 - several
+        return held
+    holding = {queue: count for queue, count in held.items() if _holds(dead_letters(app, queue), short_id, short_cause)}
+    if not holding and short_id:
+        raise LetterNotFound(f"no letter {short_id} stands in {', '.join(held)}{unseen(app)}")
+    return holding or dict([next(iter(held.items()))])
+
+
+def _holds(found: DeadLetters, short_id: str | None, short_cause: str | None) -> bool:
+    if short_id:
+        return any(letter.id.startswith(short_id) for letter in found)
+    return any(cause.fingerprint.startswith(str(short_cause)) for cause in found.stats())
 
 
 def _only(queues: list[str], held: dict[str, int], named: list[str]) -> str:

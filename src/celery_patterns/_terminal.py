@@ -136,7 +136,8 @@ def _unreachable(app: Celery, error: BaseException) -> str:
     connection = app.connection_for_write()
     text = str(error) or type(error).__name__
     said = text.replace(connection.password, "**") if connection.password else text
-    return f"the broker at {connection.as_uri()} cannot be used: {said}. Does it run, and is this the app's broker_url?"
+    where = connection.as_uri() if connection.password else connection.as_uri().replace(":**@", "")
+    return f"the broker at {where} cannot be used: {said.rstrip('.')}. Does it run, and is this the app's broker_url?"
 
 
 def with_rich(screen: _F) -> _F:

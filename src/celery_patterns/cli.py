@@ -72,7 +72,7 @@ def letters() -> None:
 @JSON
 @click.pass_context
 def stats(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
-    """What the letters died of, the most frequent cause first.
+    """What the letters died of, queue by queue, the most frequent cause first.
 
     Letters of one task, one type of error and one place in the code are one cause. Without -Q it shows each of the app's
     dead-letter queues that holds letters.
@@ -175,9 +175,7 @@ def replay(ctx: click.Context, /, as_json: bool, yes: bool, canary_timeout: time
 @SELECTION
 @click.option("--older-than", type=Span(), help="Only letters that died longer ago than this, for example 30d.")
 @click.option("--no-export", is_flag=True, help="Keep no copy.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The file that keeps the copy; made up by default."
-)
+@click.option("-o", "--output", type=click.Path(), help="The file that keeps the copy; made up by default.")
 @YES
 @JSON
 @click.pass_context
@@ -186,7 +184,7 @@ def purge(
     /,
     older_than: timedelta | None,
     no_export: bool,
-    output: Path | None,
+    output: str | None,
     yes: bool,
     as_json: bool,
     **filters: Any,
@@ -197,12 +195,14 @@ def purge(
     """
     if no_export and output is not None:
         raise click.UsageError("-o and --no-export contradict each other; expected one of them", ctx)
+    if output == "-":
+        raise click.BadParameter("expected the name of a file that keeps the copy", ctx, param_hint="-o")
     with told(ctx):
         chosen = _older(target(ctx, filters), older_than)
         count = chosen.counted()
         if count and not yes:
             ask(f"Delete {count_of(count)} of {chosen.shown_queue}{' and keep no copy' if no_export else ''}?")
-        file = None if no_export or not count else output or _new_file(chosen.queue)
+        file = None if no_export or not count else Path(output) if output else _new_file(chosen.queue)
         if file is not None:
             exported(chosen, file)
         deleted = purged(chosen, count, file) if count else 0
@@ -215,36 +215,38 @@ def purge(
 
 @letters.command()
 @SELECTION
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="A new file; stdout by default.")
+@click.option("-o", "--output", type=click.Path(), help='A new file; stdout by default, and for "-".')
 @click.pass_context
-def export(ctx: click.Context, /, output: Path | None, **filters: Any) -> None:
+def export(ctx: click.Context, /, output: str | None, **filters: Any) -> None:
     """Write letters, with all of their messages, as JSON: one object a line.
 
     The letters stay. The file holds the tasks' arguments, and only you can read it.
     """
+    file = None if output in (None, "-") else Path(str(output))
     with told(ctx):
         chosen = target(ctx, filters)
         if next(iter(chosen.letters), None) is None:
-            say(chosen.nothing(), err=output is None)
-        elif output is None:
+            say(chosen.nothing(), err=file is None)
+        elif file is None:
             exported(chosen, None)
         else:
-            say(f"Wrote {count_of(exported(chosen, output))} of {chosen.shown_queue} to {output}.")
+            say(f"Wrote {count_of(exported(chosen, file))} of {chosen.shown_queue} to {file}.")
 
 
 @letters.command(name="import")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @FILLED
+@YES
 @JSON
 @click.pass_context
-def import_(ctx: click.Context, /, file: Path, queue: str | None, as_json: bool) -> None:
+def import_(ctx: click.Context, /, file: str, queue: str | None, yes: bool, as_json: bool) -> None:
     """Put letters out of a FILE of "export" back into the queue. "-" is stdin.
 
-    One that stands there already is left out.
+    One that stands there already is left out. It asks before it makes a queue that nobody knows.
     """
     with told(ctx):
-        chosen = queue_to_fill(ctx, queue)
-        count = imported(chosen, file)
+        chosen = queue_to_fill(ctx, queue, yes=yes)
+        count = imported(chosen, None if file == "-" else Path(file))
         if as_json:
             json_line({"imported": count.back, "stood_there": count.there})
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ __all__ = ["Trouble", "expect_backend", "forget", "unhappy"]
 
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 _DEAD = frozenset({"FAILURE", "REVOKED"})
+#: Seconds before letters are looked for where results say nothing; then twice as many, and so on.
+_LOOK = 2.0
 
 
 @dataclass(frozen=True)
@@ -66,25 +68,36 @@ def _silent(app: Celery, error: Exception) -> str:
     return f"the result backend at {app.backend.as_uri()} did not answer: {type(error).__name__}"
 
 
-def unhappy(app: Celery, canaries: Mapping[str, str], patience: timedelta) -> Trouble | None:
+def unhappy(
+    app: Celery,
+    canaries: Mapping[str, str],
+    patience: timedelta,
+    buried: Callable[[Collection[str]], Collection[str]],
+) -> Trouble | None:
     """Wait for the canaries, each until it is done for good.
 
     Args:
         app: Its result backend tells.
         canaries: The replays' task ids, and the queues they were sent to.
         patience: How long all of them may take.
+        buried: Which of some have left a letter again: of a message that no worker can run, no result tells.
 
     Returns:
         What became of those that did not succeed; None when all did.
     """
     waiting = list(canaries)
     deadline, looks = time.monotonic() + patience.total_seconds(), 0
+    next_look, gap = time.monotonic() + _LOOK, _LOOK
     while waiting:
         try:
             states = {task_id: str(app.AsyncResult(task_id).state) for task_id in waiting}
         except Exception as error:  # noqa: BLE001 - each backend has errors of its own
             return Trouble(f"{_silent(app, error)}, so that nobody knows what became of {_counted(canaries)}")
         dead = tuple(task_id for task_id in waiting if states[task_id] in _DEAD)
+        silent = [task_id for task_id in waiting if states[task_id] == "PENDING"]
+        if not dead and silent and time.monotonic() > min(next_look, deadline):
+            dead, gap = tuple(buried(silent)), gap * 2  # it reads the whole queue
+            next_look = time.monotonic() + gap
         if dead:
             return Trouble(f"{len(dead)} of {_counted(canaries)} died again", dead)
         waiting = [task_id for task_id in waiting if states[task_id] != "SUCCESS"]

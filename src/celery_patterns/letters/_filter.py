@@ -97,7 +97,7 @@ def checked(
         raise ConfigurationError(f"expected limit to be at least 1, or None for all letters, got {limit!r}")
     began, ended = moment_of("since", since), moment_of("until", until)
     if began is not None and ended is not None and began > ended:
-        raise ConfigurationError(f"since={since!r} is later than until={until!r}; expected since to be the earlier one")
+        raise ConfigurationError(f"since, {began}, is later than until, {ended}; expected since to be the earlier one")
     return Filter(**words, since=began, until=ended, limit=limit)
 
 

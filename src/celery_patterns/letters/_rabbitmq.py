@@ -20,7 +20,7 @@ from .._task import PatternTask
 from ..exceptions import ConfigurationError, PublishFailed
 from ._entry import Entry, Look, Told, entry_of
 from ._flight import Flight
-from ._undisturbed import between_letters, pause
+from ._undisturbed import between_letters, pause, say_gone
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -114,7 +114,7 @@ class OnRabbitMQ:
             except self._passing as error:  # noqa: PERF203 - each pass is many letters
                 if not deadline:
                     if isinstance(error, self._connection.connection_errors):
-                        _say_gone()
+                        say_gone(_PATIENCE.total_seconds())
                     deadline = time.monotonic() + _PATIENCE.total_seconds()
                 if time.monotonic() > deadline:
                     raise
@@ -210,7 +210,7 @@ class OnRabbitMQ:
             self._stalled = self._stalled or (error is not None and _is_silence(error))
             if error is None:
                 self.remove(landing)
-            told(landing, error is None, error)
+            told(landing, error is None, _unsure(error) if error is not None and _is_silence(error) else error)
 
         if self._stalled:
             told(entry, False, _not_tried())
@@ -224,7 +224,7 @@ class OnRabbitMQ:
     def _published(self, message: dict[str, Any], target: tuple[str, str]) -> PublishFailed | None:
         error = self._tried(message, target)
         if error is not None and self._patience and self._is_gone(error):
-            _say_gone()
+            say_gone(_PATIENCE.total_seconds())
             with suppress(OperationalError), self._app.connection_for_write() as again:
                 again.ensure_connection(
                     errback=lambda *_: between_letters(),
@@ -306,12 +306,12 @@ def _is_counted(task: Any, queue: str) -> bool:
     return isinstance(buries, dead_letter) and (buries.queue, buries.queue_type) == (queue, "quorum")
 
 
-def _say_gone() -> None:
-    logger.warning("the broker has gone; it is waited for, up to %d seconds", _PATIENCE.total_seconds())
-
-
 def _not_tried() -> PublishFailed:
     return PublishFailed("not tried, since the broker did not confirm the one before", transient=True)
+
+
+def _unsure(error: PublishFailed) -> PublishFailed:
+    return PublishFailed(f"{error}; it may have been sent all the same", transient=True)
 
 
 def _is_silence(error: PublishFailed) -> bool:

@@ -20,6 +20,7 @@ from .._queues import topic_takes
 from .._told import as_moment
 from ..exceptions import ConfigurationError, PublishFailed
 from ._entry import Entry, Look, Told, entry_of
+from ._undisturbed import pause, say_gone
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -35,7 +36,6 @@ _PAGE, _PAGE_BYTES = 100, 4 * 1024 * 1024
 #: Seconds that one answer may take, and for how long a server that is away is asked again.
 _ANSWER = 30.0
 _PATIENCE = timedelta(seconds=30)
-_SENDING = timedelta(seconds=5)
 
 #: For how long a second copy of a death that was replayed is taken for one, also by another operator.
 _REMEMBERED = timedelta(hours=1)
@@ -182,13 +182,11 @@ class OnRedis:
         keys = [self._list, self._key(name), self._mark(entry.letter.id)]
         arguments = [entry.place, payload, int(_REMEMBERED.total_seconds()), _life(entry), self._asker]
         try:
-            answer = self._asked(lambda: self._resend(keys, arguments), _SENDING)
+            answer = self._asked(lambda: self._resend(keys, arguments))
+        except self._connection.connection_errors:
+            raise
         except self._connection.channel_errors as error:
             raise PublishFailed(f"the broker refused the message: {type(error).__name__}: {error}") from error
-        except self._connection.connection_errors as error:
-            raise PublishFailed(
-                f"the broker did not answer within {_SENDING}: {type(error).__name__}", transient=True
-            ) from error
         if answer == b"unsure":
             raise PublishFailed(
                 f"a letter of this id was replayed less than {_REMEMBERED} ago, and whether this one is a copy of it cannot "
@@ -250,17 +248,20 @@ class OnRedis:
         name = self._key(self._channel.keyprefix_queue % exchange)
         return bool(self._asked(lambda: self._client.exists(name)))
 
-    def _asked(self, ask: Callable[[], _T], patience: timedelta = _PATIENCE) -> _T:
+    def _asked(self, ask: Callable[[], _T]) -> _T:
         """Ask the server, again while it is away; the connection is opened anew by itself."""
-        deadline, pause = time.monotonic() + patience.total_seconds(), 0.1
+        deadline, gap, said = time.monotonic() + _PATIENCE.total_seconds(), 0.1, False
         while True:
             try:
                 return ask()
             except self._connection.connection_errors:
-                if time.monotonic() + pause > deadline:
+                if time.monotonic() + gap > deadline:
                     raise
-            time.sleep(pause)
-            pause = min(pause * 2, 2.0)
+            if not said:
+                say_gone(_PATIENCE.total_seconds())
+                said = True
+            pause(gap)
+            gap = min(gap * 2, 2.0)
 
 
 def _life(entry: Entry) -> str:

@@ -7,7 +7,10 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from .._letter import replay_id
+from .._message import HEADER
 from .._queues import LONGEST_NAME, dead_queue
+from .._told import as_moment
 from ..exceptions import ConfigurationError
 from ._canary import Trouble, expect_backend, unhappy
 from ._known import refuse_unconsumed
@@ -16,7 +19,11 @@ from ._undisturbed import between_letters, pause, undisturbed
 from ._walk import Walk, ledger_in
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from celery import Celery
+
+    from ._entry import Entry
 
 __all__ = ["refuse_canary", "refuse_target", "replayed"]
 
@@ -69,16 +76,20 @@ def _rounds(
     if tried_on:
         _try_on(walk, replayer)
     if canary is not None:
+        began = time.time()
         canaries = _send(walk, replayer, canary, watched=True)
         if not canaries:
             # There are no letters, or others hold or took these: what comes free now has no canary before it.
             failed = replayer.report().failed
             return replayer.report(f"none of {canary} canaries could be sent" if failed else None)
-        trouble = unhappy(walk.app, canaries, patience)
+        trouble = unhappy(walk.app, canaries, patience, lambda ids: _buried_again(ids, walk, to, began))
         if trouble is not None:
             again = _letters_of(trouble, walk, to) if trouble.died else {}
             return replayer.report(_told(trouble, again), again)
-    _send(walk, replayer)
+    limit = walk.chosen.limit if walk.chosen is not None else None
+    left = None if limit is None else limit - replayer.report().sent
+    if left != 0:
+        _send(walk, replayer, left)
     return replayer.report()
 
 
@@ -99,20 +110,41 @@ def _send(walk: Walk, replayer: Replayer, limit: int | None = None, *, watched: 
 
 
 def _letters_of(trouble: Trouble, walk: Walk, to: str | None) -> dict[str, str]:
-    """The letters that these task ids have left, and their queues, as soon as all of them stand there."""
-    queues = {walk.queue} if to is None else {walk.queue, dead_queue(to)}
+    """The letters that these replays have left, and their queues, as soon as all of them stand there."""
     deadline = time.monotonic() + _LOOKED_FOR
     while True:
-        found = {}
-        for queue in queues:
-            with ExitStack() as stack:
-                whole = Walk(walk.app, queue)
-                for entry in whole.entries(whole.open(stack), ledger_in(stack)):
-                    if entry.letter.task_id in trouble.died:
-                        found[entry.letter.id] = queue
+        found = {
+            entry.letter.id: queue
+            for queue, entry in _entries_near(walk, to)
+            if entry.letter.task_id in trouble.died or _replay_of(entry)[0] in trouble.died
+        }
         if len(found) >= len(trouble.died) or time.monotonic() > deadline:
             return found
         pause(_AGAIN)
+
+
+def _buried_again(ids: Collection[str], walk: Walk, to: str | None, began: float) -> set[str]:
+    """Which of these replays, begun since then, have left a letter."""
+    told = [_replay_of(entry) for _, entry in _entries_near(walk, to)]
+    return {one for one, at in told if one is not None and one in ids and at >= began}
+
+
+def _entries_near(walk: Walk, to: str | None) -> Iterator[tuple[str, Entry]]:
+    """All that stands where a replay's letter would be, and in which queue."""
+    for queue in {walk.queue} if to is None else {walk.queue, dead_queue(to)}:
+        with ExitStack() as stack:
+            whole = Walk(walk.app, queue)
+            for entry in whole.entries(whole.open(stack), ledger_in(stack)):
+                between_letters()
+                yield queue, entry
+
+
+def _replay_of(entry: Entry) -> tuple[str | None, float]:
+    """The replay that a letter's message was sent by, and when: a message that names no task tells nothing else."""
+    ours = entry.message.headers.get(HEADER)
+    ours = ours if isinstance(ours, dict) else {}
+    of, at = ours.get("replay_of"), as_moment(ours.get("replayed"))
+    return replay_id(of) if isinstance(of, str) else None, at or 0.0
 
 
 def _told(trouble: Trouble, again: dict[str, str]) -> str:

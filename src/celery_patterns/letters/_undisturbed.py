@@ -1,7 +1,8 @@
-"""Ctrl-C between two letters, and not within one."""
+"""Ctrl-C between two letters, and not within one; and waiting, in which it is heard."""
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["between_letters", "pause", "undisturbed"]
+__all__ = ["between_letters", "pause", "say_gone", "undisturbed"]
+
+logger = logging.getLogger("celery_patterns")
 
 #: Seconds after which a pause looks whether a Ctrl-C was heard.
 _LOOK = 0.1
@@ -64,6 +67,11 @@ def between_letters() -> None:
         handler = signal.getsignal(signal.SIGINT)
         if isinstance(handler, _Deferred):
             handler.obey()
+
+
+def say_gone(seconds: float) -> None:
+    """Say that the broker is waited for."""
+    logger.warning("the broker has gone; it is waited for, up to %d seconds", seconds)
 
 
 def pause(seconds: float) -> None:
