@@ -249,6 +249,7 @@ MUTATED = [
 ]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("kind", "pool", "seed"), MUTATED)
 def test_two_thousand_mutated_messages(corner: Floor, pool: str, seed: int) -> None:
     """Among healthy tasks: those are done, the worker lives, and each mutated message ran or is one letter."""
