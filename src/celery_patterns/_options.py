@@ -97,7 +97,7 @@ QUEUE = click.option(
     "-Q",
     "--queue",
     metavar="NAME",
-    help="The dead-letter queue. May be left out when only one of the app's holds letters, or the one that is named.",
+    help="The dead-letter queue. May be left out when only one of the app's holds letters, or the letter that is named.",
 )
 FILLED = click.option(
     "-Q",

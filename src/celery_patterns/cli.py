@@ -202,7 +202,7 @@ def purge(
         count = chosen.counted()
         if count and not yes:
             ask(f"Delete {count_of(count)} of {chosen.shown_queue}{' and keep no copy' if no_export else ''}?")
-        file = None if no_export or not count else Path(output) if output else _new_file(chosen.queue)
+        file = None if no_export or not count else _new_file(chosen.queue) if output is None else Path(output)
         if file is not None:
             exported(chosen, file)
         deleted = purged(chosen, count, file) if count else 0

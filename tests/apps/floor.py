@@ -159,6 +159,7 @@ def make_app(environment: Any = os.environ) -> Celery:
     app.conf.update(
         task_default_queue=f"q-{namespace}",
         worker_prefetch_multiplier=int(environment.get("FLOOR_PREFETCH", "1")),
+        worker_eta_task_limit=int(environment["FLOOR_ETA_LIMIT"]) if "FLOOR_ETA_LIMIT" in environment else None,
         broker_connection_retry_on_startup=True,
         result_expires=600,
         worker_hijack_root_logger=True,
