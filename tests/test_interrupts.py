@@ -58,9 +58,25 @@ def interrupted(shop: Floor, *arguments: str, when: Any, by: signal.Signals = si
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert "Traceback" not in err
+    return out, err, _named(err)
+
+
+def interrupted_in_the_wait(process: subprocess.Popen[str], server: Any) -> tuple[str, int]:
+    """Take its broker away until it was interrupted; what it said of the wait, and how many letters it named."""
+    assert process.stderr is not None
+    server.stop()
+    said = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    server.start()
+    assert process.returncode == 130
+    return said, _named(err)
+
+
+def _named(err: str) -> int:
     named = re.search(r"Interrupted: ([\d,]+) letters?", err)
     assert named is not None, err
-    return out, err, int(named[1].replace(",", ""))
+    return int(named[1].replace(",", ""))
 
 
 def there(shop: Floor, queue: str) -> int:
@@ -125,17 +141,10 @@ def test_a_wait_for_the_broker(server: Any, own: Floor) -> None:
     declare(own.app, own.queue)
     fill(own.app, own.dead, 30)
     with typed(own, "replay", "-y", "--rate", "5") as process:
-        assert process.stderr is not None
         wait_until(lambda: there(own, own.queue) >= 3, 60, "some are replayed")
-        server.stop()
-        assert process.stderr.readline() == "the broker has gone; it is waited for, up to 30 seconds\n"
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
-    server.start()
-    assert process.returncode == 130
-    named = re.search(r"Interrupted: (\d+) letters of", err)
-    assert named is not None, err
-    assert there(own, own.dead) == 30 - int(named[1])
+        said, sent = interrupted_in_the_wait(process, server)
+    assert said == "the broker has gone; it is waited for, up to 30 seconds\n"
+    assert there(own, own.dead) == 30 - sent
 
 
 def test_a_broker_that_goes_and_stays_away(server: Any, own: Floor, monkeypatch: Any, caplog: Any) -> None:
@@ -229,17 +238,9 @@ def test_an_import_that_waits_for_the_broker(server: Any, own: Floor, tmp_path: 
     letters.export(kept)
     letters.purge()
     with typed(own, "import", str(kept), "-Q", own.dead) as process:
-        assert process.stderr is not None
         wait_until(lambda: there(own, own.dead) >= 50, 60, "some are put back")
-        server.stop()
-        assert process.stderr.readline().endswith("up to 30 seconds\n")
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
-    server.start()
-    assert process.returncode == 130
-    named = re.search(r"Interrupted: ([\d,]+) letters were put back", err)
-    assert named is not None, err
-    back = int(named[1].replace(",", ""))
+        said, back = interrupted_in_the_wait(process, server)
+    assert said.endswith("up to 30 seconds\n")
     assert 50 <= back < total
     wait_until(
         lambda: there(own, own.dead) in (back, back + 1), 20, "they stand there"
