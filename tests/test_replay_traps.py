@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import subprocess
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from celery_patterns._letter import LETTER
 from celery_patterns._message import HEADER
 from celery_patterns._publish import Publisher
 from celery_patterns.exceptions import BackendUnavailable, ConfigurationError, PublishFailed
+from celery_patterns.letters._ledger import Ledger
 
 from .here import run_here
 from .servers import RabbitServer, free_port, program, wait_until
@@ -363,3 +366,16 @@ def test_publishing_on_top_of_publishing(app: Celery, queue: str) -> None:
     publisher.publish(send)
     assert [message.payload for message in messages(app, queue)] == ["done"]
     publisher.close()
+
+
+def test_no_room_for_what_a_replay_remembers() -> None:
+    """The file is written to when there are more letters than memory is taken for; then it says what is needed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with closing(Ledger()) as ledger:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            with pytest.raises(OSError, match="set TMPDIR to one that has it"):
+                for number in range(100_000):
+                    ledger.put(f"{number:032}", "sent")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
