@@ -18,10 +18,10 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "celery_patterns"
 FLOORS: list[set[str]] = [
     {"exceptions", "typing"},
     {
-        *("_call", "_message", "_received", "_told", "_history"),
+        *("_call", "_message", "_received", "_header_values", "_history"),
         *("_codec", "_keys", "_lines", "_events", "_publish", "_queues", "_frame"),
     },
-    {"stores", "_equipment", "_plan", "_republish", "_letter", "_wrap", "_x_death", "_bury"},
+    {"stores", "_equipment", "_plan", "_republish", "_letter", "_envelope", "_x_death", "_bury"},
     {"_retry", "_idempotent", "_dead_letter", "_logged", "_strict_json"},
     {"_fit", "_task", "letters", "worker", "_app"},
     {"_screens", "_options", "_terminal", "_targets", "_acts", "_reports", "cli"},
@@ -39,7 +39,7 @@ FENCED = {
 }
 #: Pure: neither the task nor the app nor a worker is touched here.
 WITHOUT_CELERY = {
-    *("exceptions", "typing", "_message", "_received", "_told", "_history"),
+    *("exceptions", "typing", "_message", "_received", "_header_values", "_history"),
     *("_codec", "_keys", "_lines", "_events", "_publish", "_queues", "_frame"),
     *("_equipment", "stores"),
 }

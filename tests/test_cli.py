@@ -26,6 +26,9 @@ from kombu import Queue
 import celery_patterns as patterns
 from celery_patterns import dead_letter, dead_letters
 from celery_patterns._letter import REASONS
+from celery_patterns._targets import Target
+from celery_patterns.cli import _letter, _message
+from celery_patterns.exceptions import LetterNotFound
 from celery_patterns.letters import _replay, dead_queues
 from celery_patterns.stores import MemoryStore
 
@@ -191,7 +194,7 @@ def test_a_letter_that_is_not_there_is_no_success(app: Celery, queue: str, dead:
         result = run(app, *command, "--cause", "zz")
         none = f'0 of 3 letters in {dead} match. See the causes with "stats".\n'
         assert (result.exit_code, result.stdout) == (0, none)
-    assert len(dead_letters(app, dead)) == 3
+    assert dead_letters(app, dead).count() == 3
     assert messages(app, queue) == []
 
 
@@ -276,6 +279,32 @@ def test_a_narrow_table_breaks_names_at_their_dots(app: Celery, dead: str) -> No
     assert "the payment service did not answer within thirty seconds" in words
 
 
+def test_a_moment_as_it_is_shown_includes_its_second(app: Celery, dead: str) -> None:
+    """What a screen says of a first and a last death chooses both."""
+    for at in (1_750_000_100.3, 1_750_000_101.7, 1_750_000_102.0):
+        written_by_hand(app, dead, died_at=at)
+    since, until = (datetime.fromtimestamp(at).astimezone().isoformat() for at in (1_750_000_100, 1_750_000_101))
+    assert len(lines(run(app, "list", "--json", "--since", since, "--until", until))) == 2
+
+
+def test_messages_that_are_no_letters_are_counted(app: Celery, queue: str) -> None:
+    """A queue of tasks that was named by mistake is not called empty."""
+    for _ in range(4):
+        app.tasks["shop.charge"].delay("o-1")
+    for command in (["list"], ["stats"], ["replay", "-y"], ["purge", "-y"]):
+        result = run(app, *command, "-Q", queue)
+        assert result.stdout == f"0 letters in {queue}, where 4 other messages stand.\n", command
+    assert len(messages(app, queue)) == 4
+
+
+def test_a_letter_that_has_just_gone(app: Celery, dead: str) -> None:
+    """Between two looks somebody else may have taken it: an error of one line."""
+    gone = Target(app, dead_letters(app, dead).where(id="x"), frozenset())
+    for shown in (_letter, _message):
+        with pytest.raises(LetterNotFound, match=f"the letter has just gone from {dead}"):
+            shown(gone)
+
+
 def test_moments_are_shown_with_their_zone(app: Celery, dead: str) -> None:
     """All of them, those of earlier attempts and of the message's properties among them."""
     history = [{"attempt": 1, "at": 1_750_000_000.5, "error": "builtins.KeyError"}]
@@ -354,6 +383,10 @@ def test_filters_are_those_of_python(app: Celery, dead: str, three: list[str]) -
         (["list", "--since", "yesterday"], "expected a time ago as 2h or 30d, or a moment as 2026-11-25T09:00"),
         (["list", "--since", "1h", "--until", "2h"], "is later than until"),
         (["list", "--reason", "tired"], "'tired' is not one of"),
+        (["list", "--id", "a", "--id", "b"], "it is given 2 times; expected it once"),
+        (["stats", "-Q", "a", "-Q", "b"], "it is given 2 times; expected it once"),
+        (["purge", "--yes", "--older-than", "1d", "--older-than", "2d"], "it is given 2 times; expected it once"),
+        (["replay", "--yes", "--to", "a", "--to", "b"], "it is given 2 times; expected it once"),
         (["list", "--limit", "0"], "--limit"),
         (["replay"], "nobody is there to be asked. Pass --yes"),
         (["purge"], "nobody is there to be asked. Pass --yes"),
@@ -408,6 +441,16 @@ def test_new_values_are_json_or_text(app: Celery, queue: str, three: list[str]) 
     assert (first.payload[:2], second.payload[:2]) == ([["a=b"], {"amount": 5}], [["5"], {}])
 
 
+def test_a_report_says_where_to_and_what_was_corrected(app: Celery, queue: str, three: list[str]) -> None:
+    """The report of a replay has what a dry run has foretold."""
+    options = ("--set", "amount=5", "--limit", "2", "--json")
+    foretold = lines(run(app, "replay", "--dry-run", *options))[0]
+    report = lines(run(app, "replay", "-y", *options))[0]
+    assert report["queues"] == foretold["queues"] == {queue: 2}
+    assert report["corrected"] == foretold["corrected"]
+    assert list(report["corrected"].values()) == [2]
+
+
 def test_a_dry_run_shows_what_would_be_sent(app: Celery, queue: str, dead: str, three: list[str]) -> None:
     """Of which causes, to which queues, and which types a correction changes; no value, and nothing is sent."""
     written_by_hand(app, dead, queue="elsewhere", task="shop.bill")
@@ -425,7 +468,7 @@ def test_a_dry_run_shows_what_would_be_sent(app: Celery, queue: str, dead: str, 
     assert (report["dry_run"], report["sent"], report["queues"]) == (True, 4, {queue: 3, "elsewhere": 1})
     assert [(cause["task"], cause["count"]) for cause in report["causes"]] == [("shop.charge", 3), ("shop.bill", 1)]
     assert messages(app, queue) == []
-    assert len(dead_letters(app, dead)) == 4
+    assert dead_letters(app, dead).count() == 4
 
 
 @pytest.fixture
@@ -523,7 +566,7 @@ def test_a_canary_that_dies_is_an_exit_code_of_its_own(
     app._backend_cache = None
     result = run(app, "replay", "-y", "--canary", "1", "--canary-timeout", "1s")
     assert (result.exit_code, "Replayed 1 letter of" in result.stdout) == (3, True)
-    assert "Stopped: 1 of 1 canary did not finish within 0:00:01" in result.stderr
+    assert "Stopped: 1 of 1 canary did not finish within 1 s" in result.stderr
     assert f"what did not finish waits in {app.conf.task_default_queue} or runs" in result.stderr
 
 
@@ -609,6 +652,9 @@ def test_a_letter_and_a_cause_are_found_in_the_queue_that_has_them(app: Celery, 
     assert lines(run(app, "show", three[0], "--json"))[0]["id"] == three[0]
     (cause,) = dead_letters(app, other).stats()
     assert [one["queue"] for one in lines(run(app, "stats", "--cause", cause.fingerprint[:6], "--json"))] == [other]
+    result = run(app, "replay", "-y", "--cause", "zz")
+    said = f"no letter of the cause zz stands in {other}, {dead}"
+    assert (result.exit_code, said in result.stderr) == (1, True), result.output
     result = run(app, "show", "zz")
     assert (result.exit_code, f"no letter zz stands in {other}, {dead}" in result.stderr) == (1, True), result.output
     assert "which queue?" in run(app, "list").stderr
@@ -811,6 +857,6 @@ def test_it_asks_before_it_acts(app: Celery, broker: str, database: str, tmp_pat
         assert code == 1
         assert question in told
         assert ("Nothing was done." in told, "Error" in told) == (True, False)
-    assert len(dead_letters(app, f"q-{name}.dead")) == 2
+    assert dead_letters(app, f"q-{name}.dead").count() == 2
     code, told = on_a_terminal([*command, "replay", "-Q", f"q-{name}.dead"], environment, "y\n")
     assert (code, f"Replayed 2 letters of q-{name}.dead." in told) == (0, True)

@@ -131,7 +131,8 @@ def test_the_broker_goes_while_a_letter_waits(own: Floor, server: Any, task: str
         task_id = call("reject", task)(own)
         own.wait(lambda: "dead_letter_postponed" in worker.text(), what="a try")
         server.stop()
-        own.wait(lambda: "Cannot connect to" in own.logs() or "Connection to broker lost" in own.logs(), 30, "the loss")
+        said = ("Cannot connect to", "Connection to broker lost")
+        own.wait(lambda: any(one in own.logs() for one in said) or not worker.alive(), 30, "the loss")
         server.start()
         own.wait(lambda: worker.text().count("Connected to") >= 2 or not worker.alive(), 60, "the worker is back")
     if not worker.alive():  # see the page on brokers: a supervisor starts another one

@@ -22,12 +22,12 @@ from tenacity import wait_none
 import celery_patterns as patterns
 from celery_patterns import dead_letter, dead_letters, idempotent, retry
 from celery_patterns._bury import _traced, found, found_message, publish_letter
+from celery_patterns._envelope import WRAPPED, fitted, unwrapped
 from celery_patterns._frame import room_in, size_of
 from celery_patterns._history import error_name, remembering
 from celery_patterns._letter import LETTER, Letter, read_letter
 from celery_patterns._message import HEADER
 from celery_patterns._queues import _arguments, fitting, queue_length
-from celery_patterns._wrap import WRAPPED, fitted, unwrapped
 from celery_patterns._x_death import letter_of
 from celery_patterns.exceptions import ConfigurationError
 from celery_patterns.letters._redis import _PAGE_BYTES, OnRedis
@@ -386,7 +386,7 @@ def test_a_letter_that_rabbitmq_wrote_is_read(on_rabbit: Celery, queue: str, how
     began = int(time.time())
     buried_by(app, queue, how)
     letters = dead_letters(app, f"{queue}.dead")
-    wait_until(lambda: len(letters), 10, "the letter")
+    wait_until(lambda: letters.count(), 10, "the letter")
     first, second = list(letters), list(dead_letters(app, f"{queue}.dead"))
     assert first == second
     (letter,) = first
@@ -414,7 +414,7 @@ def test_a_letter_that_rabbitmq_wrote_is_read(on_rabbit: Celery, queue: str, how
         "first_sent": 5.0,
     }
     assert not [name for name in message.headers if name.startswith("x-") and name != "x-delivery-count"]
-    assert len(letters) == 0
+    assert letters.count() == 0
 
 
 def test_letters_of_ours_and_of_rabbitmqs_stand_in_one_queue(on_rabbit: Celery, queue: str) -> None:
@@ -921,7 +921,7 @@ def test_letters_under_a_prefix_of_redis(database: str, queue: str) -> None:
         letters = dead_letters(app, f"{name}.dead")
         assert [letter.message for letter in letters] == ["\ud800\x00"]
         letters.replay_all()
-        assert len(letters) == 0
+        assert letters.count() == 0
         assert len(taken(app, name)) == 1
     app.close()
 
@@ -981,7 +981,7 @@ def test_large_letters_are_read_a_few_at_a_time(database: str, queue: str) -> No
         run_here(task, f"{number} {'x' * 1_000_000}")
     letters = dead_letters(app, f"{queue}.dead")
     assert [letter.died_at for letter in letters] == sorted(letter.died_at for letter in letters)
-    assert len(letters) == 20
+    assert letters.count() == 20
     shelf = OnRedis(app, f"{queue}.dead", lambda *_: None)
     _, page = shelf._page([shelf._list], [0, b"", 100, _PAGE_BYTES])
     assert 1 < len(page) <= 4 + 8

@@ -28,14 +28,17 @@ def test_a_lost_runs_key_is_free_when_its_letter_stands(
     assert shop.task(task).delay("o-1", "fine").get(timeout=20) == "fine"
 
 
-def test_a_terminated_runs_key_is_free_when_its_letter_stands(shop: Floor) -> None:
-    """The same for a task that is called off while it runs, where that leaves a letter."""
-    shop.worker()
+def test_a_terminated_runs_key_is_left_to_its_lease(shop: Floor) -> None:
+    """Its letter stands at once, but the run may go on: the children ignore SIGINT, and the key is still its own."""
+    worker = shop.worker()
     result = shop.task("ends_keyed").delay("o-1", "terminated")
     shop.wait(lambda: shop.traces.count("ends") == 1, what="the start")
-    result.revoke(terminate=True, signal="SIGKILL")
+    result.revoke(terminate=True, signal="SIGINT")
     shop.wait(lambda: len(shop.letters()) == 1, 30, "the letter")
-    assert shop.task("ends_keyed").delay("o-1", "fine").get(timeout=20) == "fine"
+    second = shop.task("ends_keyed").delay("o-1", "terminated")
+    shop.wait(lambda: "duplicate_waiting" in worker.text(), 20, "the wait for the key")
+    assert not second.ready()
+    assert shop.traces.all("ends") == ["terminated"]
 
 
 def test_a_function_that_makes_keys_is_not_called_by_the_main_process(shop: Floor) -> None:

@@ -8,12 +8,19 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from celery import Celery
+from kombu.message import Message
 
-from celery_patterns import dead_letters
-from celery_patterns._queues import queue_length
+from celery_patterns import dead_letter, dead_letters, use_patterns, use_store
+from celery_patterns._queues import ensure_queue, queue_length
+from celery_patterns.stores import MemoryStore
+from celery_patterns.worker import Intake, _recorder
+from celery_patterns.worker._recorder import Recorder
 
 from .endings import ABSENT, call, raw
 from .harness import Floor, floor
@@ -119,6 +126,81 @@ def test_a_queue_that_buries_what_is_rejected(environment: dict[str, str], tmp_p
         assert shop.task("add").delay(1, 1).get(timeout=20) == 2
         assert [(letter.reason, letter.task_id) for letter in shop.letters()] == [("failed", sent.id)]
         assert standing(shop) == 1
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_a_plain_tasks_damaged_message_is_celerys(environment: dict[str, str], tmp_path: Path) -> None:
+    """Celery rejects it, and a queue of the user's that buries what is rejected has it."""
+    with floor({**environment, "FLOOR_BURIES": "1"}, tmp_path) as shop:
+        worker = shop.worker(concurrency=1)
+        with shop.app.connection_for_write() as connection:
+            ensure_queue(shop.app, connection, shop.dead)
+        task_id = raw(shop, task="ends_plain", timelimit="abc")
+        shop.wait(lambda: standing(shop) == 1, 20, "RabbitMQ's letter")
+        (letter,) = shop.letters()
+        assert (letter.reason, letter.task_id, letter.worker) == ("rejected", task_id, None)
+        assert worker.alive()
+
+
+def test_trouble_of_the_workers_own_is_no_flaw_of_a_message() -> None:
+    """What says nothing of the message is Celery's to deal with; what the message does to the consumer is a letter."""
+    app = Celery("intake", broker="memory://", set_as_current=False)
+    use_patterns(app)
+
+    def body() -> None: ...
+
+    for name, wears in (("plain", ()), ("buried", (dead_letter("dead", max_crashes=None),))):
+        app.task(body, shared=False, name=name, patterns=wears)
+    app.finalize()
+    recorded: list[Any] = []
+
+    def outcome(name: str, error: Exception) -> str:
+        def handle(message: Any) -> None:
+            raise error
+
+        refused: list[Any] = []
+        consumer = SimpleNamespace(
+            app=app,
+            hostname="here",
+            connection_errors=(ConnectionError,),
+            channel_errors=(KeyError,),
+            create_task_handler=lambda: handle,
+            on_decode_error=None,
+            on_unknown_message=None,
+            on_unknown_task=None,
+            on_invalid_task=lambda body, message, exc: refused.append(exc),
+        )
+        intake = Intake(consumer)
+        intake._recorder.record = lambda *_, **__: recorded.append(error)  # type: ignore[method-assign]
+        headers = {"task": name, "id": "1"}
+        message = Message(b"[[], {}, {}]", headers=headers, content_type="application/json", content_encoding="utf-8")
+        try:
+            consumer.create_task_handler()(message)
+        except type(error):
+            return "raised"
+        return "recorded" if recorded and recorded[-1] is error else "refused"
+
+    own = [RuntimeError("can't start new thread"), MemoryError(), ConnectionError(), KeyError("a channel's")]
+    for error in own:
+        assert outcome("plain", error) == outcome("buried", error) == "raised"
+    assert outcome("buried", TypeError("unhashable")) == outcome("buried", RecursionError()) == "recorded"
+    assert outcome("plain", TypeError("unhashable")) == "raised"
+
+
+def test_a_slow_store_does_not_hold_a_worker_that_ends(monkeypatch: Any, caplog: Any) -> None:
+    """Starts that never were are excused for a few seconds; the others are told of in one line."""
+    app = Celery("slow", broker="memory://", set_as_current=False)
+    use_store(app, MemoryStore())
+    excused: list[Any] = []
+    monkeypatch.setattr(MemoryStore, "excuse_start", lambda *_, **__: (time.sleep(0.01), excused.append(1)))
+    monkeypatch.setattr(_recorder, "LAST_TRY", 0.1)
+    recorder = Recorder(SimpleNamespace(app=app, hostname="here"))
+    task = SimpleNamespace(name="t")
+    recorder._unstarted = {Mock(id=str(number), request_dict={}, task=task) for number in range(100)}
+    recorder.disconnected()
+    assert 1 <= len(excused) < 50
+    (told,) = [record.msg for record in caplog.records]
+    assert (told.name, told.fields["count"]) == ("start_not_excused", 100 - len(excused))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import redis
 from billiard.exceptions import SoftTimeLimitExceeded
-from celery import Celery, Task, chain
+from celery import Celery, Task, chain, chord
 from celery.app.control import Inspect
 from celery.exceptions import Reject
 from kombu import Exchange, Queue
@@ -36,6 +36,7 @@ from celery_patterns._publish import Publisher
 from celery_patterns.exceptions import (
     BodyAborted,
     ConfigurationError,
+    InvalidKey,
     PublishFailed,
     ResultNotKept,
     StoreUnavailable,
@@ -122,6 +123,68 @@ def test_a_result_that_strict_json_would_refuse_is_handed_on(shop: Floor) -> Non
     assert result.get(timeout=20) == {"pair": [1, 2]}
     shop.task("as_tuple").apply_async((1,), link=note.s("linked"))
     shop.wait(lambda: shop.traces.count("linked") == 1 or shop.traces.count("noted") == 2, what="the link")
+
+
+@pytest.mark.parametrize("member", ["as_nan", "as_nan_plain"])
+def test_a_result_that_strict_json_would_refuse_reaches_a_chords_callback(shop: Floor, member: str) -> None:
+    """Celery sends the callback with the members' results, which are done; the callback says nothing of a parent."""
+    shop.worker()
+    chord([shop.task(member).s(1), shop.task("add").s(1, 1)], shop.task("note").s("told")).delay()
+    shop.wait(lambda: shop.traces.count("told"), 30, "the callback")
+    assert str(shop.traces.all("told")[0]) == "[nan, 2]"
+
+
+def test_a_call_is_checked_inside_a_task_too(app: Celery) -> None:
+    """A key that cannot be made, and a limit that the lease does not outlast, are refused in the body that calls."""
+
+    @app.task(shared=False, name="child")
+    @idempotent(key="x", ttl=DAY, lease=timedelta(seconds=60))
+    def child(x: Any) -> None: ...
+
+    @app.task(shared=False, name="parent")
+    @retry(on=OSError)
+    def parent(how: str) -> None:
+        if how == "key":
+            child.delay(0.5)
+        else:
+            child.apply_async(("o",), time_limit=600)
+
+    assert isinstance(run_here(parent, "key").value, InvalidKey)
+    assert isinstance(run_here(parent, "limit").value, ConfigurationError)
+    assert published(app) == []
+
+
+def test_a_retry_with_some_arguments_of_its_own(app: Celery) -> None:
+    """What ``self.retry()`` does not name is sent as it was received, whatever the body did to it."""
+
+    @app.task(shared=False, name="t", bind=True)
+    @retry(on=OSError, attempts=3)
+    def t(self: Any, items: list[str], *, note: str = "") -> None:
+        items.append("mutated")
+        raise self.retry(kwargs={"note": "again"}, countdown=0)
+
+    assert run_here(t, ["a"]).state == "RETRY"
+    assert body_of(published(app)[-1])[:2] == [[["a"]], {"note": "again"}]
+
+
+def test_a_letter_says_nothing_that_is_not_known(app: Celery) -> None:
+    """What crashed too often was not started by the delivery that buries it; and no task has sent itself."""
+
+    @app.task(shared=False, name="t")
+    @dead_letter("dead")
+    def t() -> None:
+        raise ValueError
+
+    key = _dead_letter.starts_key("t", "crashed/0", 1)
+    for owner in "abc":
+        equipment_of(app).store.count_start(key, owner, ttl=DAY)
+    run_here(t, task_id="crashed", redelivered=True)
+    run_here(t, task_id="retried", retries=1, headers={"parent_id": "retried"})
+    run_here(t, task_id="sent", headers={"parent_id": "parent"})
+    crashed, retried, sent = letters(app)
+    assert (crashed.reason, crashed.first_started, crashed.parent_id) == ("crashed", None, None)
+    assert (retried.parent_id, sent.parent_id) == (None, "parent")
+    assert sent.first_started is not None
 
 
 def test_remote_control_speaks(shop: Floor) -> None:
@@ -232,7 +295,7 @@ def test_replay_all_takes_what_stands_there_now(app: Celery) -> None:
         run_here(t, n)
     found = dead_letters(app, "dead")
     assert found.replay_all(on_each=lambda *_: run_here(t, 99)).sent == 5
-    assert len(found) == 5
+    assert found.count() == 5
 
 
 def test_letters_behind_a_global_key_prefix(database: str) -> None:
@@ -249,9 +312,9 @@ def test_letters_behind_a_global_key_prefix(database: str) -> None:
 
     run_here(t, 1)
     found = dead_letters(app, "dead")
-    assert len(found) == 1
+    assert found.count() == 1
     assert found.replay_all().sent == 1
-    assert len(found) == 0
+    assert found.count() == 0
     assert redis.Redis.from_url(database).llen("pp_celery") == 1
 
 

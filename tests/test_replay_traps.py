@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import resource
+import socket
 import subprocess
 import uuid
 from collections import Counter
@@ -26,10 +27,11 @@ from celery_patterns._message import HEADER
 from celery_patterns._publish import Publisher
 from celery_patterns.exceptions import BackendUnavailable, ConfigurationError, PublishFailed
 from celery_patterns.letters._ledger import Ledger
+from celery_patterns.letters._rabbitmq import OnRabbitMQ
 
 from .here import run_here
 from .servers import RabbitServer, free_port, program, wait_until
-from .test_replay import failing, made, messages, written_by_hand
+from .test_replay import failing, made, messages, standing, written_by_hand
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_one_task_id_used_again_for_the_same_work(app: Celery, queue: str, dead:
     for sent in (1000.0, 2000.0):
         run_here(task, "o-1", task_id="invoice-1", headers={HEADER: {"sent": sent}})
     letters = dead_letters(app, dead)
-    assert (len(letters), letters.replay_all().sent) == (2, 2)
+    assert (letters.count(), letters.replay_all().sent) == (2, 2)
     assert len({message.headers["id"] for message in messages(app, queue)}) == 2
 
 
@@ -92,7 +94,7 @@ def test_what_may_be_a_copy_or_another_death_is_left(on_redis: Celery, queue: st
     assert letters.replay_all().sent == 1
     written_by_hand(on_redis, dead, first_published=None, id=letter.id, worker="another")
     report = letters.replay_all()
-    assert (report.sent, report.failed, len(letters)) == (0, 1, 1)
+    assert (report.sent, report.failed, letters.count()) == (0, 1, 1)
     assert "a copy of it cannot be told" in report.failures[0].error
 
 
@@ -128,7 +130,7 @@ def test_at_a_memory_alarm_one_message_is_tried(queue: str, dead: str) -> None:
         # Whoever publishes is stopped, and not told: seen on a connection that may be lost for it.
         wait_until(lambda: _is_stopped(app, queue), 30, "the alarm")
         report = letters.replay_all()
-        assert (report.sent, report.failed, len(letters)) == (0, 8, 8)
+        assert (report.sent, report.failed, letters.count()) == (0, 8, 8)
         assert sum("not tried" in failure.error for failure in report.failures) == 7
         _limit_memory(server, "0.6")
         wait_until(lambda: not _is_stopped(app, queue), 30, "the end of the alarm")
@@ -183,7 +185,7 @@ def test_a_full_target_stops_no_other_letter(on_rabbit: Celery, queue: str, dead
         run_here(keyed, f"o-{number}")
     letters = dead_letters(on_rabbit, dead)
     report = letters.replay_all(to=full)
-    assert (report.sent, report.failed, len(letters)) == (0, 10, 10)
+    assert (report.sent, report.failed, letters.count()) == (0, 10, 10)
     assert "full queue" in report.failures[0].error
     assert letters.replay_all().sent == 10
 
@@ -204,7 +206,7 @@ def test_an_import_reaches_the_dead_letter_queue_alone(
     line["headers"] |= {"CC": [other], "BCC": [other]}
     (tmp_path / "orders.jsonl").write_text(json.dumps(line))
     assert letters.restore(tmp_path / "orders.jsonl") == 1
-    assert (len(letters), messages(on_rabbit, other)) == (1, [])
+    assert (letters.count(), messages(on_rabbit, other)) == (1, [])
 
 
 def test_a_replay_has_the_messages_own_properties(on_rabbit: Celery, queue: str, dead: str) -> None:
@@ -239,7 +241,7 @@ def test_what_is_not_celerys_is_replayed_as_it_was(on_rabbit: Celery, queue: str
         raw = wait_until(lambda: channel.basic_get(source), 10, "its arrival")
         channel.basic_reject(raw.delivery_tag, False)  # type: ignore[attr-defined]
     letters = dead_letters(on_rabbit, buried)
-    wait_until(lambda: len(letters) == 1, 10, "RabbitMQ's letter")
+    wait_until(lambda: letters.count() == 1, 10, "RabbitMQ's letter")
     assert letters.replay_all().sent == 1
     (message,) = messages(on_rabbit, source)
     assert bytes(message.body) == b"\x00\x01"
@@ -255,9 +257,9 @@ def test_a_quorum_queue_of_the_users_is_warned_of(on_rabbit: Celery, queue: str,
             told_of(producer, dead)
     letters = dead_letters(on_rabbit, dead)
     with caplog.at_level(logging.WARNING, "celery_patterns"):
-        assert len(letters) == 1
+        assert letters.count() == 1
         assert "counts each look" not in caplog.text
-        wait_until(lambda: len(letters) == 1, 10, "it is back")
+        wait_until(lambda: letters.count() == 1, 10, "it is back")
         assert "counts each look" in caplog.text
 
 
@@ -280,7 +282,7 @@ def test_a_single_active_consumer_does_not_hide_letters(on_rabbit: Celery, queue
             for _ in range(4):
                 told_of(producer, dead)
             wait_until(lambda: _drained(connection, taken), 10, "its own message")
-            assert len(dead_letters(on_rabbit, dead)) == 3
+            assert dead_letters(on_rabbit, dead).count() == 3
 
 
 def _drained(connection: Any, taken: list[Any]) -> bool:
@@ -298,7 +300,7 @@ def test_canaries_without_a_result_backend_that_answers(database: str, queue: st
         written_by_hand(app, dead)
     with pytest.raises(BackendUnavailable):
         dead_letters(app, dead).replay_all(canary=1)
-    assert (len(dead_letters(app, dead)), messages(app, queue)) == (3, [])
+    assert (dead_letters(app, dead).count(), messages(app, queue)) == (3, [])
     app.close()
 
 
@@ -336,7 +338,7 @@ def test_a_hostile_line_is_seen_before_anything_is_put_back(
     file.write_text("\n".join(map(json.dumps, [good, {**good, **change}, good])))
     with pytest.raises(ConfigurationError, match="line 2 of"):
         letters.restore(file)
-    assert len(letters) == 0
+    assert letters.count() == 0
 
 
 def test_a_sender_is_not_impersonated(app: Celery, dead: str, tmp_path: Path) -> None:
@@ -349,7 +351,7 @@ def test_a_sender_is_not_impersonated(app: Celery, dead: str, tmp_path: Path) ->
     file.write_text(
         json.dumps({**good, "properties": {**good["properties"], "user_id": "alice", "delivery_info": "x"}})
     )
-    assert (letters.restore(file), len(letters)) == (1, 1)
+    assert (letters.restore(file), letters.count()) == (1, 1)
 
 
 def test_publishing_on_top_of_publishing(app: Celery, queue: str) -> None:
@@ -366,6 +368,47 @@ def test_publishing_on_top_of_publishing(app: Celery, queue: str) -> None:
     publisher.publish(send)
     assert [message.payload for message in messages(app, queue)] == ["done"]
     publisher.close()
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_lost_connection_gives_no_sent_letter_back(
+    on_rabbit: Celery, queue: str, dead: str, keyed: bool, monkeypatch: Any
+) -> None:
+    """With its connection a replay loses the letters that it holds: it takes them anew before it sends one more.
+
+    Interrupted afterwards, it has told the truth of how many are left; a letter that was on its way may stand there still.
+    """
+    key = idempotent(key="order", ttl=timedelta(hours=1))
+
+    @on_rabbit.task(shared=False, name="lost", patterns=(dead_letter(dead), *([key] if keyed else [])))
+    def lost(order: int) -> None:
+        raise ValueError(order)
+
+    for order in range(14):
+        run_here(lost, order)
+    letters = dead_letters(on_rabbit, dead)
+    shelves: list[OnRabbitMQ] = []
+    opened = OnRabbitMQ._open
+    monkeypatch.setattr(OnRabbitMQ, "_open", lambda shelf: (shelves.append(shelf), opened(shelf))[1])
+    told: list[str] = []
+    seen_by_others: list[int] = []
+
+    def on_each(letter: Any, error: Any) -> None:
+        assert error is None
+        told.append(letter.id)
+        if len(told) == 3:
+            shelves[0]._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+        if len(told) > 5:
+            seen_by_others.append(standing(on_rabbit, dead))
+        if len(told) == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        letters.replay_all(on_each=on_each, rate=20)
+    left = {letter.id for letter in letters}
+    assert len(left) <= 5, "all that were replayed but the one on its way are gone"
+    assert len(left & set(told)) <= 1
+    assert max(seen_by_others) <= 1
 
 
 def test_no_room_for_what_a_replay_remembers() -> None:

@@ -431,6 +431,16 @@ def test_trouble_is_store_unavailable_and_soon() -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_wrong_password_is_refused_at_once(database: str) -> None:
+    """It is no outage, which redis-py takes it for: it is not tried again, and says what it is."""
+    store = RedisStore(database.replace("redis://", "redis://user:hunter2@"), patience=timedelta(seconds=10))
+    begun = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="redis refused claim: AuthenticationError") as caught:
+        store.claim("k", run(), "fp", lease=LEASE, ttl=TTL)
+    assert time.monotonic() - begun < 5
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_restarted_server_is_found_again() -> None:
     """A connection that broke, and scripts that were lost with the server, are made again within one call."""
     server = RedisServer()
@@ -455,6 +465,12 @@ def test_a_store_is_named_by_its_url() -> None:
     assert "secret" not in str(caught.value)
     with pytest.raises(ConfigurationError, match="expected store to be a URL or a Store"):
         open_store(7)  # type: ignore[arg-type]
+
+    steps = {
+        name: getattr(MemoryStore, name) for name in ("claim", "complete", "release", "count_start", "forget_starts")
+    }
+    with pytest.raises(ConfigurationError, match="got a Five, which has no excuse_start"):
+        open_store(type("Five", (), steps)())
 
 
 def test_threads_share_a_store_and_get_their_own_answers(database: str) -> None:

@@ -203,7 +203,7 @@ class Afternoon:
         """Stop the worker once nothing is left: what killed workers held comes back by and by."""
         self._until(lambda: not self._left(), 15, "the queue is empty")
         self._worker.stop(20)
-        self.evidence.left = self._left() + len(dead_letters(app, DEAD))
+        self.evidence.left = self._left() + dead_letters(app, DEAD).count()
         self.tell("the shop is closed")
 
     def _left(self) -> int:

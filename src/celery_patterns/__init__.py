@@ -1,14 +1,4 @@
-"""Reliable Celery tasks: retries, idempotency keys, dead letters, strict JSON and structured logs.
-
-Imports point down, and a test walks them:
-
-1. words: ``exceptions``, ``typing``
-2. what a call, a payload and a key are: ``_call``, ``_codec``, ``_keys``, ``_events``, ``_publish``, ``_queues``
-3. walls and plumbing: ``stores``, ``_equipment``, ``_plan``, ``_republish``, ``_letter``
-4. five rooms with no doors between them: ``_retry``, ``_idempotent``, ``_dead_letter``, ``_logged``, ``_strict_json``
-5. Celery's doors: ``_fit``, ``_task``, ``letters``, ``worker``, ``_app``
-6. this shop window
-"""
+"""Reliable Celery tasks: retries, idempotency keys, dead letters, strict JSON and structured logs."""
 
 from __future__ import annotations
 

@@ -129,12 +129,9 @@ def use_structlog(app: Celery) -> None:
     """
     expect_app(app, "use_structlog()")
 
-    def configure(loglevel: int | str | None = None, logfile: Any = None, **_: Any) -> None:
-        level = logging.getLevelName(loglevel) if isinstance(loglevel, str) else loglevel
-        configure_logging(level if isinstance(level, int) else logging.INFO, logfile)
+    def configure(loglevel: int | None = None, logfile: Any = None, **_: Any) -> None:
+        configure_logging(logging.INFO if loglevel is None else loglevel, logfile)
 
-    # Held by the app, so that the connection lives as long as it does.
-    app.__dict__["_celery_patterns_logging"] = configure
     setup_logging.connect(configure, weak=False, dispatch_uid=f"celery_patterns.{id(app)}")
 
 

@@ -12,19 +12,29 @@ from typing import TYPE_CHECKING, Any
 from billiard.exceptions import SoftTimeLimitExceeded
 from kombu import serialization
 
+from ._envelope import fitted
 from ._equipment import equipment_of
 from ._frame import room_in
+from ._header_values import all_of, as_count, as_mappings, as_moment, as_text
 from ._history import error_name, errors_of, history_of
 from ._keys import digest
-from ._letter import LETTER, MESSAGE_LIMIT, TRACEBACK_LIMIT, Letter, clipped, header_of, properties_of
+from ._letter import (
+    LETTER,
+    MESSAGE_LIMIT,
+    TRACEBACK_LIMIT,
+    Letter,
+    clipped,
+    header_of,
+    parent_of,
+    properties_of,
+    told_by_headers,
+)
 from ._lines import text_of
-from ._message import HEADER, came_by, first_sent, is_brokers_own
+from ._message import HEADER, came_by, is_brokers_own
 from ._publish import CONFIRM, PATIENCE
 from ._queues import LONGEST_NAME, ensure_queue, fitting, queue_of
 from ._received import ATOMS
 from ._republish import carried_headers, message_serializer
-from ._told import all_of, as_count, as_mappings, as_moment, as_text
-from ._wrap import fitted
 from .exceptions import TooManyCrashes
 
 if TYPE_CHECKING:
@@ -69,15 +79,16 @@ def written(call: Call, error: BaseException) -> Letter:
     """The letter of a call that died of ``error``."""
     request = call.request
     info = request.delivery_info or {}
+    crashed = isinstance(error, TooManyCrashes)
     replay = as_count(call.header.get("replay")) or 0
     return Letter(
         id=_named(call.run_id, call.attempt, replay, call.first_sent, _seen(call.received_args, call.received_kwargs)),
         task=as_text(call.task),
         task_id=as_text(call.id),
         root_id=as_text(request.root_id),
-        parent_id=as_text(request.parent_id),
+        parent_id=parent_of(as_text(call.id), request.parent_id),
         group_id=as_text(request.group),
-        reason="crashed" if isinstance(error, TooManyCrashes) else "failed",
+        reason="crashed" if crashed else "failed",
         **_told_by(error, _traced(error)),
         attempt=call.attempt,
         history=history_of(call.header),
@@ -86,7 +97,8 @@ def written(call: Call, error: BaseException) -> Letter:
         priority=as_count(info.get("priority")),
         properties=properties_of(request.properties),
         first_published=call.first_sent,
-        first_started=call.first_started,
+        # What crashed too often was not started this time, and nothing tells when it was.
+        first_started=as_moment(call.header.get("started")) if crashed else call.first_started,
         died_at=time.time(),
         worker=as_text(request.hostname),
         replay=replay,
@@ -151,28 +163,17 @@ def found(
     ours = headers.get(HEADER)
     ours = ours if isinstance(ours, dict) else {}
     headers = headers if "task" in headers else _told_by_body(message) or headers
-    attempt, replay = (as_count(headers.get("retries")) or 0) + 1, as_count(ours.get("replay")) or 0
+    told = told_by_headers(headers, ours)
     return Letter(
-        id=_identity(message, headers, attempt, replay, first_sent(ours, attempt)),
-        task=as_text(headers.get("task")),
-        task_id=as_text(headers.get("id")),
-        root_id=as_text(headers.get("root_id")),
-        parent_id=as_text(headers.get("parent_id")),
-        group_id=as_text(headers.get("group")),
+        id=_identity(message, headers, told["attempt"], told["replay"], told["first_published"]),
+        **told,
         reason=reason,
         **_told_by(error, trace),
-        attempt=attempt,
-        history=history_of(ours),
-        errors=errors_of(ours),
         **_origin(app, message.delivery_info or {}),
         priority=as_count(properties.get("priority")),
         properties=properties_of(properties),
-        first_published=first_sent(ours, attempt),
-        first_started=as_moment(ours.get("started")),
         died_at=time.time(),
         worker=worker,
-        replay=replay,
-        corrected=as_mappings(ours.get("corrected")),
     )
 
 

@@ -1,4 +1,4 @@
-"""One attempt of one task, as the patterns see it: the only reader of ``task.request``."""
+"""One attempt of one task, as the patterns see it."""
 
 from __future__ import annotations
 
@@ -122,9 +122,9 @@ class Call:
         header = request.headers.get(HEADER) if request.headers else None
         self.header: Mapping[str, Any] = remembered(header) if isinstance(header, dict) else _NO_HEADER
         self.eager = bool(request.is_eager)
-        # Taken before the body runs: whatever is published later is made from these.
         #: The soft time limit, when it struck before any pattern could know; the body is not begun then.
         self.over: SoftTimeLimitExceeded | None = None
+        # Taken before the body runs: whatever is published later is made from these.
         self.received_args, self.received_kwargs = self._kept(args, kwargs)
 
     def again(self, args: Any, kwargs: Any) -> None:

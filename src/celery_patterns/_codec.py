@@ -192,9 +192,9 @@ def _problem(value: Any, kind: type) -> str | None:
             return "is infinite, which JSON has no word for; send None or a str"
         return "is NaN, which JSON has no word for; send None or a str" if math.isnan(value) else None
     if kind in (datetime, time) and value.tzinfo is not None and type(value.tzinfo).__module__ != "datetime":
-        return f"is in the time zone {value.tzinfo}, whose name would be lost; send it in UTC, or with a fixed offset"
+        return f"is in the time zone {value.tzinfo}, whose name would be lost; send value.astimezone(timezone.utc)"
     if kind in (datetime, time) and value.fold:
-        return "has fold=1, which would be lost; send it in UTC"
+        return "has fold=1, which would be lost; send it in datetime's own timezone.utc"
     if kind in _SCALARS:
         return None
     return f"is a {kind.__module__}.{kind.__qualname__}; {_cure(value)}"

@@ -72,7 +72,8 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
             is found, and made, durable, when there is none. A name that would be longer than 255 bytes is cut, with a
             digest of the whole behind it; :func:`dead_letters` finds it by either.
         max_crashes: How many starts may come to no end before the message is buried without being run again; 3 by
-            default, counted in the claim for a task with a key and in the store otherwise. None: never.
+            default, counted in the claim for a task with a key and in the store otherwise, so that a worker refuses to
+            start without a store. What comes back is always run at least once. None: never.
         also: Ends that are nobody's fault and leave a letter too: ``"revoked"``, ``"expired"``, or both; none by default.
         queue_type: What is made on RabbitMQ when there is no queue yet: ``"classic"``, the default, or ``"quorum"``, a
             replicated queue whose limit of deliveries is switched off, so that looking at letters loses none. Whether a
@@ -89,7 +90,7 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
     queue: str | None
     max_crashes: int | None
     also: frozenset[str]
-    queue_type: str
+    queue_type: Literal["classic", "quorum"]
 
     def __init__(
         self,
@@ -194,7 +195,9 @@ def _count_start(call: Call, limit: int) -> None:
     # Each end sets the count back; but what could not be buried is buried the next time, and not run.
     call.settlements.append(lambda outcome: None if crashed and outcome == REQUEUED else _forget_starts(call, key))
     if crashed:
-        raise TooManyCrashes(f"{call.task} was started {limit} times and never came to an end; it was not run again")
+        raise TooManyCrashes(
+            f"{call.task} was started {max(limit, 2)} times and never came to an end; it was not run again"
+        )
 
 
 def _forget_starts(call: Call, key: str) -> None:

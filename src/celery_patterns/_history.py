@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ._told import as_count, as_moment
+from ._header_values import as_count, as_moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -66,7 +66,8 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
     It promises that a key's work is never run by two workers at once while its lease holds, and never again once it is
     done and recorded, for ``ttl``; a duplicate returns the first run's result. A duplicate of running work waits, using
     no worker slot and no attempt. A failure frees the key: the next call with it runs. When a worker is killed, the
-    redelivered message takes the key over once the lease is over; after ``max_crashes`` such starts it is not run again.
+    redelivered message takes the key over once the lease is over; after the ``max_crashes`` of
+    :class:`dead_letter`, 3 without it, it is not run again.
 
     It does not promise exactly-once effects in another system: a worker killed between the effect and the record
     runs the effect again. Hand ``current_claim().key`` to that system for this case. In this version a lease is not renewed:
@@ -115,7 +116,6 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         if same is not None:
             if not isinstance(same, tuple):
                 raise ConfigurationError(f"expected same to be a tuple of argument names, got {same!r}")
-            same = tuple(same)
             _expect_names("same", same, empty=True)
         for name, value in (("key", key), ("ttl", ttl), ("same", same), ("lease", lease), ("wait_within", wait_within)):
             object.__setattr__(self, name, value)
@@ -214,11 +214,11 @@ class _Run:
         self.store = store
         self.key = key
         self.fingerprint = fingerprint
-        # Random for each run: a redelivery has the same task id, and must not pass for the first run.
         #: Who asked before for this message, and heard no answer.
         self.unheard = tuple(str(owner) for owner in call.header.get("asked_by", ()))
         anew = call.header.get("anew")
         run_id = call.run_id if anew is None else f"{call.run_id}/{anew}"
+        # Random for each run: a redelivery has the same task id, and must not pass for the first run.
         self.attempt = Attempt(run_id, call.attempt - 1, call.owner or secrets.token_hex(8), self.unheard)
         self.fence = 0
         self.crashed = False

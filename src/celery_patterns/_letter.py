@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from ._header_values import as_count, as_mappings, as_moment, as_text
 from ._history import errors_of, history_of
-from ._message import HEADER, is_brokers_own, moment
-from ._told import as_count, as_mappings, as_moment, as_text
+from ._message import HEADER, first_sent, is_brokers_own, moment
 
 __all__ = [
     "LETTER",
@@ -21,10 +21,12 @@ __all__ = [
     "Letter",
     "clipped",
     "header_of",
+    "parent_of",
     "properties_of",
     "read_letter",
     "replay_id",
     "replayed_headers",
+    "told_by_headers",
 ]
 
 #: The header that makes a message a letter: JSON text, so that any tool can read it.
@@ -144,6 +146,36 @@ class Letter:
     def replay_id(self) -> str:
         """The task id that a replay of this letter has, however often it is sent."""
         return replay_id(self.id)
+
+
+def told_by_headers(headers: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a message tells by itself, of which nothing is trusted to be well made.
+
+    Args:
+        headers: Its headers, as of Celery's second protocol.
+        ours: What the patterns remember in it.
+    """
+    attempt, task_id = (as_count(headers.get("retries")) or 0) + 1, as_text(headers.get("id"))
+    return {
+        "task": as_text(headers.get("task")),
+        "task_id": task_id,
+        "root_id": as_text(headers.get("root_id")),
+        "parent_id": parent_of(task_id, headers.get("parent_id")),
+        "group_id": as_text(headers.get("group")),
+        "attempt": attempt,
+        "history": history_of(ours),
+        "errors": errors_of(ours),
+        "first_published": first_sent(ours, attempt),
+        "first_started": as_moment(ours.get("started")),
+        "replay": as_count(ours.get("replay")) or 0,
+        "corrected": as_mappings(ours.get("corrected")),
+    }
+
+
+def parent_of(task_id: str | None, parent_id: Any) -> str | None:
+    """The task that sent this one. Celery names the task itself where a later attempt was sent by the one before."""
+    known = as_text(parent_id)
+    return None if known == task_id else known
 
 
 def header_of(letter: Letter, room: int | None = None) -> str | None:

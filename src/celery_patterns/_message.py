@@ -9,7 +9,7 @@ from typing import Any
 
 from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
 
-from ._told import FAR, as_moment
+from ._header_values import FAR, as_moment
 
 __all__ = ["HEADER", "OWNER", "came_by", "first_sent", "is_brokers_own", "moment", "remembered", "undelayed"]
 

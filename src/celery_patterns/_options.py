@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
     _Type = click.ParamType
 
-__all__ = ["FILLED", "HELP", "JSON", "QUEUE", "REPLAY", "SELECTION", "YES", "NewValue", "Span"]
+__all__ = ["FILLED", "HELP", "JSON", "QUEUE", "REPLAY", "SELECTION", "YES", "NewValue", "Span", "once"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -42,13 +42,21 @@ class Span(_Type):
 
 
 class Moment(Span):
-    """A span ago, or a moment; one without a zone is in the machine's own."""
+    """A span ago, or a moment; one without a zone is in the machine's own.
+
+    Args:
+        end: Whether a moment without a fraction, as the screens show it, means its second to the end.
+    """
+
+    def __init__(self, *, end: bool = False) -> None:
+        self._rest = timedelta(microseconds=999_999) if end else timedelta(0)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if _SPAN.match(value):
             return super().convert(value, param, ctx)
         try:
-            return datetime.fromisoformat(value).astimezone()
+            moment = datetime.fromisoformat(value).astimezone()
+            return moment if moment.microsecond else moment + self._rest
         except (ValueError, OverflowError):
             self.fail(f"expected a time ago as 2h or 30d, or a moment as 2026-11-25T09:00; got {value!r}", param, ctx)
 
@@ -93,13 +101,24 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[_F], _F]:
     return put
 
 
-QUEUE = click.option(
+def once(*names: str, **how: Any) -> Callable[[_F], _F]:
+    """An option that is given once: click would take the last of several, and not say so."""
+
+    def single(ctx: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
+        if len(values) > 1:
+            raise click.BadParameter(f"it is given {len(values)} times; expected it once", ctx, param)
+        return values[0] if values else None
+
+    return click.option(*names, multiple=True, callback=single, **how)
+
+
+QUEUE = once(
     "-Q",
     "--queue",
     metavar="NAME",
     help="The dead-letter queue. May be left out when only one of the app's holds letters, or the letter that is named.",
 )
-FILLED = click.option(
+FILLED = once(
     "-Q",
     "--queue",
     metavar="NAME",
@@ -107,37 +126,35 @@ FILLED = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object a line.")
 _FILTERS = (
-    click.option("--task", metavar="NAME", help="Only letters of this task."),
-    click.option(
+    once("--task", metavar="NAME", help="Only letters of this task."),
+    once(
         "--reason",
         type=click.Choice(sorted(REASONS)),
         metavar="REASON",
         help=f"Only of this reason: {', '.join(sorted(REASONS))}.",
     ),
-    click.option("--error", metavar="TYPE", help="Only of this type of error, with its module or without: ValueError."),
-    click.option(
-        "--cause", metavar="CAUSE", help='Only of this cause, as "stats" shows it; the first characters will do.'
-    ),
-    click.option("--since", type=Moment(), help="Died since then: 2h (ago), or 2026-11-25T09:00 (local time)."),
-    click.option("--until", type=Moment(), help="Died until then, written in the same way."),
-    click.option("--id", "id_", metavar="ID", help="Only this letter; the first characters will do."),
-    click.option("--root-id", metavar="ID", help="Only of the workflow that began with this task id."),
-    click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N letters, the oldest first."),
+    once("--error", metavar="TYPE", help="Only of this type of error, with its module or without: ValueError."),
+    once("--cause", metavar="CAUSE", help='Only of this cause, as "stats" shows it; the first characters will do.'),
+    once("--since", type=Moment(), help="Died since then: 2h (ago), or 2026-11-25T09:00 (local time)."),
+    once("--until", type=Moment(end=True), help="Died until then, written in the same way."),
+    once("--id", "id_", metavar="ID", help="Only this letter; the first characters will do."),
+    once("--root-id", metavar="ID", help="Only of the workflow that began with this task id."),
+    once("--limit", type=click.IntRange(1), metavar="N", help="At most N letters, the oldest first."),
 )
 SELECTION = _options(QUEUE, *_FILTERS)
 YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 REPLAY = _options(
     click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing."),
-    click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="N", help="At most N letters a second."),
-    click.option(
+    once("--rate", type=click.FloatRange(0, min_open=True), metavar="N", help="At most N letters a second."),
+    once(
         "--canary",
         type=click.IntRange(1),
         metavar="N",
         help="Replay the oldest N first, wait for their outcome, and stop if one dies again or takes too long. "
         "Needs a result backend.",
     ),
-    click.option("--canary-timeout", type=Span(), help="How long the canaries may take; 5m by default."),
-    click.option("--to", metavar="QUEUE", help="Send them to this queue, and not to the one they came from."),
+    once("--canary-timeout", type=Span(), help="How long the canaries may take; 5m by default."),
+    once("--to", metavar="QUEUE", help="Send them to this queue, and not to the one they came from."),
     click.option(
         "--set",
         "correct",

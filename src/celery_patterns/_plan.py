@@ -39,10 +39,12 @@ __all__ = [
     "Pattern",
     "Plan",
     "without",
+    "worn",
     "worn_by",
 ]
 
 Target = TypeVar("Target", bound=Callable[..., Any])
+_P = TypeVar("_P")
 
 #: Where a decorated function keeps its patterns.
 WORN = "__celery_patterns__"
@@ -144,7 +146,7 @@ class without(Pattern):  # noqa: N801 - reads as a word beside the patterns it s
 
     def __init__(self, *kinds: type[Pattern]) -> None:
         for kind in kinds:
-            if not (isinstance(kind, type) and issubclass(kind, Pattern)):
+            if not (isinstance(kind, type) and issubclass(kind, Pattern)) or kind is Pattern:
                 raise ConfigurationError(f"without() takes pattern classes, for example without(retry); got {kind!r}")
         if not kinds:
             raise ConfigurationError("without() names nothing; expected pattern classes, for example without(retry)")
@@ -311,3 +313,10 @@ def _settle(call: Call, outcome: str) -> None:
     except SoftTimeLimitExceeded:  # strikes once, and must not change how the attempt ended
         for settle in call.settlements:  # which can be repeated without harm
             settle(outcome)
+
+
+def worn(task: Any, kind: type[_P]) -> _P | None:
+    """The pattern of this kind that a task wears; None where it wears none, or is no task that can."""
+    plan = getattr(task, "plan", None)
+    patterns = plan.patterns if isinstance(plan, Plan) else ()
+    return next((pattern for pattern in patterns if isinstance(pattern, kind)), None)

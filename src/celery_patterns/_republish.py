@@ -25,7 +25,7 @@ from ._equipment import equipment_of
 from ._events import emit
 from ._frame import FRAME, size_of
 from ._history import remembering
-from ._message import HEADER, is_brokers_own
+from ._message import HEADER, OWNER, is_brokers_own
 from ._publish import CONFIRM
 from ._queues import queue_of
 from .exceptions import PublishFailed, UnsafeValue
@@ -251,7 +251,8 @@ def _headers(call: Call, asked: Mapping[str, Any] | None, ours: Mapping[str, Any
 def _send(call: Call, signature: Signature, ours: Mapping[str, Any]) -> None:
     options = signature.options
     options["headers"] = _headers(call, options.get("headers"), ours)
-    options.pop("redelivered", None)
+    for name in ("redelivered", OWNER):  # of this delivery only
+        options.pop(name, None)
     queue = (
         queue_of(call.app, *call.came_by) if "queue" not in options else None
     )  # self.retry(queue=…) goes where it says

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -77,17 +77,17 @@ def _table(*columns: tuple[str, dict[str, Any]]) -> Table:
 _WHOLE: dict[str, Any] = {"no_wrap": True}
 _FOLDED: dict[str, Any] = {"overflow": "fold"}
 
-#: Columns of a terminal that give moments a column of their own, in each of the two tables.
-_WIDE_CAUSES, _WIDE_LETTERS = 90, 100
+#: Columns of a terminal that give a letter's moment a column of its own.
+_WIDE_LETTERS = 100
 #: Columns that stand beside the one that gives way.
 _BESIDE_CAUSES, _BESIDE_LETTERS, _MOMENT = 29, 10, 27
 #: Characters of an error's text in a table.
 _ERROR = 200
 
 
-def causes_table(causes: Iterable[Cause], width: int) -> Table:
-    """Causes, one a row, in so many columns of a terminal."""
-    wide = width >= _WIDE_CAUSES
+def causes_table(causes: Sequence[Cause], width: int) -> Table:
+    """Causes, one a row, in so many columns of a terminal; moments have a column of their own where there is room."""
+    wide = all(len(visible(line)) <= width - _BESIDE_CAUSES - _MOMENT for cause in causes for line in _what(cause))
     moments = [("first and last death", _WHOLE)] if wide else []
     table = _table(
         ("letters", {**_WHOLE, "justify": "right"}),
@@ -99,8 +99,11 @@ def causes_table(causes: Iterable[Cause], width: int) -> Table:
     table.leading = 1
     room = width - (_BESIDE_CAUSES + wide * _MOMENT)
     for cause in causes:
-        what = [*_broken(cause.task or "-", room), _short(cause.error), cause.place or cause.reason]
+        task, *others = _what(cause)
+        what = [*_broken(task, room), *others]
         when = [_moment(cause.first_died), _moment(cause.last_died)]
+        if not wide:
+            when = [f"first {when[0]}", f"last  {when[1]}"]
         table.add_row(
             _plain(f"{cause.count:,}"),
             *([_lines(*what), _lines(*when)] if wide else [_lines(*what, *when)]),
@@ -108,6 +111,10 @@ def causes_table(causes: Iterable[Cause], width: int) -> Table:
             _plain(cause.example[:SHORT_ID]),
         )
     return table
+
+
+def _what(cause: Cause) -> tuple[str, str, str]:
+    return cause.task or "-", _short(cause.error), cause.place or cause.reason
 
 
 def letters_table(letters: Iterable[Letter], width: int) -> Table:

@@ -50,7 +50,7 @@ class Target:
     def counted(self) -> int:
         """How many there are."""
         with bar_of(f"Reading {self.shown_queue}") as bar:
-            return len(self.letters.watched(bar.look))
+            return self.letters.watched(bar.look).count()
 
     def total(self, count: int, standing: int) -> str:
         """How many were found, of how many messages that stand there: letters of one death, and some that are none."""
@@ -74,6 +74,9 @@ class Target:
             for word, counter in kinds.items():
                 counter[getattr(letter, word) or "-"] += 1
         if not total:
+            others = standing(self.app, [self.queue]).get(self.queue)
+            if others:
+                return f"0 letters in {self.shown_queue}, where {others:,} other messages stand."
             return f"0 letters in {self.shown_queue}{unseen(self.app)}."
         text = f"0 of {count_of(total)} in {self.shown_queue} match."
         for word, counter in kinds.items():
@@ -165,9 +168,10 @@ def _holding(app: Celery, filters: dict[str, Any]) -> dict[str, int]:
     if len(held) < 2 or not (short_id or short_cause):  # noqa: PLR2004 - several
         return held
     holding = {queue: count for queue, count in held.items() if _holds(dead_letters(app, queue), short_id, short_cause)}
-    if not holding and short_id:
-        raise LetterNotFound(f"no letter {short_id} stands in {', '.join(held)}{unseen(app)}")
-    return holding or dict([next(iter(held.items()))])
+    if not holding:
+        what = short_id or f"of the cause {short_cause}"
+        raise LetterNotFound(f"no letter {what} stands in {', '.join(held)}{unseen(app)}")
+    return holding
 
 
 def _holds(found: DeadLetters, short_id: str | None, short_cause: str | None) -> bool:

@@ -191,17 +191,16 @@ class PatternTask(Task):  # type: ignore[misc]
             options["headers"] = {name: value for name, value in headers.items() if name != HEADER}
         if "idempotency_key" in options:
             ours["key"] = self._given_key(options.pop("idempotency_key"))
-        plan = self.plan
+        plan, handed_on = self.plan, _is_handed_on(options)
         if plan is not None:
-            if plan.checks and get_current_task() is None:
+            if plan.checks and "retries" not in options and not handed_on:
                 self._check_call(plan, args, kwargs, options, keyed="key" in ours)
             if plan.timed:
                 ours["sent"] = time.time()
         if ours:
             headers = options.get("headers") or {}
             options["headers"] = {**headers, HEADER: {**(headers.get(HEADER) or {}), **ours}}
-        if options.get("parent_id") and self.serializer == STRICT and get_current_task() is not None:
-            # Celery hands on the result of work that is done. To refuse it now would make that work a failure.
+        if handed_on and self.serializer == STRICT:
             options.setdefault("serializer", "json")
         try:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
@@ -315,8 +314,10 @@ class PatternTask(Task):  # type: ignore[misc]
             request.is_eager = was_eager
         assert isinstance(asked, Retry)
         asked.is_eager = was_eager
-        if asking["args"] is None and asking["kwargs"] is None:
-            asked.sig["args"], asked.sig["kwargs"] = call.received_args, call.received_kwargs
+        if asking["args"] is None:
+            asked.sig["args"] = call.received_args
+        if asking["kwargs"] is None:
+            asked.sig["kwargs"] = call.received_kwargs
         call.asked = asked
         return asked
 
@@ -347,7 +348,8 @@ class ReliableTask(PatternTask):
     """A task that is logged, tried again on connection trouble, and kept when it finally fails.
 
     It wears ``logged()``, ``dead_letter()`` to its queue's name with ``.dead`` behind it, and
-    ``retry(on=(ConnectionError, TimeoutError), attempts=5)``. It wears no key: give it one with ``idempotent``.
+    ``retry(on=(ConnectionError, TimeoutError), attempts=5)``. It wears no key: give it one with ``idempotent``. Its crashes
+    are counted in the app's store, without which a worker refuses to start.
     """
 
     abstract = True
@@ -361,6 +363,21 @@ def _header_around(task_id: str | None) -> Any:
     if around is None or around.request.id == task_id:  # a retry that Celery makes keeps the id, and what is carried
         return None
     return (around.request.headers or {}).get(HEADER)
+
+
+def _is_handed_on(options: dict[str, Any]) -> bool:
+    """Whether Celery calls, with the result of work that is done: a link, a chain's next step, or a chord's callback.
+
+    To refuse that now would make the work a failure. In a chord's member that wears nothing, whose body cannot be told from
+    its end, the body's own calls are taken for it, too.
+    """
+    around = get_current_task()
+    if around is None:
+        return False
+    request = around.request
+    if options.get("parent_id") or around.name.startswith("celery."):
+        return True
+    return bool(request.chord) and request.__dict__.get(MARK) is None
 
 
 def _body_of(cls: type) -> tuple[Callable[..., Any], bool]:

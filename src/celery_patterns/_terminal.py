@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 from kombu.exceptions import OperationalError
@@ -115,7 +115,7 @@ def stoppable(said: Callable[[str], str], begun: Callable[[], object] = lambda: 
         raise
 
 
-def end(text: str, code: int) -> None:
+def end(text: str, code: int) -> NoReturn:
     say(f"Error: {visible(text)}", err=True)
     raise click.exceptions.Exit(code)
 

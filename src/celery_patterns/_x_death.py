@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ._history import errors_of, history_of
+from ._header_values import all_of, as_count, as_moment
 from ._keys import digest
-from ._letter import Letter, properties_of, read_letter
-from ._message import HEADER, came_by, first_sent, moment
-from ._told import all_of, as_count, as_moment, as_text
+from ._letter import Letter, properties_of, read_letter, told_by_headers
+from ._message import HEADER, came_by, moment
 
 if TYPE_CHECKING:
     from kombu.message import Message
@@ -41,33 +40,24 @@ def _brokers(message: Message) -> Letter | None:
         return None
     ours = headers.get(HEADER)
     ours = ours if isinstance(ours, Mapping) else {}
-    attempt, replay = (as_count(headers.get("retries")) or 0) + 1, as_count(ours.get("replay")) or 0
+    fields = told_by_headers(headers, ours)
+    told_apart = str(fields["attempt"]), str(fields["replay"])
     count = as_count(death.get("count")) or 1
     # RabbitMQ takes a message's own time to live from it, and keeps it here.
     told = {**properties, "expiration": death.get("original-expiration")}
     return Letter(
-        id=_identity(message, headers, (queue, death["reason"], str(count), str(attempt), str(replay))),
-        task=as_text(headers.get("task")),
-        task_id=as_text(headers.get("id")),
-        root_id=as_text(headers.get("root_id")),
-        parent_id=as_text(headers.get("parent_id")),
-        group_id=as_text(headers.get("group")),
+        id=_identity(message, headers, (queue, death["reason"], str(count), *told_apart)),
+        **fields,
         reason=_REASONS.get(death["reason"], _UNKNOWN),
         error="",
         message="",
         traceback="",
-        attempt=attempt,
-        history=history_of(ours),
-        errors=errors_of(ours),
         queue=queue,
         **_origin(death, queue),
         priority=as_count(properties.get("priority")),
         properties=properties_of(told),
-        first_published=first_sent(ours, attempt),
-        first_started=as_moment(ours.get("started")),
         died_at=died_at,
         worker=None,
-        replay=replay,
         broker_count=count,
     )
 

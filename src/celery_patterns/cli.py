@@ -19,7 +19,7 @@ from celery.bin.base import handle_preload_options
 
 from ._acts import exported, imported, purged, replayed, tried
 from ._letter import Letter
-from ._options import FILLED, HELP, JSON, QUEUE, REPLAY, SELECTION, YES, Span
+from ._options import FILLED, HELP, JSON, QUEUE, REPLAY, SELECTION, YES, Span, once
 from ._reports import dry_run_told, replay_told
 from ._screens import causes_table, facts_of, letter_page, letters_table
 from ._targets import Target, nowhere, queue_to_fill, target, targets
@@ -36,7 +36,8 @@ from ._terminal import (
     told,
     with_rich,
 )
-from .letters import CANARY_PATIENCE, DeadLetters
+from .exceptions import LetterNotFound
+from .letters import CANARY_TIMEOUT, DeadLetters
 
 __all__ = ["patterns"]
 
@@ -129,11 +130,12 @@ def show(ctx: click.Context, /, id_: str, queue: str | None, body: bool, as_json
     with told(ctx):
         page = None if as_json else with_rich(letter_page)
         chosen = target(ctx, {"queue": queue, "id_": id_})
-        message = _message(chosen.letters) if body else None
+        message = _message(chosen) if body else None
+        letter = _letter(chosen) if message is None else Letter(**message["letter"])
         if page is not None:
-            page(console_of(ctx), _only(chosen), message)
+            page(console_of(ctx), letter, message)
         else:
-            json_line(message if message is not None else facts_of(_only(chosen)))
+            json_line(facts_of(letter) if message is None else message)
 
 
 @letters.command()
@@ -150,7 +152,7 @@ def replay(ctx: click.Context, /, as_json: bool, yes: bool, canary_timeout: time
     """
     with told(ctx):
         how = {name: options.pop(name) for name in ("rate", "canary", "to")}
-        how |= {"correct": _once_each(options.pop("correct")), "canary_patience": canary_timeout or CANARY_PATIENCE}
+        how |= {"correct": _once_each(options.pop("correct")), "canary_timeout": canary_timeout or CANARY_TIMEOUT}
         dry_run = options.pop("dry_run")
         if dry_run and not as_json:
             with_rich(causes_table)
@@ -173,9 +175,9 @@ def replay(ctx: click.Context, /, as_json: bool, yes: bool, canary_timeout: time
 
 @letters.command()
 @SELECTION
-@click.option("--older-than", type=Span(), help="Only letters that died longer ago than this, for example 30d.")
+@once("--older-than", type=Span(), help="Only letters that died longer ago than this, for example 30d.")
 @click.option("--no-export", is_flag=True, help="Keep no copy.")
-@click.option("-o", "--output", type=click.Path(), help="The file that keeps the copy; made up by default.")
+@once("-o", "--output", type=click.Path(), help="The file that keeps the copy; made up by default.")
 @YES
 @JSON
 @click.pass_context
@@ -215,7 +217,7 @@ def purge(
 
 @letters.command()
 @SELECTION
-@click.option("-o", "--output", type=click.Path(), help='A new file; stdout by default, and for "-".')
+@once("-o", "--output", type=click.Path(), help='A new file; stdout by default, and for "-".')
 @click.pass_context
 def export(ctx: click.Context, /, output: str | None, **filters: Any) -> None:
     """Write letters, with all of their messages, as JSON: one object a line.
@@ -268,8 +270,14 @@ def _once_each(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _only(chosen: Target) -> Letter:
-    return next(iter(chosen.letters))
+def _letter(chosen: Target) -> Letter:
+    for letter in chosen.letters:
+        return letter
+    raise _gone(chosen)
+
+
+def _gone(chosen: Target) -> LetterNotFound:
+    return LetterNotFound(f"the letter has just gone from {chosen.queue}: somebody else replays it, or looks at it")
 
 
 def _pages(found: DeadLetters) -> Iterator[list[Letter]]:
@@ -284,9 +292,10 @@ def _pages(found: DeadLetters) -> Iterator[list[Letter]]:
         yield page
 
 
-def _message(found: DeadLetters) -> dict[str, Any]:
+def _message(chosen: Target) -> dict[str, Any]:
     line = io.StringIO()
-    found.export(line)
+    if not chosen.letters.export(line):
+        raise _gone(chosen)
     told: dict[str, Any] = json.loads(line.getvalue().splitlines()[0])
     return told
 

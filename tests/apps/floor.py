@@ -215,6 +215,12 @@ def make_app(environment: Any = os.environ) -> Celery:
     def as_tuple(_: Any) -> Any:
         return {"pair": (1, 2)}
 
+    def as_nan(_: Any) -> Any:
+        return float("nan")
+
+    task(as_nan, shared=False, name="as_nan", patterns=(patterns.dead_letter(dead),))
+    task(as_nan, shared=False, name="as_nan_plain")
+
     @task(shared=False, name="failed_errback")
     def failed_errback(task_id: str) -> None:
         traces.add("errback", task_id)

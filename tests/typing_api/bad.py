@@ -37,5 +37,5 @@ def operate(letters: DeadLetters) -> None:
     letters.replay_all(5)  # wrong
     letters.replay_all(rate="fast")  # wrong
     letters.replay_all(correct=["amount"])  # wrong
-    letters.purge(older_than=30)  # wrong
+    letters.where(until=30)  # wrong
     letters.export(5)  # wrong

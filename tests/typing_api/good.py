@@ -48,5 +48,5 @@ def operate(all_letters: patterns.DeadLetters) -> None:
     assert_type(report, patterns.Replayed)
     assert_type([failure.error for failure in report.failures], list[str])
     assert_type(letters.export("letters.jsonl"), int)
-    assert_type(letters.purge(older_than=timedelta(days=30), kept_in="letters.jsonl"), int)
+    assert_type(letters.where(until=timedelta(days=30)).purge(kept_in="letters.jsonl"), int)
     assert_type(letters.restore("letters.jsonl"), int)

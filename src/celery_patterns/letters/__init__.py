@@ -13,11 +13,11 @@ from __future__ import annotations
 from ._causes import Cause
 from ._known import dead_queues, named_queues, refuse_consumed, standing
 from ._replay import Failure, Replayed
-from ._selection import CANARY_PATIENCE, DeadLetters, dead_letters
+from ._selection import CANARY_TIMEOUT, DeadLetters, dead_letters
 from ._typed import Typed
 
 __all__ = [
-    "CANARY_PATIENCE",
+    "CANARY_TIMEOUT",
     "Cause",
     "DeadLetters",
     "Failure",

@@ -22,6 +22,8 @@ _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 _DEAD = frozenset({"FAILURE", "REVOKED"})
 #: Seconds before letters are looked for where results say nothing; then twice as many, and so on.
 _LOOK = 2.0
+#: Seconds that the others still have once one has died again, so that most of the truth is told.
+_OTHERS = 3.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def unhappy(
     Returns:
         What became of those that did not succeed; None when all did.
     """
-    waiting = list(canaries)
+    waiting, died = list(canaries), list[str]()
     deadline, looks = time.monotonic() + patience.total_seconds(), 0
     next_look, gap = time.monotonic() + _LOOK, _LOOK
     while waiting:
@@ -98,22 +100,29 @@ def unhappy(
         if not dead and silent and time.monotonic() > min(next_look, deadline):
             dead, gap = tuple(buried(silent)), gap * 2  # it reads the whole queue
             next_look = time.monotonic() + gap
-        if dead:
-            return Trouble(f"{len(dead)} of {_counted(canaries)} died again", dead)
-        waiting = [task_id for task_id in waiting if states[task_id] != "SUCCESS"]
+        if dead and not died:
+            deadline = min(deadline, time.monotonic() + _OTHERS)
+        died.extend(dead)
+        waiting = [task_id for task_id in waiting if states[task_id] != "SUCCESS" and task_id not in dead]
         if waiting and time.monotonic() > deadline:
-            return Trouble(_late(canaries, waiting, patience))
+            break
         pause(_PAUSES[min(looks, len(_PAUSES) - 1)] if waiting else 0)
         looks += 1
-    return None
+    if died:
+        return Trouble(f"{len(died)} of {_counted(canaries)} died again{_unknown(waiting)}", tuple(died))
+    return Trouble(_late(canaries, waiting, patience)) if waiting else None
+
+
+def _unknown(waiting: list[str]) -> str:
+    return f" (of {len(waiting)} it is not known yet)" if waiting else ""
 
 
 def _late(canaries: Mapping[str, str], waiting: list[str], patience: timedelta) -> str:
     queues = ", ".join(dict.fromkeys(canaries[task_id] for task_id in waiting))
     ids = ", ".join(waiting)
     return (
-        f"{len(waiting)} of {_counted(canaries)} did not finish within {patience}: task {ids}; what did not finish waits in "
-        f"{queues} or runs, and may still succeed"
+        f"{len(waiting)} of {_counted(canaries)} did not finish within {patience.total_seconds():g} s: task {ids}; "
+        f"what did not finish waits in {queues} or runs, and may still succeed"
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .._envelope import unwrapped
 from .._letter import Letter
-from .._wrap import unwrapped
 from .._x_death import letter_of
 from ..exceptions import PublishFailed
 

@@ -11,7 +11,7 @@ from .._letter import REASONS, Letter
 from ..exceptions import ConfigurationError
 from ._causes import fingerprint_of
 
-__all__ = ["Filter", "moment_of"]
+__all__ = ["Filter", "checked", "narrowed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +95,19 @@ def checked(
         raise ConfigurationError(f"expected reason to be one of {', '.join(sorted(REASONS))}; got {reason!r}")
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ConfigurationError(f"expected limit to be at least 1, or None for all letters, got {limit!r}")
-    began, ended = moment_of("since", since), moment_of("until", until)
+    began, ended = _moment_of("since", since), _moment_of("until", until)
     if began is not None and ended is not None and began > ended:
-        raise ConfigurationError(f"since, {began}, is later than until, {ended}; expected since to be the earlier one")
+        raise ConfigurationError(
+            f"since, {_shown(began)}, is later than until, {_shown(ended)}; expected since to be the earlier one"
+        )
     return Filter(**words, since=began, until=ended, limit=limit)
 
 
-def moment_of(name: str, value: datetime | timedelta | None) -> float | None:
+def _shown(moment: float) -> str:
+    return datetime.fromtimestamp(moment).astimezone().isoformat(" ", "seconds")
+
+
+def _moment_of(name: str, value: datetime | timedelta | None) -> float | None:
     """Seconds since the epoch, of a moment with a zone, or of a time ago.
 
     Raises:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from .._plan import Layer
+from .._dead_letter import dead_letter
+from .._plan import worn
 from .._queues import dead_queue
-from .._task import PatternTask
 from ..exceptions import ConfigurationError
 from ._walk import Walk
 
@@ -24,11 +24,9 @@ def named_queues(app: Celery) -> list[str]:
     """The dead-letter queues of the app's tasks."""
     found = set()
     for name, task in _tasks(app):
-        plan = task.plan if isinstance(task, PatternTask) else None
-        for pattern in () if plan is None else plan.patterns:
-            if pattern.layer is Layer.BURY:
-                queue = getattr(pattern, "queue", None)
-                found |= {queue} if queue else {dead_queue(one) for one in _queue_of(app, name, task)}
+        pattern = worn(task, dead_letter)
+        if pattern is not None:
+            found |= {pattern.queue} if pattern.queue else {dead_queue(one) for one in _queue_of(app, name, task)}
     return sorted(found)
 
 

@@ -14,9 +14,9 @@ from kombu.exceptions import OperationalError
 
 from .._dead_letter import dead_letter
 from .._equipment import equipment_of
+from .._plan import worn
 from .._publish import CONFIRM
 from .._queues import queue_length
-from .._task import PatternTask
 from ..exceptions import ConfigurationError, PublishFailed
 from ._entry import Entry, Look, Told, entry_of
 from ._flight import Flight
@@ -62,7 +62,9 @@ class OnRabbitMQ:
         self._flies = True
         self._patience = _SENDING
         self._left = self._unsure = 0
-        self._stalled = self._warned = self._asking = False
+        self._stalled = self._warned = self._asking = self._said_gone = False
+        #: What took the channel, and with it the hold on the letters that were asked for.
+        self._lost: Exception | None = None
         self._is_queue: dict[str, bool] = {}
         self._open()
 
@@ -82,9 +84,12 @@ class OnRabbitMQ:
         for name in ("read_timeout", "write_timeout"):
             self._connection.transport_options.setdefault(name, _ANSWER)
         self._connection.transport_options["confirm_publish"] = False  # a flight counts the confirmations itself
-        # As connect(), which would try two hosts of three.
+        # As connect(), which would try two hosts of three; and as there, the trouble comes as itself.
         self._connection.ensure_connection(
-            max_retries=max(1, len(self._connection.alt)), interval_start=0, interval_step=0
+            max_retries=max(1, len(self._connection.alt)),
+            interval_start=0,
+            interval_step=0,
+            reraise_as_library_errors=False,
         )
 
     @property
@@ -114,7 +119,7 @@ class OnRabbitMQ:
             except self._passing as error:  # noqa: PERF203 - each pass is many letters
                 if not deadline:
                     if isinstance(error, self._connection.connection_errors):
-                        say_gone(_PATIENCE.total_seconds())
+                        self._say_gone()
                     deadline = time.monotonic() + _PATIENCE.total_seconds()
                 if time.monotonic() > deadline:
                     raise
@@ -128,11 +133,25 @@ class OnRabbitMQ:
         for raw in self._messages():
             if self._flight is not None:
                 self._flight.tell()
+            self._expect_hold()
             self._warn(raw)
             yield entry_of(self._channel.message_to_python(raw), raw.body, raw.delivery_tag)
         self.settle()
         self._channel.queue_declare(queue=self._queue, passive=True)  # answers, or raises when it has not heard of all
         self._channel.close()
+
+    def _expect_hold(self) -> None:
+        """Give no letter to be sent that stands in the queue again: it could not be taken out, and others see it."""
+        if self._lost is None:
+            with suppress(TimeoutError):
+                self._connection.drain_events(timeout=0)  # hears that the connection was closed
+        if self._lost is not None:
+            raise self._lost
+
+    def _say_gone(self) -> None:
+        if not self._said_gone:
+            self._said_gone = True
+            say_gone(_PATIENCE.total_seconds())
 
     def _warn(self, raw: Any) -> None:
         count = (raw.properties.get("application_headers") or {}).get("x-delivery-count")
@@ -171,13 +190,13 @@ class OnRabbitMQ:
         if not batch:  # the consumer that others have made the only one keeps it from this one, and from no get
             single = self._channel.basic_get(self._queue, no_ack=False)
             batch.extend([] if single is None else [single])
-        self._asking = False
+        self._asking = self._said_gone = False
         return batch
 
     def _reopen(self, gap: float) -> None:
         self._left, self._unsure = self._left + self._unsure, 0
         self._ground()
-        self._asking = False
+        self._asking, self._lost = False, None
         self._connection.collect()
         pause(gap)
         with suppress(*self._passing):  # the next pass meets it again
@@ -194,7 +213,8 @@ class OnRabbitMQ:
     def remove(self, entry: Entry) -> bool:
         try:
             self._channel.basic_ack(entry.place)
-        except self._passing:  # it comes back, and the walk, which meets the same trouble, begins again
+        except self._passing as error:  # it comes back, and the walk begins again
+            self._lost = error
             return False
         self._left, self._unsure = self._left - 1, self._unsure + 1
         entry.gone = True
@@ -224,7 +244,7 @@ class OnRabbitMQ:
     def _published(self, message: dict[str, Any], target: tuple[str, str]) -> PublishFailed | None:
         error = self._tried(message, target)
         if error is not None and self._patience and self._is_gone(error):
-            say_gone(_PATIENCE.total_seconds())
+            self._say_gone()
             with suppress(OperationalError), self._app.connection_for_write() as again:
                 again.ensure_connection(
                     errback=lambda *_: between_letters(),
@@ -257,7 +277,8 @@ class OnRabbitMQ:
                 self._flight = Flight(self._app, self._connection, _SENDING.total_seconds())
             self._flight.send(entry, message, target, landed)
             self._flight.settle(_IN_FLIGHT)
-        except self._passing:
+        except self._passing as error:
+            self._lost = error
             self._ground()
 
     def settle(self) -> None:
@@ -265,7 +286,8 @@ class OnRabbitMQ:
         try:
             if self._flight is not None:
                 self._flight.settle()
-        except self._passing:
+        except self._passing as error:
+            self._lost = error
             self._ground()
 
     def _ground(self) -> None:
@@ -301,9 +323,8 @@ class OnRabbitMQ:
 
 def _is_counted(task: Any, queue: str) -> bool:
     """Whether the app asked for this quorum queue itself: then its limit was switched off, or the worker warned."""
-    plan = task.plan if isinstance(task, PatternTask) else None
-    buries = plan.buries if plan is not None else None
-    return isinstance(buries, dead_letter) and (buries.queue, buries.queue_type) == (queue, "quorum")
+    pattern = worn(task, dead_letter)
+    return pattern is not None and (pattern.queue, pattern.queue_type) == (queue, "quorum")
 
 
 def _not_tried() -> PublishFailed:

@@ -15,9 +15,9 @@ from kombu.exceptions import DecodeError
 from kombu.utils.encoding import bytes_to_str
 from redis import Redis
 
+from .._header_values import as_moment
 from .._message import HEADER
 from .._queues import topic_takes
-from .._told import as_moment
 from ..exceptions import ConfigurationError, PublishFailed
 from ._entry import Entry, Look, Told, entry_of
 from ._undisturbed import pause, say_gone

@@ -50,15 +50,14 @@ class Replayed:
     """What a replay did.
 
     Attributes:
-        sent: How many letters were replayed; in a dry run, how many would be.
+        sent: How many letters were replayed; in a dry run, how many would be, like ``queues`` and ``corrected``.
         failed: How many could not be, and stay in the queue.
         failures: The first ten of those.
         stopped: Why the canaries stopped the replay, or what ended the command before; None when nothing did.
         died_again: The letters that canaries left which died again: their ids, and the queues where they stand.
         dry_run: Whether nothing was sent.
-        queues: In a dry run, how many letters would be sent to which queue.
-        corrected: In a dry run, of how many letters an argument would change its type, and how: ``amount: float -> str``.
-            Also where the type stays the same: ``amount: Decimal -> Decimal``.
+        queues: How many letters were sent to which queue.
+        corrected: Of how many letters an argument was corrected, and from which type to which: ``amount: float -> str``.
     """
 
     sent: int
@@ -189,17 +188,23 @@ class Replayer:
         except (ConfigurationError, PublishFailed, UnsafeValue) as error:
             self._told(entry, False, error)
             return
+        changes = [f"{name}: {kind}" for name, kind in kinds.items()]
+
+        def told(of: Entry, sent: bool, failure: PatternsError | None) -> None:
+            if sent:
+                self._queues[_queue(of, target)] += 1
+                self._kinds.update(changes)
+            self._told(of, sent, failure)
+
         if self._dry_run:
-            self._queues[_queue(entry, target)] += 1
-            self._kinds.update(f"{name}: {kind}" for name, kind in kinds.items())
-            self._told(entry, True, None)
+            told(entry, True, None)
             return
         self._pace.wait()
         if self._watched is not None:
             # An outcome that an earlier replay of this letter left there is not the one that is waited for.
             forget(self._app, entry.letter.replay_id)
         self._ledger.put(entry.letter.id, _FLYING)
-        shelf.resend(entry, message, target, self._told, keyed=self._is_keyed(entry.letter.task))
+        shelf.resend(entry, message, target, told, keyed=self._is_keyed(entry.letter.task))
 
     def _is_keyed(self, name: str | None) -> bool:
         """Whether a message that is sent twice is done once, as far as this app knows."""

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from .._header_values import as_moment
 from .._letter import replay_id
 from .._message import HEADER
 from .._queues import LONGEST_NAME, dead_queue
-from .._told import as_moment
 from ..exceptions import ConfigurationError
 from ._canary import Trouble, expect_backend, unhappy
 from ._known import refuse_unconsumed
@@ -45,7 +45,7 @@ def refuse_target(walk: Walk, to: str | None) -> None:
 def refuse_canary(app: Celery, canary: int | None, patience: timedelta) -> None:
     """Refuse a number that is none, and an app that cannot see an outcome."""
     if not isinstance(patience, timedelta) or patience <= timedelta(0):
-        raise ConfigurationError(f"expected canary_patience to be a timedelta over 0, got {patience!r}")
+        raise ConfigurationError(f"expected canary_timeout to be a timedelta over 0, got {patience!r}")
     if canary is None:
         return
     if type(canary) is not int or canary < 1:
@@ -152,4 +152,5 @@ def _told(trouble: Trouble, again: dict[str, str]) -> str:
         return trouble.text
     if not again:
         return f"{trouble.text}: task {', '.join(trouble.died)}; no new letter of it was found"
-    return f"{trouble.text}: letter {', '.join(again)} in {', '.join(dict.fromkeys(again.values()))}"
+    letters = "letter" if len(again) == 1 else "letters"
+    return f"{trouble.text}: {letters} {', '.join(again)} in {', '.join(dict.fromkeys(again.values()))}"

@@ -14,7 +14,7 @@ from ..exceptions import ConfigurationError, LetterNotFound, PatternsError
 from ._causes import Cause, causes_of
 from ._correct import Correction
 from ._entry import Look
-from ._filter import checked, moment_of, narrowed
+from ._filter import checked, narrowed
 from ._keep import exported, purged, restored
 from ._known import refuse_consumed
 from ._replay import Pace, Replayed, Replayer
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from celery import Celery
     from celery.result import AsyncResult
 
-__all__ = ["CANARY_PATIENCE", "DeadLetters", "dead_letters"]
+__all__ = ["CANARY_TIMEOUT", "DeadLetters", "dead_letters"]
 
 #: How long canaries may take to finish.
-CANARY_PATIENCE = timedelta(minutes=5)
+CANARY_TIMEOUT = timedelta(minutes=5)
 
 
 def dead_letters(app: Celery, queue: str) -> DeadLetters:
@@ -126,7 +126,8 @@ class DeadLetters:
             for entry in self._walk.entries(shelf, ledger_in(stack)):
                 yield entry.letter
 
-    def __len__(self) -> int:
+    def count(self) -> int:
+        """How many there are: it reads the queue, as iterating does."""
         return sum(1 for _ in self)
 
     def __getitem__(self, letter_id: str) -> Letter:
@@ -186,7 +187,7 @@ class DeadLetters:
         *,
         rate: float | None = None,
         canary: int | None = None,
-        canary_patience: timedelta = CANARY_PATIENCE,
+        canary_timeout: timedelta = CANARY_TIMEOUT,
         to: str | None = None,
         correct: Mapping[str, Any] | None = None,
         dry_run: bool = False,
@@ -205,7 +206,7 @@ class DeadLetters:
             rate: At most so many letters a second; no limit by default.
             canary: Replay so many first, wait for their outcome in the result backend, and stop when one of them dies again
                 or takes too long. A canary that is retried meanwhile is waited for.
-            canary_patience: How long all the canaries may take; 5 minutes by default.
+            canary_timeout: How long all the canaries may take; 5 minutes by default.
             to: The name of another queue to send all of them to.
             correct: New values for some arguments, by name. They must fit every one of the letters, or nothing is sent. What
                 they were is told by the next letter, should the task die again.
@@ -218,7 +219,7 @@ class DeadLetters:
             BackendUnavailable: When the result backend does not answer before a canary is sent.
         """
         refuse_target(self._walk, to)
-        refuse_canary(self._app, canary, canary_patience)
+        refuse_canary(self._app, canary, canary_timeout)
         if self._walk.chosen is None:
             return Replayed(sent=0, failed=0, dry_run=dry_run)
         correction = Correction(self._app, correct or {})
@@ -237,14 +238,13 @@ class DeadLetters:
                 replayer,
                 tried_on=bool(correction),
                 canary=None if dry_run else canary,
-                patience=canary_patience,
+                patience=canary_timeout,
                 to=to,
             )
 
     def purge(
         self,
         *,
-        older_than: timedelta | None = None,
         kept_in: str | PathLike[str] | None = None,
         on_each: Callable[[Letter], object] | None = None,
     ) -> int:
@@ -253,7 +253,6 @@ class DeadLetters:
         It does not ask, and keeps no copy by itself: see :meth:`export`.
 
         Args:
-            older_than: Only those that died longer ago than this.
             kept_in: Only those that stand in this file, which :meth:`export` has written.
             on_each: Called with each letter that was deleted.
 
@@ -263,9 +262,7 @@ class DeadLetters:
         Raises:
             ConfigurationError: When an argument is wrong, or the file is none of ours.
         """
-        moment_of("older_than", older_than)
-        chosen = self if older_than is None else self.where(until=older_than)
-        return purged(chosen._walk, kept_in, on_each)  # noqa: SLF001 - our own
+        return purged(self._walk, kept_in, on_each)
 
     def export(self, file: str | PathLike[str] | TextIO) -> int:
         """Write the letters to a file, with all of their messages: one JSON object a line.

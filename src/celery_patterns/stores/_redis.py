@@ -11,8 +11,8 @@ from datetime import timedelta
 from typing import Any
 
 from redis import ConnectionPool
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..exceptions import ConfigurationError, StoreUnavailable
@@ -323,6 +323,9 @@ class RedisStore:
             except NoScriptError:
                 self._free.append(connection)
                 raise
+            except AuthenticationError as error:  # a kind of ConnectionError, which no second try cures
+                connection.disconnect()
+                raise StoreUnavailable(f"redis refused {name}: {type(error).__name__}: {error}") from error
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:
                 connection.disconnect()
                 self._free.clear()  # the others were opened to the same server, which hung up

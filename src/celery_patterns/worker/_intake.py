@@ -11,8 +11,10 @@ from celery import bootsteps
 from celery.exceptions import InvalidTaskError
 from kombu.exceptions import ContentDisallowed
 
+from .._dead_letter import dead_letter
 from .._equipment import equipment_of
-from ._recorder import Recorder, wears_dead_letter
+from .._plan import worn
+from ._recorder import Recorder
 
 if TYPE_CHECKING:
     from celery.worker.consumer import Consumer
@@ -37,7 +39,9 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
         self._consumer = consumer
         self._app = consumer.app
         equipment_of(self._app).recorder = self._recorder = Recorder(consumer)
-        self._keeps = any(wears_dead_letter(task) is not None for task in self._app.tasks.values())
+        self._keeps = any(worn(task, dead_letter) is not None for task in self._app.tasks.values())
+        #: What Celery knows how to go on after; and a lack of memory, after which the message comes again.
+        self._own_troubles = (*consumer.connection_errors, *consumer.channel_errors, MemoryError)
         self._handles = consumer.create_task_handler
         self._decode_error, self._unknown_message = consumer.on_decode_error, consumer.on_unknown_message
         self._unknown_task, self._invalid_task = consumer.on_unknown_task, consumer.on_invalid_task
@@ -69,47 +73,58 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
                 return None
             try:
                 return handle(message)
-            except self._consumer.connection_errors:
+            except self._own_troubles:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever the message did to the consumer, it does it once
-                self._on_invalid_task(None, message, error)
+            except Exception as error:
+                if not self._is_kept(message) or (
+                    isinstance(error, RuntimeError) and type(error) is not RecursionError
+                ):
+                    raise  # it says nothing of the message: no thread can be started, for one
+                self._on_invalid_task(None, message, error)  # whatever it did to the consumer, it does it once
                 return None
 
         return on_task_received
 
     def _on_decode_error(self, message: Message, exc: Exception) -> None:
         reason = "content_type_refused" if isinstance(exc, ContentDisallowed) else "unreadable"
-        self._keep(message, reason, exc, lambda: self._decode_error(message, exc))
+        self._keep(message, reason, exc, lambda it: self._decode_error(it, exc))
 
     def _on_unknown_message(self, body: Any, message: Message) -> None:
         flaw = InvalidTaskError("the message names no task")
-        self._keep(message, "malformed", flaw, lambda: self._unknown_message(body, _Kept(message)))
+        self._keep(message, "malformed", flaw, lambda it: self._unknown_message(body, it))
 
     def _on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:
-        self._keep(message, "unknown_task", exc, lambda: self._unknown_task(body, _Kept(message), exc))
+        self._keep(message, "unknown_task", exc, lambda it: self._unknown_task(body, it, exc))
 
     def _on_invalid_task(self, body: Any, message: Message, exc: Exception) -> None:
         reason = "content_type_refused" if isinstance(exc, ContentDisallowed) else "malformed"
-        self._keep(message, reason, exc, lambda: self._invalid_task(body, _Kept(message), exc))
+        self._keep(message, reason, exc, lambda it: self._invalid_task(body, it, exc))
 
-    def _keep(self, message: Message, reason: str, error: Exception, then: Callable[[], object]) -> None:
-        name = message.headers.get("task") if isinstance(message.headers, dict) else None
-        task = self._app.tasks.get(name) if isinstance(name, str) else None
-        if not self._keeps or (task is not None and wears_dead_letter(task) is None):
-            self._end(message, then)  # nobody asked for letters: what Celery does with it stands
+    def _keep(self, message: Message, reason: str, error: Exception, then: Callable[[Any], object]) -> None:
+        if not self._is_kept(message):
+            self._end(message, message, then)  # what Celery does with it stands
             return
         self._recorder.record(
             message,
             reason,
             error,
-            task=task,
-            done=lambda: self._end(message, then),
+            task=self._task_of(message),
+            done=lambda: self._end(message, _Kept(message), then),
             back=lambda: message.reject_log_error(logger, self._consumer.connection_errors, requeue=True),
         )
 
-    def _end(self, message: Message, then: Callable[[], object]) -> None:
+    def _is_kept(self, message: Message) -> bool:
+        """Whether somebody asked for a letter of it: its task, or where none is found for it any."""
+        task = self._task_of(message)
+        return self._keeps and (task is None or worn(task, dead_letter) is not None)
+
+    def _task_of(self, message: Message) -> Any:
+        name = message.headers.get("task") if isinstance(message.headers, dict) else None
+        return self._app.tasks.get(name) if isinstance(name, str) else None
+
+    def _end(self, message: Message, shown: Any, then: Callable[[Any], object]) -> None:
         try:
-            then()
+            then(shown)
         except self._consumer.connection_errors:
             raise
         except Exception:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._equipment import equipment_of
 from .._events import announce, type_name
 from .._idempotent import idempotent
 from .._message import HEADER, OWNER
-from .._task import PatternTask
+from .._plan import worn
 from ..exceptions import StoreUnavailable
 from ..typing import Attempt, Ended
 
@@ -21,13 +21,6 @@ __all__ = ["free_lost_key"]
 logger = logging.getLogger("celery_patterns")
 
 
-def _keyed(task: Any) -> idempotent | None:
-    """The task's ``idempotent``, if it wears one."""
-    plan = task.plan if isinstance(task, PatternTask) else None
-    patterns = plan.patterns if plan is not None else ()
-    return next((pattern for pattern in patterns if isinstance(pattern, idempotent)), None)
-
-
 def free_lost_key(request: Request) -> None:
     """Free the key that a lost run held, and remember that its attempt failed.
 
@@ -37,7 +30,7 @@ def free_lost_key(request: Request) -> None:
     Args:
         request: The request whose letter stands.
     """
-    pattern = _keyed(request.task)
+    pattern = worn(request.task, idempotent)
     owner = request.delivery_info.get(OWNER)
     if pattern is None or owner is None:
         return

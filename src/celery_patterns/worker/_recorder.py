@@ -15,9 +15,9 @@ from .._bury import found, found_message, publish_letter
 from .._dead_letter import STARTS_TTL, dead_letter, starts_key, task_dead_lettered
 from .._equipment import equipment_of
 from .._events import announce, type_name
+from .._plan import worn
 from .._publish import Publisher
 from .._queues import dead_queue
-from .._task import PatternTask
 from ..exceptions import PublishFailed, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .._letter import Letter
 
-__all__ = ["Recorder", "wears_dead_letter"]
+__all__ = ["Recorder"]
 
 #: For how long the main process, which does everything else meanwhile too, tries one letter in place: once more at most,
 #: on a new connection. What its children say waits meanwhile, and Celery drops what it has not read when it is stopped.
@@ -46,13 +46,6 @@ VISIBILITY = 3600.0
 
 
 logger = logging.getLogger("celery_patterns")
-
-
-def wears_dead_letter(task: Any) -> dead_letter | None:
-    """The task's pattern, if it wears one."""
-    plan = task.plan if isinstance(task, PatternTask) else None
-    buries = plan.buries if plan is not None else None
-    return buries if isinstance(buries, dead_letter) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +138,7 @@ class Recorder:
             logger.exception("a letter could not be made; its message goes back to its queue")
             self._after(LAST_PAUSE, back)
             return
-        pattern = wears_dead_letter(task)
+        pattern = worn(task, dead_letter)
         queue = (pattern.queue if pattern is not None else None) or dead_queue(letter.queue)
         deadline = time.monotonic() + min(PATIENCE, self._visibility() / 2)
         self._bury(_Burial(letter, copy, queue, task, done, back, deadline, message))
@@ -210,7 +203,12 @@ class Recorder:
         """What was not started is delivered once more, and has crashed nothing."""
         with self._lock:
             unstarted, self._unstarted = self._unstarted, set()
-        for request in unstarted:
+        deadline = time.monotonic() + LAST_TRY
+        for number, request in enumerate(unstarted):
+            if time.monotonic() > deadline:
+                left = len(unstarted) - number
+                announce(logging.WARNING, "start_not_excused", {"count": left, "reason": "the store is slow"})
+                return
             headers = request.request_dict
             run_id = f"{request.id}/{headers.get('replaced_task_nesting') or 0}"
             key = starts_key(request.task.name, run_id, (headers.get("retries") or 0) + 1)

@@ -11,20 +11,20 @@ from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, TaskRevok
 from celery.worker import request
 from kombu.exceptions import EncodeError
 
-from .._dead_letter import KEPT
+from .._dead_letter import KEPT, dead_letter
 from .._equipment import equipment_of
 from .._message import OWNER
+from .._plan import worn
 from .._task import PatternTask
 from ..exceptions import OutOfMemory
 from ._lost_key import free_lost_key
-from ._recorder import wears_dead_letter
 
 __all__ = ["Request"]
 
 Ending = tuple[str, BaseException, str]
 
-#: Ends at which nobody was left to give a key back.
-_LOST = frozenset({"time_limit", "worker_lost", "revoked"})
+#: Ends at which nobody was left to give a key back. A run that is called off may go on: not every signal ends it.
+_LOST = frozenset({"time_limit", "worker_lost"})
 
 
 class Request(request.Request):  # type: ignore[misc]
@@ -52,7 +52,7 @@ class Request(request.Request):  # type: ignore[misc]
             self.delivery_info[OWNER] = secrets.token_hex(8)
         # Looked up once: every message asks for them at each of its steps.
         self._recorder = recorder = equipment_of(self.app).recorder
-        self._pattern = wears_dead_letter(task) if recorder is not None else None
+        self._pattern = worn(task, dead_letter) if recorder is not None else None
         self._awaited = recorder is not None and self._pattern is not None and recorder.await_start(self)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
