@@ -26,7 +26,7 @@ TARGET, DEAD = "bench", "bench.dead"
 PUBLISH, REPLAY, KEYED = "plain apply_async", "replay_all", "replay_all, a task with a key"
 RATIO, GROWTH = 0.5, 10.0
 WORK = {
-    "list": "len(letters)",
+    "list": "letters.count()",
     "stats": "letters.stats()",
     "export": "letters.export({file!r})",
     "purge": "letters.purge(kept_in={file!r})",
