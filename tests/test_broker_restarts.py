@@ -68,7 +68,7 @@ def _work(own: Floor, server: Any, name: str, number: int, restarts: int, how: i
         lost = WORKERS * restarts if isinstance(server, RedisServer) else 0
         own.wait(lambda: len(_ended(own, failing)) >= number - lost, 120, "all ends")
         # A message whose acknowledgement the broker did not keep may come once more, after all others.
-        own.wait(lambda: _all_idle(own), 60, "idle workers")
+        own.wait(lambda: _all_idle(own), 120, "idle workers")
         letters = own.letters()
         died = {failing[letter.task_id] for letter in letters}
         assert len(letters) == len(died)
@@ -98,7 +98,7 @@ def _all_idle(own: Floor) -> bool:
     with own.app.connection_for_write() as connection:
         if connection.transport.driver_type != "redis" and queue_length(connection, own.queue):
             return False
-        looking = own.app.control.inspect(timeout=2, connection=connection)
+        looking = own.app.control.inspect(timeout=5, connection=connection)
         held = [looking.reserved() or {}, looking.active() or {}]
         return all(len(answers) >= WORKERS and not any(answers.values()) for answers in held)
 

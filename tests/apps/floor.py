@@ -186,6 +186,8 @@ def make_app(environment: Any = os.environ) -> Celery:
             "visibility_timeout": float(environment.get("FLOOR_VISIBILITY", "3600")),
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
+            # A worker that is killed while it looks for the messages of others leaves its lock behind for so long.
+            "unacked_mutex_expire": 5,
         }
         if environment.get("FLOOR_POLLING"):
             app.conf.broker_transport_options["polling_interval"] = float(environment["FLOOR_POLLING"])
