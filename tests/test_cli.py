@@ -381,7 +381,7 @@ def test_filters_are_those_of_python(app: Celery, dead: str, three: list[str]) -
     ("arguments", "said"),
     [
         (["list", "--since", "yesterday"], "expected a time ago as 2h or 30d, or a moment as 2026-11-25T09:00"),
-        (["list", "--since", "1h", "--until", "2h"], "is later than until"),
+        (["list", "--since", "1h", "--until", "2h"], "since, 1:00:00 ago, is later than until, 2:00:00 ago; expected"),
         (["list", "--reason", "tired"], "'tired' is not one of"),
         (["list", "--id", "a", "--id", "b"], "it is given 2 times; expected it once"),
         (["stats", "-Q", "a", "-Q", "b"], "it is given 2 times; expected it once"),

@@ -184,6 +184,7 @@ def test_trouble_of_the_workers_own_is_no_flaw_of_a_message() -> None:
     for error in own:
         assert outcome("plain", error) == outcome("buried", error) == "raised"
     assert outcome("buried", TypeError("unhashable")) == outcome("buried", RecursionError()) == "recorded"
+    assert outcome("buried", NotImplementedError()) == "recorded"
     assert outcome("plain", TypeError("unhashable")) == "raised"
 
 

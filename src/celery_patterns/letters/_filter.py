@@ -98,13 +98,13 @@ def checked(
     began, ended = _moment_of("since", since), _moment_of("until", until)
     if began is not None and ended is not None and began > ended:
         raise ConfigurationError(
-            f"since, {_shown(began)}, is later than until, {_shown(ended)}; expected since to be the earlier one"
+            f"since, {_said(since)}, is later than until, {_said(until)}; expected since to be the earlier one"
         )
     return Filter(**words, since=began, until=ended, limit=limit)
 
 
-def _shown(moment: float) -> str:
-    return datetime.fromtimestamp(moment).astimezone().isoformat(" ", "seconds")
+def _said(value: datetime | timedelta | None) -> str:
+    return f"{value} ago" if isinstance(value, timedelta) else str(value)
 
 
 def _moment_of(name: str, value: datetime | timedelta | None) -> float | None:

@@ -76,9 +76,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
             except self._own_troubles:
                 raise
             except Exception as error:
-                if not self._is_kept(message) or (
-                    isinstance(error, RuntimeError) and type(error) is not RecursionError
-                ):
+                if type(error) is RuntimeError or not self._is_kept(message):
                     raise  # it says nothing of the message: no thread can be started, for one
                 self._on_invalid_task(None, message, error)  # whatever it did to the consumer, it does it once
                 return None
