@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"stores", "_equipment", "_plan", "_republish", "_letter", "_envelope", "_x_death", "_bury"},
     {"_retry", "_idempotent", "_dead_letter", "_logged", "_strict_json"},
     {"_fit", "_task", "letters", "worker", "_app"},
-    {"_screens", "_options", "_terminal", "_targets", "_acts", "_reports", "cli"},
+    {"cli"},
     {"__init__"},
 ]
 #: What only these modules may import.

@@ -11,8 +11,8 @@ from ._screens import SHORT_ID, causes_table, visible
 from ._terminal import console_of, count_of, json_line, say, with_rich
 
 if TYPE_CHECKING:
+    from ..letters import Cause, Replayed
     from ._targets import Target
-    from .letters import Cause, Replayed
 
 __all__ = ["dry_run_told", "replay_told"]
 

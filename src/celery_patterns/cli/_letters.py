@@ -1,7 +1,4 @@
-"""The command line, under Celery's own: ``celery -A proj patterns letters …``.
-
-This module is loaded at every call of ``celery``, so it imports nothing that is heavy.
-"""
+"""``celery -A proj patterns letters …``: what a user types about dead letters."""
 
 from __future__ import annotations
 
@@ -15,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from celery.bin.base import handle_preload_options
 
+from .._letter import Letter
+from ..exceptions import LetterNotFound
+from ..letters import CANARY_TIMEOUT, DeadLetters
 from ._acts import exported, imported, purged, replayed, tried
-from ._letter import Letter
-from ._options import FILLED, HELP, JSON, QUEUE, REPLAY, SELECTION, YES, Span, once
+from ._options import FILLED, JSON, QUEUE, REPLAY, SELECTION, YES, Span, once
 from ._reports import dry_run_told, replay_told
 from ._screens import causes_table, facts_of, letter_page, letters_table
 from ._targets import Target, nowhere, queue_to_fill, target, targets
@@ -36,10 +34,8 @@ from ._terminal import (
     told,
     with_rich,
 )
-from .exceptions import LetterNotFound
-from .letters import CANARY_TIMEOUT, DeadLetters
 
-__all__ = ["patterns"]
+__all__ = ["letters"]
 
 
 _EXITS = """\b
@@ -51,14 +47,7 @@ Exit codes:
   130  interrupted; what was done until then stands on stderr"""
 
 
-@click.group(context_settings=HELP)
-@click.pass_context
-@handle_preload_options  # type: ignore[untyped-decorator]
-def patterns(ctx: click.Context, /, **_: Any) -> None:
-    """Reliable tasks: what celery-patterns can do from here."""
-
-
-@patterns.group(epilog=_EXITS)
+@click.group(epilog=_EXITS)
 def letters() -> None:
     """Dead letters: look at them, replay them, keep them in a file.
 

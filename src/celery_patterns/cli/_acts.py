@@ -6,17 +6,17 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..exceptions import PublishFailed
+from ..letters import Cause, Replayed
 from ._screens import visible
 from ._terminal import NOT_ALL_DONE, ask, bar_of, count_of, end, json_line, stoppable
-from .exceptions import PublishFailed
-from .letters import Cause, Replayed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ._letter import Letter
+    from .._letter import Letter
+    from ..exceptions import PatternsError
     from ._targets import Target
-    from .exceptions import PatternsError
 
 __all__ = ["Imported", "exported", "imported", "purged", "replayed", "tried", "were"]
 
@@ -101,7 +101,9 @@ def imported(chosen: Target, file: Path | None) -> Imported:
     """Put the letters of a file, or of stdin, back."""
     count = Imported(chosen.shown_queue)
     try:
-        with stoppable(lambda _: f"{count}. The same command goes on with the others."):
+        with stoppable(
+            lambda _: f"{count}. The same command goes on with the others.", lambda: count.back + count.there
+        ):
             chosen.letters.restore(sys.stdin if file is None else file, on_each=count.note)
     except PublishFailed as error:
         end(f"{error}. {count}. The same command goes on with the others", NOT_ALL_DONE)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 import click
 from kombu.exceptions import OperationalError
 
+from ..exceptions import ConfigurationError, PatternsError, UnsafeValue
 from ._screens import visible
-from .exceptions import ConfigurationError, PatternsError, UnsafeValue
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -92,12 +92,13 @@ def _ended_by_any() -> Iterator[None]:
 
 
 @contextmanager
-def stoppable(said: Callable[[str], str], begun: Callable[[], object] = lambda: False) -> Iterator[None]:
+def stoppable(said: Callable[[str], str], begun: Callable[[], object] | None = None) -> Iterator[None]:
     """However the command ends before its work does, a line says how far it came.
 
     Args:
         said: That line; given what ended it.
-        begun: Whether anything was done yet: until then, an error of ours is one that came before the work.
+        begun: Whether anything was done yet: an error that comes before is told by itself. Where that cannot be known, it is
+            an error of ours.
     """
     try:
         yield
@@ -107,7 +108,7 @@ def stoppable(said: Callable[[str], str], begun: Callable[[], object] = lambda: 
     except BrokenPipeError:
         raise
     except Exception as error:
-        if isinstance(error, PatternsError) and not begun():
+        if isinstance(error, PatternsError) if begun is None else not begun():
             raise
         say(f"Not finished: {said(type(error).__name__)}", err=True)
         if isinstance(error, PatternsError):

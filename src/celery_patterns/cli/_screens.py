@@ -10,14 +10,14 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ._letter import LETTER
-from .letters import Cause
+from .._letter import LETTER
+from ..letters import Cause
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ._letter import Letter
+    from .._letter import Letter
 
 __all__ = ["SHORT_ID", "causes_table", "facts_of", "letter_page", "letters_table", "visible"]
 

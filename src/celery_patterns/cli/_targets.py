@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..exceptions import ConfigurationError, LetterNotFound
+from ..letters import DeadLetters, dead_letters, dead_queues, named_queues, refuse_consumed, standing
 from ._screens import visible
 from ._terminal import ask, bar_of, count_of, say
-from .exceptions import ConfigurationError, LetterNotFound
-from .letters import DeadLetters, dead_letters, dead_queues, named_queues, refuse_consumed, standing
 
 if TYPE_CHECKING:
     from celery import Celery

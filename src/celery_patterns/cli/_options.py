@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ._letter import REASONS
-from .letters import Typed
+from .._letter import REASONS
+from ..letters import Typed
 
 if TYPE_CHECKING:
     _Type = click.ParamType[Any]
