@@ -65,8 +65,8 @@ def _refuse_numbers(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
     name, kinds = cls.name, {type(pattern): pattern for pattern in patterns}
     keyed, again = kinds.get(idempotent), kinds.get(retry)
     limit = cls.time_limit or cls.soft_time_limit
-    if isinstance(keyed, idempotent) and limit:
-        refuse_limit(name, keyed, limit)
+    if limit:
+        refuse_limit(name, patterns, limit)
     if isinstance(keyed, idempotent) and isinstance(again, retry) and again.within and again.within > keyed.ttl:
         raise ConfigurationError(
             f"{name} may be retried within {again.within}, but its key is remembered for ttl={keyed.ttl}; expected a "
@@ -80,17 +80,23 @@ def _refuse_numbers(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
         )
 
 
-def refuse_limit(task: str, keyed: idempotent, limit: float) -> None:
-    """Refuse a time limit, the task's or one call's, that the lease does not outlast.
+def refuse_limit(task: str, patterns: tuple[Pattern, ...], limit: float) -> None:
+    """Refuse a time limit that a key's lease does not outlast.
+
+    Args:
+        task: The task's name.
+        patterns: What it wears.
+        limit: Seconds: the task's own limit, one call's, or a whole worker's.
 
     Raises:
         ConfigurationError: When a second worker could start while the first one still runs.
     """
-    if keyed.lease.total_seconds() <= limit:
-        raise ConfigurationError(
-            f"{task} may run for {limit} s, its time limit, but its lease is {keyed.lease}: a second worker could start "
-            f"while it runs; expected a lease over {limit} s",
-        )
+    for pattern in patterns:
+        if isinstance(pattern, idempotent) and pattern.lease.total_seconds() <= limit:
+            raise ConfigurationError(
+                f"{task} may run for {limit} s, its time limit, but its lease is {pattern.lease}: a second worker could "
+                f"start while it runs; expected a lease over {limit} s",
+            )
 
 
 def expect_app(app: object, where: str) -> None:

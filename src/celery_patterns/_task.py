@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from celery._state import get_current_task
 from celery.app.annotations import resolve_all
 from celery.app.task import Task
 from celery.exceptions import MaxRetriesExceededError, Retry
@@ -16,13 +14,12 @@ from kombu.exceptions import EncodeError
 
 from ._call import MARK, Call
 from ._dead_letter import MAX_CRASHES, dead_letter
-from ._fit import refuse_limit, refuse_misfits, said
-from ._idempotent import idempotent
+from ._fit import refuse_misfits, said
 from ._logged import logged
-from ._message import HEADER
 from ._plan import INNER, WORN, Layer, Pattern, Plan, worn_by
-from ._republish import STRICT, publish_asked
+from ._republish import publish_asked
 from ._retry import retry
+from ._sending import prepared, with_key
 from ._strict_json import unwrapped
 from .exceptions import ConfigurationError
 
@@ -184,24 +181,7 @@ class PatternTask(Task):  # type: ignore[misc]
             InvalidKey: When no key can be made from the arguments. Nothing was sent.
             ConfigurationError: When this call's ``time_limit`` is not shorter than the key's lease. Nothing was sent.
         """
-        ours: dict[str, Any] = {}
-        headers = options.get("headers")
-        if headers and HEADER in headers and headers[HEADER] == _header_around(task_id):
-            # A body that hands its headers on to other calls means those of its own making.
-            options["headers"] = {name: value for name, value in headers.items() if name != HEADER}
-        if "idempotency_key" in options:
-            ours["key"] = self._given_key(options.pop("idempotency_key"))
-        plan, handed_on = self.plan, _is_handed_on(options)
-        if plan is not None:
-            if plan.checks and "retries" not in options and not handed_on:
-                self._check_call(plan, args, kwargs, options, keyed="key" in ours)
-            if plan.timed:
-                ours["sent"] = time.time()
-        if ours:
-            headers = options.get("headers") or {}
-            options["headers"] = {**headers, HEADER: {**(headers.get(HEADER) or {}), **ours}}
-        if handed_on and self.serializer == STRICT:
-            options.setdefault("serializer", "json")
+        options = prepared(self, self.plan, args, kwargs, task_id, options)
         try:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         except EncodeError as error:
@@ -212,47 +192,8 @@ class PatternTask(Task):  # type: ignore[misc]
 
     def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Run the task here, as Celery does; an ``idempotency_key`` is taken as in :meth:`apply_async`."""
-        if "idempotency_key" in options:
-            key = self._given_key(options.pop("idempotency_key"))
-            headers = options.get("headers") or {}
-            options["headers"] = {**headers, HEADER: {**(headers.get(HEADER) or {}), "key": key}}
+        options = with_key(self, self.plan, options)
         return super().apply(args, kwargs, *more, **options)
-
-    @classmethod
-    def refuse_limit(cls, limit: float) -> None:
-        """Refuse a time limit, of one call or of a whole worker, that the key's lease does not outlast.
-
-        Args:
-            limit: Seconds.
-
-        Raises:
-            ConfigurationError: When a second worker could start while the first one still runs.
-        """
-        for pattern in cls.plan.patterns if cls.plan is not None else ():
-            if isinstance(pattern, idempotent):
-                refuse_limit(cls.name, pattern, limit)
-
-    def _given_key(self, key: Any) -> str:
-        if self.plan is None or not self.plan.terms.keyed:
-            raise ConfigurationError(
-                f"{self.name} is sent with an idempotency_key but wears no idempotent(); expected one"
-            )
-        if not isinstance(key, str) or not key:
-            raise ConfigurationError(f"{self.name}: expected idempotency_key to be a str, got a {type(key).__name__}")
-        return key
-
-    def _check_call(self, plan: Plan, args: Any, kwargs: Any, options: dict[str, Any], *, keyed: bool) -> None:
-        """Refuse at the call what the worker could only bury."""
-        limit = options.get("time_limit") or options.get("soft_time_limit")
-        if isinstance(limit, int | float):
-            self.refuse_limit(limit)
-        if keyed:
-            return
-        dump = getattr(self, "_dump_pydantic_arguments", None)
-        if dump is not None:  # the worker sees what models are sent as
-            args, kwargs = dump(args, kwargs)
-        for check in plan.checks:
-            check(self.name, plan.terms.bound, tuple(args or ()), kwargs or {})
 
     def retry(
         self,
@@ -355,29 +296,6 @@ class ReliableTask(PatternTask):
     abstract = True
 
     patterns = (logged(), dead_letter(), retry(on=(ConnectionError, TimeoutError), attempts=5))
-
-
-def _header_around(task_id: str | None) -> Any:
-    """What the patterns carry in the message of the task that runs around this line, if that is another one than this."""
-    around = get_current_task()
-    if around is None or around.request.id == task_id:  # a retry that Celery makes keeps the id, and what is carried
-        return None
-    return (around.request.headers or {}).get(HEADER)
-
-
-def _is_handed_on(options: dict[str, Any]) -> bool:
-    """Whether Celery calls, with the result of work that is done: a link, a chain's next step, or a chord's callback.
-
-    To refuse that now would make the work a failure. In a chord's member that wears nothing, whose body cannot be told from
-    its end, the body's own calls are taken for it, too.
-    """
-    around = get_current_task()
-    if around is None:
-        return False
-    request = around.request
-    if options.get("parent_id") or around.name.startswith("celery."):
-        return True
-    return bool(request.chord) and request.__dict__.get(MARK) is None
 
 
 def _body_of(cls: type) -> tuple[Callable[..., Any], bool]:

@@ -10,6 +10,7 @@ from celery.utils.imports import symbol_by_name
 
 from .._dead_letter import dead_letter
 from .._equipment import equipment_of
+from .._fit import refuse_limit
 from .._plan import Layer
 from .._task import PatternTask
 from ..exceptions import ConfigurationError
@@ -35,7 +36,7 @@ class CheckPatterns(bootsteps.StartStopStep):  # type: ignore[misc]
                 _refuse_other_requests(task)
                 limit = worker.time_limit or worker.soft_time_limit
                 if limit and not (task.time_limit or task.soft_time_limit):
-                    task.refuse_limit(limit)
+                    refuse_limit(task.name, task.plan.patterns, limit)
 
 
 def _refuse_own_letters(app: Any, task: PatternTask) -> None:

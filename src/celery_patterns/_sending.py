@@ -1,0 +1,108 @@
+"""What a call is looked at for before Celery sends it, and what it carries for its patterns."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from celery._state import get_current_task
+
+from ._call import MARK
+from ._fit import refuse_limit
+from ._message import HEADER
+from ._republish import STRICT
+from .exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from celery.app.task import Task
+
+    from ._plan import Plan
+
+__all__ = ["prepared", "with_key"]
+
+
+def prepared(
+    task: Task, plan: Plan | None, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """The options with which Celery sends this call; refused is here what the worker could only bury.
+
+    Raises:
+        InvalidKey: When no key can be made from the arguments.
+        ConfigurationError: When the call's time limit is not shorter than the key's lease, or its own key is none.
+    """
+    keyed, handed_on = "idempotency_key" in options, _is_handed_on(options)
+    options = with_key(task, plan, _without_header_around(task_id, options))
+    if plan is not None and plan.checks and not handed_on and "retries" not in options:
+        _refuse_limit(task, plan, options)
+        if not keyed:
+            _check(task, plan, args, kwargs)
+    if plan is not None and plan.timed:
+        options = _carrying(options, sent=time.time())
+    if handed_on and task.serializer == STRICT:
+        options.setdefault("serializer", "json")
+    return options
+
+
+def with_key(task: Task, plan: Plan | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The options without an ``idempotency_key``, which is in the headers then.
+
+    Raises:
+        ConfigurationError: When the key is no str, or the task claims none.
+    """
+    if "idempotency_key" not in options:
+        return options
+    others = {name: value for name, value in options.items() if name != "idempotency_key"}
+    key = options["idempotency_key"]
+    if plan is None or not plan.terms.keyed:
+        raise ConfigurationError(f"{task.name} is sent with an idempotency_key but wears no idempotent(); expected one")
+    if not isinstance(key, str) or not key:
+        raise ConfigurationError(f"{task.name}: expected idempotency_key to be a str, got a {type(key).__name__}")
+    return _carrying(others, key=key)
+
+
+def _carrying(options: dict[str, Any], **ours: Any) -> dict[str, Any]:
+    """The options with more in the header of ours."""
+    headers = options.get("headers") or {}
+    return {**options, "headers": {**headers, HEADER: {**(headers.get(HEADER) or {}), **ours}}}
+
+
+def _without_header_around(task_id: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The options without what the patterns carry for the task that runs around this line, if that is another one.
+
+    A body that hands its headers on to other calls means those of its own making.
+    """
+    headers, around = options.get("headers"), get_current_task()
+    if around is None or around.request.id == task_id:  # a retry that Celery makes keeps the id, and what is carried
+        return options
+    if not headers or HEADER not in headers or headers[HEADER] != (around.request.headers or {}).get(HEADER):
+        return options
+    return {**options, "headers": {name: value for name, value in headers.items() if name != HEADER}}
+
+
+def _is_handed_on(options: dict[str, Any]) -> bool:
+    """Whether Celery calls, with the result of work that is done: a link, a chain's next step, or a chord's callback.
+
+    To refuse that now would make the work a failure. In a chord's member that wears nothing, whose body cannot be told from
+    its end, the body's own calls are taken for it, too.
+    """
+    around = get_current_task()
+    if around is None:
+        return False
+    request = around.request
+    if options.get("parent_id") or around.name.startswith("celery."):
+        return True
+    return bool(request.chord) and request.__dict__.get(MARK) is None
+
+
+def _refuse_limit(task: Task, plan: Plan, options: dict[str, Any]) -> None:
+    limit = options.get("time_limit") or options.get("soft_time_limit")
+    if isinstance(limit, int | float):
+        refuse_limit(task.name, plan.patterns, limit)
+
+
+def _check(task: Task, plan: Plan, args: Any, kwargs: Any) -> None:
+    dump = getattr(task, "_dump_pydantic_arguments", None)
+    if dump is not None:  # the worker sees what models are sent as
+        args, kwargs = dump(args, kwargs)
+    for check in plan.checks:
+        check(task.name, plan.terms.bound, tuple(args or ()), kwargs or {})
