@@ -169,7 +169,7 @@ class Floor:
 
         return list(dead_letters(self.app, self.dead))
 
-    def wait(self, condition: Callable[[], object], seconds: float = 20.0, what: str = "the condition") -> object:
+    def wait(self, condition: Callable[[], object], seconds: float = 20.0, what: object = "the condition") -> object:
         try:
             return wait_until(condition, seconds, what)
         except AssertionError as error:

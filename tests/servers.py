@@ -32,7 +32,7 @@ def free_port() -> int:
             return port
 
 
-def wait_until(condition: Callable[[], object], seconds: float, what: str) -> object:
+def wait_until(condition: Callable[[], object], seconds: float, what: object) -> object:
     """Poll for a condition; what it gave, once that is true."""
     deadline = time.monotonic() + seconds
     while True:

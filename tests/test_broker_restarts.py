@@ -68,7 +68,8 @@ def _work(own: Floor, server: Any, name: str, number: int, restarts: int, how: i
         lost = WORKERS * restarts if isinstance(server, RedisServer) else 0
         own.wait(lambda: len(_ended(own, failing)) >= number - lost, 120, "all ends")
         # A message whose acknowledgement the broker did not keep may come once more, after all others.
-        own.wait(lambda: _all_idle(own), 120, "idle workers")
+        idle = _Idle(own)
+        own.wait(idle, 120, idle)
         letters = own.letters()
         died = {failing[letter.task_id] for letter in letters}
         assert len(letters) == len(died)
@@ -93,14 +94,24 @@ def _all_taken(own: Floor, server: Any) -> bool:
         return not client.llen(own.queue) and not client.hlen("unacked")
 
 
-def _all_idle(own: Floor) -> bool:
-    """Nothing waits in the queue, and no worker has anything in its hands."""
-    with own.app.connection_for_write() as connection:
-        if connection.transport.driver_type != "redis" and queue_length(connection, own.queue):
-            return False
-        looking = own.app.control.inspect(timeout=5, connection=connection)
-        held = [looking.reserved() or {}, looking.active() or {}]
-        return all(len(answers) >= WORKERS and not any(answers.values()) for answers in held)
+class _Idle:
+    """Nothing waits in the queue, and no worker has anything in its hands; as text, what was seen last."""
+
+    def __init__(self, own: Floor) -> None:
+        self._own = own
+        self._seen: object = None
+
+    def __call__(self) -> bool:
+        own = self._own
+        with own.app.connection_for_write() as connection:
+            waiting = 0 if connection.transport.driver_type == "redis" else queue_length(connection, own.queue)
+            looking = own.app.control.inspect(timeout=5, connection=connection)
+            held = [looking.reserved() or {}, looking.active() or {}]
+        self._seen = {"waiting": waiting, "held": held}
+        return not waiting and all(len(answers) >= WORKERS and not any(answers.values()) for answers in held)
+
+    def __str__(self) -> str:
+        return f"idle workers, and not {self._seen}"
 
 
 def _none_double(own: Floor, name: str, died: set[int]) -> None:

@@ -707,6 +707,20 @@ def test_an_export_is_for_a_pipe_or_a_file(app: Celery, dead: str, three: list[s
     assert (again.exit_code, "is there already; expected the name of a new file" in again.stderr) == (2, True)
 
 
+def test_an_option_from_the_environment_is_one_value(app: Celery, dead: str, three: list[str]) -> None:
+    """Celery lets each option be given so; spaces in it are its own."""
+    group_ = CliRunner(
+        env={"CELERY_PATTERNS_LETTERS_LIST_SINCE": "2020-01-01 09:00", "CELERY_PATTERNS_LETTERS_LIST_QUEUE": dead}
+    )
+    result = group_.invoke(
+        celerys_command,
+        ["patterns", "letters", "list", "--json"],
+        default_map={"app": app},
+        auto_envvar_prefix="CELERY",
+    )
+    assert [line["id"] for line in lines(result)] == three
+
+
 @pytest.mark.parametrize("command", ["list", "replay --yes", "replay --yes --json", "purge --yes --no-export"])
 @pytest.mark.parametrize("url", ["redis://:hidden@127.0.0.1:1/0", "amqp://me:hidden@127.0.0.1:1//"])
 def test_a_broker_that_is_away_is_one_line_without_a_password(url: str, command: str) -> None:

@@ -14,7 +14,7 @@ import redis
 
 from .endings import call, raw
 from .harness import Floor
-from .servers import RabbitServer
+from .servers import RabbitServer, RedisServer
 from .tap import ACK, REJECT, Tap
 
 #: How long the queue is away, in seconds.
@@ -161,12 +161,38 @@ def test_the_worker_ends_while_a_letter_waits(own: Floor) -> None:
     assert own.letters()[0].task_id == late
 
 
+@pytest.mark.parametrize("task", ["ends_keyed_shortly", "ends_keyed_by"])
+def test_the_worker_ends_while_the_letter_of_a_task_with_a_key_waits(own: Floor, task: str) -> None:
+    """The key does not remember a failure that has no letter: the next worker rejects it again, and writes it."""
+    worker = own.worker(concurrency=1)
+    with refusing(own):
+        sent = own.task(task).delay("o-1", "reject")
+        own.wait(lambda: "waiting=1" in worker.text(), what="a try")
+        assert worker.stop() == 0
+    own.worker(concurrency=1)
+    own.wait(lambda: len(own.letters()) == 1, 60, "the letter")
+    assert (own.letters()[0].task_id, own.letters()[0].reason) == (sent.id, "rejected")
+
+
+@pytest.mark.parametrize("server", [RedisServer], indirect=True)  # on RabbitMQ it is given back after five minutes
+def test_a_rejection_that_is_given_back_is_run_again(own: Floor) -> None:
+    """Its key, whose lease is ten minutes, is free by then, and no failure is remembered."""
+    worker = own.worker(concurrency=1, FLOOR_VISIBILITY="8")
+    with refusing(own):
+        sent = own.task("ends_keyed").delay("o-1", "reject")
+        own.wait(lambda: "dead_letter_not_published" in worker.text(), 30, "the end of its patience")
+    own.wait(lambda: len(own.letters()) == 1, 30, "the letter")
+    assert (own.letters()[0].task_id, own.letters()[0].reason) == (sent.id, "rejected")
+    assert own.traces.count("ends") >= 2
+
+
 POINTS = ["letter.before", "letter.after"]
 ENDS: dict[str, Callable[[Floor], str]] = {
     "time_limit": call("hard", time_limit=1),
     "worker_lost": call("kill", "ends_lost"),
     "unreadable": lambda shop: raw(shop, body=b"[["),
     "failed": call("exception"),
+    "rejected": lambda shop: str(shop.task("ends_keyed_shortly").delay("o-1", "reject").id),
 }
 
 

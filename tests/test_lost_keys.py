@@ -41,6 +41,18 @@ def test_a_terminated_runs_key_is_left_to_its_lease(shop: Floor) -> None:
     assert shop.traces.all("ends") == ["terminated"]
 
 
+@pytest.mark.parametrize("task", ["ends_keyed", "ends_keyed_quiet"])
+def test_a_terminated_runs_key_is_free_once_its_child_has_gone(shop: Floor, task: str) -> None:
+    """Also after more revocations than there may be crashes: none of them was one."""
+    shop.worker()
+    for time in range(1, 6):
+        result = shop.task(task).delay("o-1", "terminated")
+        shop.wait(lambda time=time: shop.traces.count("ends") == time, 30, f"start {time}")
+        result.revoke(terminate=True)
+    shop.wait(lambda: len(shop.letters()) == (5 if task == "ends_keyed" else 0), what="the letters")
+    assert {letter.reason for letter in shop.letters()} <= {"revoked"}
+
+
 def test_a_function_that_makes_keys_is_not_called_by_the_main_process(shop: Floor) -> None:
     """It may be what hung: such a key is free when its lease is over, unless the call had a key of its own."""
     worker = shop.worker()

@@ -116,6 +116,28 @@ def test_called_off_where_nothing_can_be_stopped(shop: Floor) -> None:
     assert shop.letters() == []
 
 
+def test_a_hook_that_fails_after_the_next_attempt_was_sent(shop: Floor) -> None:
+    """Celery takes that for a failure; but the task goes on, and nothing of it is dead."""
+    worker = shop.worker(concurrency=1)
+    shop.task("ends_hooked_after").delay("retry")
+    shop.wait(lambda: shop.traces.all("ends") == ["retry", "retry"], what="the next attempt")
+    assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+    assert "a hook of the task's own" in worker.text()
+    assert standing(shop) == 0
+
+
+def test_a_hook_that_fails_after_the_letter_was_written(shop: Floor) -> None:
+    """The child has written it; of what the main process adds, under the same id, one is listed and replayed."""
+    worker = shop.worker(concurrency=1)
+    shop.task("ends_hooked_after").delay("exception")
+    shop.wait(lambda: standing(shop), what="the letter")
+    assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+    assert [letter.error for letter in shop.letters()] == ["builtins.ValueError"]
+    worker.stop()
+    assert dead_letters(shop.app, shop.dead).replay_all().sent == 1
+    assert standing(shop) == 0
+
+
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_a_queue_that_buries_what_is_rejected(environment: dict[str, str], tmp_path: Path) -> None:
     """The child has written the letter; RabbitMQ, told to bury what is rejected, does not write another."""

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import redis
 from billiard.exceptions import SoftTimeLimitExceeded
-from celery import Celery, Task, chain, chord
+from celery import Celery, Task, _state, chain, chord, group
 from celery.app.control import Inspect
 from celery.exceptions import Reject
 from kombu import Exchange, Queue
@@ -132,6 +132,30 @@ def test_a_result_that_strict_json_would_refuse_reaches_a_chords_callback(shop: 
     chord([shop.task(member).s(1), shop.task("add").s(1, 1)], shop.task("note").s("told")).delay()
     shop.wait(lambda: shop.traces.count("told"), 30, "the callback")
     assert str(shop.traces.all("told")[0]) == "[nan, 2]"
+
+
+@pytest.mark.parametrize("wears", [(), (retry(on=OSError),)])
+@pytest.mark.parametrize("shape", ["link", "link to a chain", "chain", "group", "chord"])
+def test_what_celery_calls_with_a_result_is_not_refused(
+    app: Celery, shape: str, wears: tuple[Any, ...], monkeypatch: Any
+) -> None:
+    """The work is done: a result that makes no key is the next one's failure, and not this one's."""
+
+    @app.task(shared=False, name="next")
+    @idempotent(key="x", ttl=DAY)
+    def following(x: Any) -> None: ...
+
+    @app.task(shared=False, name="done", patterns=wears)
+    def done() -> float:
+        return 0.5
+
+    monkeypatch.setattr(_state._tls, "current_app", app)  # what embedded signatures belong to, as in a worker
+    step = following.s()
+    links = {"link": step, "link to a chain": chain(step, step)}
+    steps = {"chain": step, "group": group(chain(step, step), step), "chord": chord([chain(step, step), step], step)}
+    embedded = {"callbacks": [links[shape]]} if shape in links else {"chain": [steps[shape]]}
+    assert run_here(done, headers=kombu_json.loads(kombu_json.dumps(embedded))).state == "SUCCESS"
+    assert published(app)
 
 
 def test_a_call_is_checked_inside_a_task_too(app: Celery) -> None:

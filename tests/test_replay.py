@@ -1019,6 +1019,26 @@ def test_messages_with_a_key_survive_the_loss_of_their_channel(rabbit: str, queu
     app.close()
 
 
+def test_a_callers_own_trouble_is_not_taken_for_the_brokers(rabbit: str, queue: str, dead: str) -> None:
+    """``on_each`` raises what the broker's client raises, too: it comes as it is, and all that was sent is taken out."""
+    app = keyed_app(rabbit, queue, dead)
+    expected = {written_by_hand(app, dead).replay_id for _ in range(40)}
+    told: list[str] = []
+
+    def fail(letter: Letter, _: Any) -> None:
+        told.append(letter.replay_id)
+        if len(told) == 5:
+            raise ConnectionResetError("the caller's own")
+
+    with pytest.raises(ConnectionResetError, match="the caller's own"):
+        dead_letters(app, dead).replay_all(on_each=fail)
+    sent = [message.headers["id"] for message in messages(app, queue)]
+    left = [letter.replay_id for letter in dead_letters(app, dead)]
+    assert sorted([*sent, *left]) == sorted(expected)
+    assert set(told) <= set(sent)
+    app.close()
+
+
 def test_a_slow_replay_survives_a_closed_channel(queue: str, dead: str) -> None:
     """RabbitMQ closes a channel that holds a message for too long, 30 minutes by default and a second here."""
     server = RabbitServer()
@@ -1312,6 +1332,32 @@ def test_what_became_of_the_other_canaries_is_said(database: str) -> None:
     assert trouble is not None
     assert (trouble.text, trouble.died) == ("1 of 3 canaries died again (of 1 it is not known yet)", ("a",))
     assert time.monotonic() - began < 20
+    app.close()
+
+
+def test_a_canary_that_died_is_told_although_the_others_cannot_be_asked_for(database: str, monkeypatch: Any) -> None:
+    """The backend goes away in the moment that they still have."""
+    app = Celery("canaries", broker=database, backend=database, set_as_current=False)
+    app.backend.store_result("a", ValueError(), "FAILURE")
+
+    def gone(_: str) -> Any:
+        if looks:
+            raise ConnectionError
+        looks.append(1)
+        return asked("a")
+
+    looks: list[int] = []
+    asked = app.AsyncResult
+    monkeypatch.setattr(app, "AsyncResult", gone)
+    trouble = unhappy(app, {"a": "q"}, timedelta(minutes=5), lambda _: ())
+    assert trouble is not None
+    assert trouble.died == ("a",)
+    looks.clear()
+    answers = iter(["a", "b"])
+    monkeypatch.setattr(app, "AsyncResult", lambda _: asked(next(answers)))
+    trouble = unhappy(app, {"a": "q", "b": "q"}, timedelta(minutes=5), lambda _: ())
+    assert trouble is not None
+    assert (trouble.text, trouble.died) == ("1 of 2 canaries died again (of 1 it is not known yet)", ("a",))
     app.close()
 
 

@@ -442,8 +442,8 @@ def test_what_was_asked_for_too_late_is_dropped(app: Celery, caplog: Any, fails:
 
 
 @pytest.mark.parametrize("leaves", [Ignore(), Reject("no", requeue=False), Reject("again", requeue=True)])
-def test_asking_and_then_leaving_passes_untouched(app: Celery, leaves: Exception) -> None:
-    """``self.retry(throw=False)`` and then ``Ignore`` or ``Reject``: the attempt is published, and the way out is the body's."""
+def test_asking_and_then_leaving_is_one_next_attempt(app: Celery, leaves: Exception) -> None:
+    """``self.retry(throw=False)`` and then ``Ignore`` is ignored; what it rejects is neither buried nor back beside it."""
 
     @app.task(shared=False, name="t", bind=True)
     @retry(on=OSError, attempts=3)
@@ -451,7 +451,7 @@ def test_asking_and_then_leaving_passes_untouched(app: Celery, leaves: Exception
         self.retry(throw=False, countdown=0)
         raise leaves
 
-    assert run_here(t).state == ("IGNORED" if isinstance(leaves, Ignore) else "REJECTED")
+    assert run_here(t).state == ("IGNORED" if isinstance(leaves, Ignore) else "RETRY")
     assert [message["headers"]["retries"] for message in published(app)] == [1]
 
 

@@ -14,7 +14,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import current_task
 
 from ._keys import Binder
-from ._message import HEADER, OWNER, came_by, first_sent, remembered, undelayed
+from ._message import HEADER, KEPT, OWNER, came_by, first_sent, remembered, undelayed
 from ._received import received
 from .exceptions import NotInTask
 
@@ -126,6 +126,11 @@ class Call:
         self.over: SoftTimeLimitExceeded | None = None
         # Taken before the body runs: whatever is published later is made from these.
         self.received_args, self.received_kwargs = self._kept(args, kwargs)
+
+    def keep(self) -> None:
+        """Say that the letter or the next attempt stands: however a hook fails now, there is nothing more to keep."""
+        if self.request.delivery_info is not None:
+            self.request.delivery_info[KEPT] = True
 
     def again(self, args: Any, kwargs: Any) -> None:
         """Make the next attempt of an eager call from these arguments."""

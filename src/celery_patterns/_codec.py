@@ -192,7 +192,8 @@ def _problem(value: Any, kind: type) -> str | None:
             return "is infinite, which JSON has no word for; send None or a str"
         return "is NaN, which JSON has no word for; send None or a str" if math.isnan(value) else None
     if kind in (datetime, time) and value.tzinfo is not None and type(value.tzinfo).__module__ != "datetime":
-        return f"is in the time zone {value.tzinfo}, whose name would be lost; send value.astimezone(timezone.utc)"
+        cure = "value.astimezone(timezone.utc)" if kind is datetime else "a datetime in timezone.utc"
+        return f"is in the time zone {value.tzinfo}, whose name would be lost; send {cure}"
     if kind in (datetime, time) and value.fold:
         return "has fold=1, which would be lost; send it in datetime's own timezone.utc"
     if kind in _SCALARS:

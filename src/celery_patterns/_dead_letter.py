@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry
-from celery.signals import task_failure
+from celery.signals import task_failure, task_internal_error
 from celery.utils.dispatch import Signal
 
 from ._bury import letter_message, publish_letter, written
 from ._equipment import equipment_of
 from ._events import emit
 from ._keys import digest
+from ._message import KEPT
 from ._plan import REQUEUED, Layer, Pattern
 from ._queues import LONGEST_NAME, dead_queue
 from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
@@ -27,14 +28,11 @@ from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreU
 if TYPE_CHECKING:
     from ._call import Call, Proceed
 
-__all__ = ["KEPT", "MAX_CRASHES", "STARTS_TTL", "dead_letter", "starts_key", "task_dead_lettered"]
+__all__ = ["MAX_CRASHES", "STARTS_TTL", "dead_letter", "starts_key", "task_dead_lettered"]
 
 #: Sent after a letter was confirmed, in the process that wrote it: ``sender`` is the task, or None where the message names
 #: none that is known; ``letter`` is the letter.
 task_dead_lettered = Signal(name="task_dead_lettered", providing_args={"letter"})
-
-#: What a child hangs on a failure whose letter it wrote, so that the main process does not write it again.
-KEPT = "celery_patterns_kept"
 
 _ALSO = frozenset({"revoked", "expired"})
 
@@ -73,7 +71,7 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
             digest of the whole behind it; :func:`dead_letters` finds it by either.
         max_crashes: How many starts may come to no end before the message is buried without being run again; 3 by
             default, counted in the claim for a task with a key and in the store otherwise, so that a worker refuses to
-            start without a store. What comes back is always run at least once. None: never.
+            start without a store. Without a key, what comes back is always run at least once. None: never.
         also: Ends that are nobody's fault and leave a letter too: ``"revoked"``, ``"expired"``, or both; none by default.
         queue_type: What is made on RabbitMQ when there is no queue yet: ``"classic"``, the default, or ``"quorum"``, a
             replicated queue whose limit of deliveries is switched off, so that looking at letters loses none. Whether a
@@ -128,7 +126,7 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
         except (Retry, Ignore, Reject):
             raise
         except AlreadyFailed:  # its letter was written by the attempt that failed
-            call.request.__dict__[KEPT] = True
+            call.keep()
             raise
         except Exception as error:
             try:
@@ -154,7 +152,7 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
             if not (isinstance(trouble, PublishFailed) and trouble.transient):
                 time.sleep(REFUSED_PAUSE)  # what is refused for good must not make the body run in a hot loop
             raise _back_to_its_queue() from None
-        call.request.__dict__[KEPT] = True
+        call.keep()
         with suppress(SoftTimeLimitExceeded):  # the letter stands, and the failure is what the caller is to hear of
             emit(logging.ERROR, "dead_lettered", call, error=error, queue=queue, reason=letter.reason, letter=letter.id)
             task_dead_lettered.send(sender=call.instance, letter=letter)
@@ -162,12 +160,23 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
 
 def _tell_main(sender: Any = None, einfo: Any = None, **_: Any) -> None:
     """Celery hands ``einfo`` to the main process, which writes a letter for each failure that comes without this mark."""
-    request = getattr(sender, "request", None)
-    if einfo is not None and request is not None and request.__dict__.get(KEPT):
+    if einfo is not None and _is_kept(getattr(sender, "request", None)):
         setattr(einfo, KEPT, True)
 
 
+def _tell_main_of_hook(request: Any = None, exception: Any = None, **_: Any) -> None:
+    """After a hook that failed Celery makes the ``einfo`` anew, of the same exception."""
+    if exception is not None and _is_kept(request):
+        setattr(exception, KEPT, True)
+
+
+def _is_kept(request: Any) -> bool:
+    notes = request.get("delivery_info") if request is not None else None
+    return bool(notes and notes.get(KEPT))
+
+
 task_failure.connect(_tell_main, weak=False)
+task_internal_error.connect(_tell_main_of_hook, weak=False)
 
 
 def _back_to_its_queue() -> Reject:

@@ -23,7 +23,7 @@ from ._call import Claim
 from ._equipment import equipment_of
 from ._events import emit, type_name
 from ._keys import argument_names, canonical, digest
-from ._plan import FAILED, REQUEUED, Layer, Pattern
+from ._plan import FAILED, REJECTED, REQUEUED, Layer, Pattern
 from ._republish import send_waiting_copy
 from .exceptions import (
     AlreadyFailed,
@@ -334,7 +334,12 @@ class _Run:
     def _release(self, outcome: str) -> None:
         if self.crashed and outcome == REQUEUED:
             return  # it could not be buried, and its starts must not be forgotten: the lease ends it
-        ended = None if outcome == REQUEUED else Ended(failed=outcome == FAILED)
+        ended = None if outcome == REQUEUED else Ended(failed=outcome in (FAILED, REJECTED))
+        if outcome == REJECTED and self.call.instance.plan.buries is not None:
+            # Its letter is still to be written, by the main process, which then gives back a key that it can make.
+            if not callable(self.pattern.key) or self.call.header.get("key") is not None:
+                return
+            ended = None  # marked as failed, what comes back without a letter would be let go
         try:
             self.store.release(self.key, self.attempt, self.fence, ended=ended, ttl=self.pattern.ttl)
         except StoreUnavailable as error:

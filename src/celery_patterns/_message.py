@@ -11,7 +11,7 @@ from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCH
 
 from ._header_values import FAR, as_moment
 
-__all__ = ["HEADER", "OWNER", "came_by", "first_sent", "is_brokers_own", "moment", "remembered", "undelayed"]
+__all__ = ["HEADER", "KEPT", "OWNER", "came_by", "first_sent", "is_brokers_own", "moment", "remembered", "undelayed"]
 
 #: The one message header that carries what the patterns must remember from attempt to attempt.
 HEADER = "celery_patterns"
@@ -19,6 +19,10 @@ HEADER = "celery_patterns"
 #: Where a worker's main process writes, into the delivery's own notes, the owner that its run is to claim as. No message
 #: carries it: the next delivery is another run.
 OWNER = "celery_patterns_owner"
+
+#: Where a run writes, into the same notes, that its letter or its next attempt stands, and on what it gives to the main
+#: process: a hook of the user's may still fail, and that is no other end.
+KEPT = "celery_patterns_kept"
 
 # A delayed delivery puts its 28 bits before the routing key.
 _DELAY = re.compile(r"^(?:[01]\.){28}")

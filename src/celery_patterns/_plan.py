@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from billiard import current_process
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.app.task import Task
-from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, Reject, Retry, TaskPredicate, WorkerShutdown, WorkerTerminate
 from celery.local import PromiseProxy, Proxy
+from celery.utils.serialization import get_pickleable_exception
+from kombu.utils.encoding import safe_repr
 
 from ._call import MARK, Call, Proceed, Terms
 from ._keys import Binder
@@ -32,6 +34,7 @@ __all__ = [
     "FAILED",
     "HANDED_OVER",
     "INNER",
+    "REJECTED",
     "REQUEUED",
     "SUCCEEDED",
     "WORN",
@@ -57,6 +60,7 @@ _POOLS = ("gevent", "eventlet", "greenlet")
 SUCCEEDED = "succeeded"
 HANDED_OVER = "handed over"
 FAILED = "failed"
+REJECTED = "rejected"
 REQUEUED = "requeued"
 
 
@@ -261,12 +265,19 @@ class Plan:
         request.__dict__[MARK] = call
         try:
             result = self._enter(call)
-        except (Retry, Ignore):
+        except Retry:
             _settle(call, HANDED_OVER)
             raise
+        except Ignore as ignored:
+            _settle(call, HANDED_OVER)
+            if _arrives(ignored):
+                raise
+            raise Ignore(*map(safe_repr, ignored.args)) from None
         except Reject as reject:
-            _settle(call, REQUEUED if reject.requeue else FAILED)
-            raise
+            _settle(call, REQUEUED if reject.requeue else REJECTED)
+            if _arrives(reject):
+                raise
+            raise Reject(safe_repr(reject.reason), requeue=reject.requeue) from None
         except MemoryError:
             # A MemoryError that reaches the tracer ends the worker, and after a redelivery the next one.
             _settle(call, FAILED)
@@ -304,6 +315,11 @@ def _ends_the_process(error: BaseException, *, eager: bool) -> bool:
         ends = eager or isinstance(error, WorkerShutdown | WorkerTerminate)
         return ends or current_process().name != "MainProcess"
     return type(error).__module__.partition(".")[0] in _POOLS
+
+
+def _arrives(said: TaskPredicate) -> bool:
+    """Whether the main process can unpickle it: an error of the user's in it that cannot be would end the whole worker."""
+    return get_pickleable_exception(said) is said
 
 
 def _settle(call: Call, outcome: str) -> None:

@@ -25,7 +25,7 @@ from ._equipment import equipment_of
 from ._events import emit
 from ._frame import FRAME, size_of
 from ._history import remembering
-from ._message import HEADER, OWNER, is_brokers_own
+from ._message import HEADER, KEPT, OWNER, is_brokers_own
 from ._publish import CONFIRM
 from ._queues import queue_of
 from .exceptions import PublishFailed, UnsafeValue
@@ -140,14 +140,14 @@ def publish_asked(proceed: Proceed, call: Call) -> Any:
                 continue
             _send_next(call, retry)
             raise
-        except (Ignore, Reject):
+        except Ignore:
             if call.asked is not None and not call.eager:
                 _send_next(call, call.asked)
             raise
         except Exception as error:
             if call.asked is None or call.eager:
                 raise
-            # It asked with throw=False and failed then: there is a next attempt, so this failure is not the end.
+            # It asked with throw=False, and failed then, or rejected: there is a next attempt, so this is not the end.
             asked = call.asked
             asked.__cause__ = error
             _send_next(call, asked)
@@ -180,6 +180,7 @@ def _send_next(call: Call, retry: Retry) -> None:
     except Exception as error:  # noqa: BLE001 - whatever stopped it, the attempt must not be lost
         _not_sent(call, cause, error)
     else:
+        call.keep()
         # The next attempt stands: a soft time limit that strikes while the log is written must not make it a failure.
         with suppress(SoftTimeLimitExceeded):
             emit(logging.INFO, "retry_scheduled", call, error=cause, countdown=countdown)
@@ -251,7 +252,7 @@ def _headers(call: Call, asked: Mapping[str, Any] | None, ours: Mapping[str, Any
 def _send(call: Call, signature: Signature, ours: Mapping[str, Any]) -> None:
     options = signature.options
     options["headers"] = _headers(call, options.get("headers"), ours)
-    for name in ("redelivered", OWNER):  # of this delivery only
+    for name in ("redelivered", KEPT, OWNER):  # of this delivery only
         options.pop(name, None)
     queue = (
         queue_of(call.app, *call.came_by) if "queue" not in options else None

@@ -82,8 +82,8 @@ def _without_header_around(task_id: str | None, options: dict[str, Any]) -> dict
 def _is_handed_on(options: dict[str, Any]) -> bool:
     """Whether Celery calls, with the result of work that is done: a link, a chain's next step, or a chord's callback.
 
-    To refuse that now would make the work a failure. In a chord's member that wears nothing, whose body cannot be told from
-    its end, the body's own calls are taken for it, too.
+    To refuse that now would make the work a failure. Where the running task wears nothing, its body cannot be told from its
+    end: with a link, a next step or a chord, the body's own calls are taken for them, too.
     """
     around = get_current_task()
     if around is None:
@@ -91,7 +91,9 @@ def _is_handed_on(options: dict[str, Any]) -> bool:
     request = around.request
     if options.get("parent_id") or around.name.startswith("celery."):
         return True
-    return bool(request.chord) and request.__dict__.get(MARK) is None
+    if MARK in request.__dict__:
+        return request.__dict__[MARK] is None  # the body is over, and so are the patterns
+    return bool(request.chord or request.chain or request.callbacks)
 
 
 def _refuse_limit(task: Task, plan: Plan, options: dict[str, Any]) -> None:

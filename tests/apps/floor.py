@@ -132,6 +132,19 @@ class Hooked(patterns.PatternTask):
         raise MemoryError if args == ["memory"] else ValueError("a hook of the task's own")
 
 
+class HookedAfter(patterns.PatternTask):
+    """Its hooks fail once it is decided what becomes of the attempt."""
+
+    abstract = True
+
+    def on_retry(self, *_: Any) -> None:
+        raise RuntimeError("a hook of the task's own")
+
+    def on_failure(self, error: Exception, *_: Any) -> None:
+        if isinstance(error, ValueError):
+            raise RuntimeError("a hook of the task's own")
+
+
 class Unprintable:
     """No result backend can encode it."""
 
@@ -399,7 +412,8 @@ def make_app(environment: Any = os.environ) -> Celery:
 
     ends_dead = patterns.dead_letter(dead, max_crashes=2, also={"revoked", "expired"})
 
-    raised = {"ignore": Ignore, "aborted": asyncio.CancelledError, "memory": MemoryError}
+    badly = Ignore(Fancy(1, "does not unpickle"))
+    raised = {"ignore": Ignore, "ignore badly": badly, "aborted": asyncio.CancelledError, "memory": MemoryError}
 
     def ends(how: str) -> Any:
         starts = traces.add("ends", how)
@@ -413,8 +427,8 @@ def make_app(environment: Any = os.environ) -> Celery:
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "exception":
             raise ValueError("for good")
-        if how == "reject":
-            raise Reject("not this one", requeue=False)
+        if how.startswith("reject"):
+            raise Reject(Fancy(1, "does not unpickle") if how == "reject badly" else "not this one", requeue=False)
         if how == "exit":
             sys.exit(3)
         if how == "kill":
@@ -440,6 +454,7 @@ def make_app(environment: Any = os.environ) -> Celery:
     again = patterns.retry(on=ConnectionError, attempts=2, wait=now)
     task(ends, shared=False, name="ends_retried", patterns=(ends_dead, again))
     task(ends, shared=False, name="ends_hooked", patterns=(ends_dead,), base=Hooked)
+    task(ends, shared=False, name="ends_hooked_after", patterns=(ends_dead, again), base=HookedAfter)
     # Celery 5.7's own way to treat a lost child as one more attempt.
     lost = {"retry_on_worker_lost": True, "default_retry_delay": 0}
     task(ends, shared=False, name="ends_lost_retried", patterns=(ends_dead,), max_retries=1, **lost)
@@ -462,7 +477,12 @@ def make_app(environment: Any = os.environ) -> Celery:
 
     by_name = patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(minutes=10))
     by_function = patterns.idempotent(key=key_of, ttl=timedelta(hours=1), lease=timedelta(minutes=10))
+    shortly = patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=3))
     task(keyed_ends, shared=False, name="ends_keyed", patterns=(ends_dead, by_name))
+    task(keyed_ends, shared=False, name="ends_keyed_shortly", patterns=(ends_dead, shortly))
+    task(
+        keyed_ends, shared=False, name="ends_keyed_quiet", patterns=(patterns.dead_letter(dead, max_crashes=2), by_name)
+    )
     task(keyed_ends, shared=False, name="ends_keyed_early", patterns=(ends_dead, by_name), acks_late=False)
     task(keyed_ends, shared=False, name="ends_keyed_by", patterns=(ends_dead, by_function))
 

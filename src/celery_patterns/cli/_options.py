@@ -101,6 +101,14 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[_F], _F]:
     return put
 
 
+class _Single(click.Option):
+    """Of several values in the environment click would make several; it is one, with spaces in it."""
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        value = self.resolve_envvar_value(ctx)
+        return None if value is None else (value,)
+
+
 def once(*names: str, **how: Any) -> Callable[[_F], _F]:
     """An option that is given once: click would take the last of several, and not say so."""
 
@@ -109,7 +117,7 @@ def once(*names: str, **how: Any) -> Callable[[_F], _F]:
             raise click.BadParameter(f"it is given {len(values)} times; expected it once", ctx, param)
         return values[0] if values else None
 
-    return click.option(*names, multiple=True, callback=single, **how)
+    return click.option(*names, cls=_Single, multiple=True, callback=single, **how)
 
 
 QUEUE = once(

@@ -94,6 +94,8 @@ def unhappy(
         try:
             states = {task_id: str(app.AsyncResult(task_id).state) for task_id in waiting}
         except Exception as error:  # noqa: BLE001 - each backend has errors of its own
+            if died:
+                break
             return Trouble(f"{_silent(app, error)}, so that nobody knows what became of {_counted(canaries)}")
         dead = tuple(task_id for task_id in waiting if states[task_id] in _DEAD)
         silent = [task_id for task_id in waiting if states[task_id] == "PENDING"]

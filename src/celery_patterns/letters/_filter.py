@@ -104,7 +104,7 @@ def checked(
 
 
 def _said(value: datetime | timedelta | None) -> str:
-    return f"{value} ago" if isinstance(value, timedelta) else str(value)
+    return f"{value} ago" if isinstance(value, timedelta) else str(value and value.replace(microsecond=0))
 
 
 def _moment_of(name: str, value: datetime | timedelta | None) -> float | None:

@@ -66,7 +66,10 @@ class OnRabbitMQ:
         #: What took the channel, and with it the hold on the letters that were asked for.
         self._lost: Exception | None = None
         self._is_queue: dict[str, bool] = {}
-        self._open()
+        try:
+            self._open()
+        except self._connection.recoverable_connection_errors as error:
+            raise OperationalError(str(error)) from error
 
     def close(self) -> None:
         """Put back where it stood what was not taken out: RabbitMQ does so when the channel is closed."""

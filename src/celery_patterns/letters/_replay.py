@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .._idempotent import idempotent
 from .._letter import Letter, replayed_headers
-from .._task import PatternTask
+from .._plan import worn
 from ..exceptions import ConfigurationError, PatternsError, PublishFailed, UnsafeValue
 from ._canary import forget
 from ._correct import Correction
@@ -95,6 +96,17 @@ class Pace:
             self._next = max(self._next, time.monotonic()) + self._gap
 
 
+class _NotTold(Exception):  # noqa: N818 - it carries an error
+    """A letter's end could not be noted, or the caller's ``on_each`` raised.
+
+    As itself, a ``ConnectionError`` of the caller's would be taken for the broker's by the shelf that tells of the end.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        super().__init__(error)
+
+
 class Replayer:
     """One replay, over one or two passes through the queue.
 
@@ -146,13 +158,19 @@ class Replayer:
         target = None if self._to is None else shelf.target_named(self._to)
         self._watched = {} if watched else None
         try:
+            self._meet_all(shelf, entries, target)
+        except _NotTold as trouble:
+            raise trouble.error from trouble.error.__cause__
+        return self._watched or {}
+
+    def _meet_all(self, shelf: Shelf, entries: Iterator[Entry], target: tuple[str, str] | None) -> None:
+        try:
             for entry in entries:
                 between_letters()
                 self._meet(shelf, entry, target)
         except BaseException:
             shelf.settle()  # so that what is on its way is counted, and taken out
             raise
-        return self._watched or {}
 
     def _meet(self, shelf: Shelf, entry: Entry, target: tuple[str, str] | None) -> None:
         letter = entry.letter
@@ -209,9 +227,15 @@ class Replayer:
     def _is_keyed(self, name: str | None) -> bool:
         """Whether a message that is sent twice is done once, as far as this app knows."""
         task = self._app.tasks.get(name)
-        return isinstance(task, PatternTask) and task.plan is not None and task.plan.terms.keyed
+        return worn(task, idempotent) is not None
 
     def _told(self, entry: Entry, sent: bool, failure: PatternsError | None) -> None:
+        try:
+            self._note(entry, sent, failure)
+        except Exception as error:
+            raise _NotTold(error) from error
+
+    def _note(self, entry: Entry, sent: bool, failure: PatternsError | None) -> None:
         letter = entry.letter
         self._ledger.put(letter.id, _FAILED if failure else _SENT if sent else _TAKEN)
         self._sent += sent

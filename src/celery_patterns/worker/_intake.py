@@ -26,7 +26,7 @@ logger = logging.getLogger("celery_patterns")
 
 
 class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Keep what the consumer would drop, and keep the consumer from what would end it.
+    """Keep what the consumer would drop, and keep the consumer from what would end it; a plain task's message is Celery's.
 
     The consumer's own four handlers are called as ever, once the letter stands: what they log, store and signal stays.
     """

@@ -21,14 +21,15 @@ __all__ = ["free_lost_key"]
 logger = logging.getLogger("celery_patterns")
 
 
-def free_lost_key(request: Request) -> None:
-    """Free the key that a lost run held, and remember that its attempt failed.
+def free_lost_key(request: Request, *, failed: bool = True) -> None:
+    """Free the key that a lost run held.
 
     The run is known by the owner that its delivery was given; a key that is done, or that another run has taken since, is
     left as it is. A key that a function of the user's makes is left to its lease: the function may be what hung.
 
     Args:
-        request: The request whose letter stands.
+        request: The request of that run.
+        failed: Whether its letter stands, and it is remembered that its attempt failed; else it is to run again.
     """
     pattern = worn(request.task, idempotent)
     owner = request.delivery_info.get(OWNER)
@@ -37,8 +38,8 @@ def free_lost_key(request: Request) -> None:
     try:
         key = _key_of(pattern, request)
         if key is not None:
-            attempt = Attempt("", 0, owner)
-            equipment_of(request.app).store.release(key, attempt, None, ended=Ended(failed=True), ttl=pattern.ttl)
+            attempt, ended = Attempt("", 0, owner), Ended(failed=True) if failed else None
+            equipment_of(request.app).store.release(key, attempt, None, ended=ended, ttl=pattern.ttl)
     except StoreUnavailable as error:
         told = {"task": request.task.name, "messaging.message.id": request.id, "error.type": type_name(error)}
         announce(logging.ERROR, "claim_not_released", {**told, "reason": str(error)})

@@ -11,9 +11,9 @@ from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, TaskRevok
 from celery.worker import request
 from kombu.exceptions import EncodeError
 
-from .._dead_letter import KEPT, dead_letter
+from .._dead_letter import dead_letter
 from .._equipment import equipment_of
-from .._message import OWNER
+from .._message import KEPT, OWNER
 from .._plan import worn
 from .._task import PatternTask
 from ..exceptions import OutOfMemory
@@ -23,8 +23,8 @@ __all__ = ["Request"]
 
 Ending = tuple[str, BaseException, str]
 
-#: Ends at which nobody was left to give a key back. A run that is called off may go on: not every signal ends it.
-_LOST = frozenset({"time_limit", "worker_lost"})
+#: Ends whose letter this process writes, and then gives the key back: of most, nobody else was left to do so.
+_LEFT = frozenset({"rejected", "time_limit", "worker_lost"})
 
 
 class Request(request.Request):  # type: ignore[misc]
@@ -38,6 +38,8 @@ class Request(request.Request):  # type: ignore[misc]
     _recorded = False
     #: Called off while it ran: that it then ends is no news.
     _stopped = False
+    #: Called off, and its run has come to an end: not every signal ends one.
+    _over = False
     #: A child is lost, and Celery has still to say whether that is the end.
     _undecided = False
     _acknowledge_then = False
@@ -64,7 +66,11 @@ class Request(request.Request):  # type: ignore[misc]
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Celery's door for every failure, a child's own and its loss."""
         _spare(self.task, exc_info)
-        self._kept = return_ok and bool(getattr(exc_info, KEPT, False))
+        if not return_ok and isinstance(_error_of(exc_info), Terminated):
+            self._over = True  # its child has gone
+            if self.acknowledged:
+                free_lost_key(self)
+        self._kept = return_ok and _is_kept(exc_info)
         self._ending = self._ending or self._ending_of(exc_info, from_child=return_ok)
         self._undecided = self._ending is not None and self._ending[0] == "worker_lost"
         try:
@@ -158,15 +164,13 @@ class Request(request.Request):  # type: ignore[misc]
             self._recorder.started(self)
 
     def _ending_of(self, exc_info: Any, *, from_child: bool) -> Ending | None:
-        error = exc_info.exception
-        if isinstance(error, ExceptionWithTraceback):
-            error = error.exc
+        error = _error_of(exc_info)
         if self._pattern is None or isinstance(error, Retry | Ignore):
             return None
         if isinstance(error, Reject) and error.requeue and not self.acknowledged:
             return None  # what was acknowledged before it ran cannot go back
         reason = _reason(error)
-        if from_child and reason == "failed" and getattr(exc_info, KEPT, False):
+        if from_child and reason == "failed" and self._kept:
             return None
         if isinstance(error, Terminated):
             return None if self._stopped else self._called_off("revoked")
@@ -194,11 +198,13 @@ class Request(request.Request):  # type: ignore[misc]
 
     def _done(self) -> None:
         # The durable copy, then the key, then the acknowledgement.
-        if self._ending is not None and self._ending[0] in _LOST:
+        if self._over or (self._ending is not None and self._ending[0] in _LEFT):
             free_lost_key(self)
         super().acknowledge()
 
     def _give_back(self) -> None:
+        if self._ending is not None and self._ending[0] == "rejected":
+            free_lost_key(self, failed=False)
         super().reject(requeue=True)
 
     def _record_acknowledged(self) -> None:
@@ -207,12 +213,22 @@ class Request(request.Request):  # type: ignore[misc]
             self._record()
 
 
+def _error_of(exc_info: Any) -> BaseException:
+    error = exc_info.exception
+    found: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
+    return found
+
+
 def _spare(task: Any, exc_info: Any) -> None:
     """A ``MemoryError`` of a hook's ends the worker, as that of a body would; see :class:`OutOfMemory`."""
-    error = exc_info.exception
-    if isinstance(error.exc if isinstance(error, ExceptionWithTraceback) else error, MemoryError):
+    if isinstance(_error_of(exc_info), MemoryError):
         exc_info.type = OutOfMemory
         exc_info.exception = OutOfMemory(f"{task.name} ran out of memory; the worker was spared")
+
+
+def _is_kept(exc_info: Any) -> bool:
+    """Whether the run's letter or its next attempt stands: a failure that comes after that is one of a hook's."""
+    return any(getattr(told, KEPT, False) for told in (exc_info, _error_of(exc_info)))
 
 
 def _reason(error: BaseException) -> str:
