@@ -7,6 +7,8 @@ import signal
 from typing import Any
 
 import pytest
+import redis
+from celery import chord
 
 from celery_patterns import dead_letters
 
@@ -98,6 +100,30 @@ def test_a_body_that_kills_its_child_starts_three_times_and_leaves_one_letter(sh
         doomed.get(timeout=20)
     assert worker.alive()
     assert worker.pid == pid
+
+
+def test_what_crashed_too_often_can_be_replayed(shop: Floor) -> None:
+    """The cause is mended: the replay starts anew, its crashes forgotten."""
+    shop.worker(concurrency=1)
+    shop.task("killer_keyed").delay("o-1", kills=3)
+    shop.wait(lambda: len(shop.letters()) == 1, 90, "the letter")
+    letters = dead_letters(shop.app, shop.dead)
+    assert [letter.reason for letter in letters] == ["crashed"]
+    assert [letters.replay(one).get(timeout=60) for one in list(letters)] == ["survived o-1"]
+    assert shop.letters() == []
+
+
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+def test_a_message_that_is_given_out_again_while_it_runs(shop: Floor) -> None:
+    """Longer than the visibility timeout: the copy waits for the living run, in a chord too, and its work is done once."""
+    workers = [shop.worker(concurrency=2, FLOOR_VISIBILITY="2") for _ in range(2)]
+    members = [shop.task("ends_keyed").s("o-1", "held"), shop.task("add").s(1, 1)]
+    sent = chord(members, shop.task("note").s("told")).delay()
+    shop.wait(lambda: any("duplicate_waiting" in one.text() for one in workers), 150, "the copy")
+    shop.traces.set("go")
+    assert sent.get(timeout=150) == ["held", 2]
+    shop.wait(lambda: not redis.Redis.from_url(shop.environment["FLOOR_BROKER"]).hlen("unacked"), 150, "the copy's end")
+    assert (shop.traces.all("ends"), shop.traces.count("told"), shop.letters()) == (["held"], 1, [])
 
 
 def test_a_body_that_survives_in_the_end_is_not_buried(shop: Floor) -> None:

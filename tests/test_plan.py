@@ -11,7 +11,7 @@ from typing import Any
 import pydantic
 import pytest
 import tenacity
-from celery import Celery, Task, shared_task
+from celery import Celery, Task, _state, chain, chord, group, shared_task
 
 import celery_patterns as patterns
 from celery_patterns import dead_letter, idempotent, logged, retry, without
@@ -300,6 +300,33 @@ def test_a_pattern_above_a_shared_task_is_refused() -> None:
         def wrong() -> None: ...
 
 
+def test_a_shared_task_wears_its_patterns_in_each_app(database: str) -> None:
+    """Below ``@shared_task``: every app that was equipped makes its own task of it, and one that was not refuses."""
+    others = set(_state._on_app_finalizers)
+
+    @shared_task(name="shared_by_all")
+    @retry(on=OSError, attempts=2)
+    def shared_by_all() -> None:
+        raise OSError
+
+    apps = [Celery(name, broker=database, backend=database, set_as_current=False) for name in ("one", "two", "bare")]
+    try:
+        for app in apps[:2]:
+            patterns.use_patterns(app)
+            app.finalize()
+            task = app.tasks["shared_by_all"]
+            assert (task.app, task.max_retries) == (app, 1)
+            assert [type(pattern) for pattern in task.plan.patterns] == [retry]
+            assert [run_here(task, retries=number).state for number in (0, 1)] == ["RETRY", "FAILURE"]
+        apps[2].finalize()
+        with pytest.raises(ConfigurationError, match="wears patterns but its class is not a PatternTask"):
+            apps[2].tasks["shared_by_all"].delay()
+    finally:
+        _state._on_app_finalizers.intersection_update(others)
+        for app in apps:
+            app.close()
+
+
 def test_patterns_on_a_task_whose_class_cannot_wear_them(database: str, caplog: pytest.LogCaptureFixture) -> None:
     """Where the app was never equipped, a decorated task can neither be sent nor run, and says why."""
     bare = Celery("bare", broker=database, set_as_current=False)
@@ -507,6 +534,33 @@ def test_eager_mode_makes_the_attempts_at_once(app: Celery) -> None:
         with pytest.raises(OSError):
             eager.apply(("o",), throw=throw).get()
     assert len(attempts) == 9
+
+
+@pytest.mark.parametrize("propagates", [True, False])
+def test_canvas_in_eager_mode(app: Celery, propagates: bool, monkeypatch: Any) -> None:
+    """Under ``task_always_eager`` every form gives what it gives on a worker, and nothing is published or buried."""
+    app.conf.update(task_always_eager=True, task_eager_propagates=propagates)
+    monkeypatch.setattr(_state._tls, "current_app", app)  # what embedded signatures belong to
+    done: list[str] = []
+
+    @app.task(shared=False, name="step", patterns=four())
+    def step(before: str, order: str = "o") -> str:
+        done.append(order)
+        if order == "flaky" and done.count("flaky") == 1:
+            raise ConnectionError
+        return f"{before}{order}"
+
+    @app.task(shared=False, name="joined", patterns=four())
+    def joined(parts: list[str], order: str = "all") -> str:
+        return "+".join(parts)
+
+    assert chain(step.s("a", "b"), step.s("flaky"), step.s("c")).delay().get() == "abflakyc"
+    assert group(step.s("", n) for n in "xyz").delay().get() == ["x", "y", "z"]
+    assert chord([step.s("", n) for n in "xyz"], joined.s()).delay().get() == "x+y+z"
+    assert done.count("flaky") == 2
+    with app.connection_for_read() as connection:
+        client = connection.default_channel.client
+        assert [client.llen(name) for name in (app.conf.task_default_queue, "plan.dead")] == [0, 0]
 
 
 def test_self_retry_shares_the_budget_in_eager_mode_too(app: Celery) -> None:

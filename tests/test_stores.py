@@ -8,19 +8,23 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from celery_patterns import idempotent, use_patterns, use_store
 from celery_patterns.exceptions import ConfigurationError, StoreUnavailable
 from celery_patterns.stores import MemoryStore, RedisStore, open_store
 from celery_patterns.typing import Attempt, Claimed, Done, Ended, Mismatch, Running, Store
 
+from .here import run_here
 from .servers import RedisServer, free_port
 
 LEASE, TTL = timedelta(milliseconds=400), timedelta(seconds=3)
@@ -400,6 +404,50 @@ def test_a_record_in_flight_is_small(database: str) -> None:
     store.claim("k" * 32, run(number=1), "f" * 32, lease=timedelta(seconds=9), ttl=TTL)
     (key,) = client.keys()
     assert client.memory_usage(key) < 300
+
+
+def test_a_prefix_keeps_two_applications_apart(database: str) -> None:
+    """In one database, with tasks and keys of the same names."""
+    for prefix in ("one", "two"):
+        store, who = RedisStore(database, prefix=prefix), run("a/0")
+        answer = store.claim("k", who, f"arguments of {prefix}", lease=LEASE, ttl=TTL)
+        assert isinstance(answer, Claimed)
+        store.complete("k", who, f"arguments of {prefix}", answer.fence, prefix.encode(), ttl=TTL)
+        known = store.claim("k", run("b/0"), f"arguments of {prefix}", lease=LEASE, ttl=TTL)
+        assert isinstance(known, Done)
+        assert known.result == prefix.encode()
+
+
+def test_a_task_with_a_key_costs_two_round_trips() -> None:
+    """One script before the body and one behind it, as the server counts them; nothing when it is sent."""
+    with closing(RedisServer()) as server:
+        server.start()
+        app = Celery("trips", broker="memory://", set_as_current=False)
+        use_patterns(app)
+        use_store(app, server.url())
+
+        @app.task(shared=False, name="t")
+        @idempotent(key="x", ttl=TTL)
+        def t(x: int) -> int:
+            return x
+
+        run_here(t, 0)  # connects, and loads the scripts
+        client = redis.Redis.from_url(server.url())
+
+        def calls() -> dict[str, int]:
+            return {name: told["calls"] for name, told in client.info("commandstats").items() if "info" not in name}  # type: ignore[union-attr]
+
+        before = calls()
+        t.delay(1)
+        assert calls() == before
+        run_here(t, 1)
+        after = calls()
+        assert {name: count - before.get(name, 0) for name, count in after.items() if name == "cmdstat_evalsha"} == {
+            "cmdstat_evalsha": 2
+        }
+        assert after.keys() == before.keys()
+        client.close()
+        app.close()
 
 
 def test_two_workers_in_every_order_of_their_steps(database: str) -> None:

@@ -349,9 +349,9 @@ class _Run:
         """The key is another's, or its work is over: what this delivery does instead."""
         call = self.call
         if isinstance(answer, Done):
-            emit(logging.INFO, "duplicate_returned", call)
             if answer.result is None:
                 raise ResultNotKept(f"{call.task}: the key's work is done, but its result could not be stored as JSON")
+            emit(logging.INFO, "duplicate_returned", call)
             return _codec.loads(answer.result)
         if isinstance(answer, Ended):
             emit(logging.INFO, "ended_attempt_skipped", call, failed=answer.failed)

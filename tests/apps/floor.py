@@ -438,7 +438,7 @@ def make_app(environment: Any = os.environ) -> Celery:
         if how in ("soft", "hard", "terminated"):
             time.sleep(30)
         if how == "held":
-            traces.wait_for("go")
+            traces.wait_for("go", 160)
         return how
 
     @task(shared=False, name="swallow", patterns=(ends_dead,))
