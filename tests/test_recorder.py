@@ -116,14 +116,26 @@ def test_called_off_where_nothing_can_be_stopped(shop: Floor) -> None:
     assert shop.letters() == []
 
 
-def test_a_hook_that_fails_after_the_next_attempt_was_sent(shop: Floor) -> None:
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("how", ["retry", "retry, encoding"])
+def test_a_hook_that_fails_after_the_next_attempt_was_sent(shop: Floor, how: str, pool: str) -> None:
     """Celery takes that for a failure; but the task goes on, and nothing of it is dead."""
-    worker = shop.worker(concurrency=1)
-    shop.task("ends_hooked_after").delay("retry")
-    shop.wait(lambda: shop.traces.all("ends") == ["retry", "retry"], what="the next attempt")
+    worker = shop.worker(concurrency=1, pool=pool)
+    shop.task("ends_hooked_after").delay(how)
+    shop.wait(lambda: shop.traces.all("ends") == [how, how], what="the next attempt")
     assert shop.task("add").delay(1, 1).get(timeout=20) == 2
     assert "a hook of the task's own" in worker.text()
     assert standing(shop) == 0
+
+
+def test_an_error_that_is_raised_again_is_another_end(shop: Floor) -> None:
+    """The same object, which has once left a hook of an attempt that was to go on: now it is the end, and has its letter."""
+    shop.worker(concurrency=1)
+    shop.task("ends_hooked_after").delay("retry")
+    shop.wait(lambda: shop.traces.all("ends") == ["retry", "retry"], what="the next attempt")
+    ended = shop.task("ends_hooked_after").delay("raised again")
+    shop.wait(lambda: len(shop.letters()) == 1, what="the letter")
+    assert shop.letters()[0].task_id == ended.id
 
 
 def test_a_hook_that_fails_after_the_letter_was_written(shop: Floor) -> None:

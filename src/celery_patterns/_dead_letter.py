@@ -20,7 +20,7 @@ from ._bury import letter_message, publish_letter, written
 from ._equipment import equipment_of
 from ._events import emit
 from ._keys import digest
-from ._message import KEPT
+from ._message import KEPT, run_name
 from ._plan import REQUEUED, Layer, Pattern
 from ._queues import LONGEST_NAME, dead_queue
 from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
@@ -160,19 +160,18 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
 
 def _tell_main(sender: Any = None, einfo: Any = None, **_: Any) -> None:
     """Celery hands ``einfo`` to the main process, which writes a letter for each failure that comes without this mark."""
-    if einfo is not None and _is_kept(getattr(sender, "request", None)):
-        setattr(einfo, KEPT, True)
+    _mark(einfo, getattr(sender, "request", None))
 
 
 def _tell_main_of_hook(request: Any = None, exception: Any = None, **_: Any) -> None:
     """After a hook that failed Celery makes the ``einfo`` anew, of the same exception."""
-    if exception is not None and _is_kept(request):
-        setattr(exception, KEPT, True)
+    _mark(exception, request)
 
 
-def _is_kept(request: Any) -> bool:
+def _mark(told: Any, request: Any) -> None:
     notes = request.get("delivery_info") if request is not None else None
-    return bool(notes and notes.get(KEPT))
+    if told is not None and notes and notes.get(KEPT):
+        setattr(told, KEPT, run_name(request))  # an exception may be raised again, by another run
 
 
 task_failure.connect(_tell_main, weak=False)

@@ -17,6 +17,7 @@ from celery import Celery
 from celery.app.amqp import AMQP
 from celery.exceptions import Ignore, Reject
 from kombu import Exchange, Producer, Queue
+from kombu.exceptions import EncodeError
 from tenacity import wait_fixed, wait_none
 
 import celery_patterns as patterns
@@ -136,9 +137,14 @@ class HookedAfter(patterns.PatternTask):
     """Its hooks fail once it is decided what becomes of the attempt."""
 
     abstract = True
+    again = RuntimeError("a hook of the task's own")  # one object, as a module's constant is
 
-    def on_retry(self, *_: Any) -> None:
-        raise RuntimeError("a hook of the task's own")
+    def before_start(self, _: str, args: Any, *__: Any) -> None:
+        if args == ["raised again"]:
+            raise self.again
+
+    def on_retry(self, _: Exception, __: str, args: Any, *___: Any) -> None:
+        raise EncodeError("a hook of the task's own") if args == ["retry, encoding"] else self.again
 
     def on_failure(self, error: Exception, *_: Any) -> None:
         if isinstance(error, ValueError):
@@ -421,7 +427,7 @@ def make_app(environment: Any = os.environ) -> Celery:
             raise Reject("again", requeue=True)
         if how in raised:
             raise raised[how]
-        if how == "retry" and starts == 1:
+        if how.startswith("retry") and starts == 1:
             raise ConnectionError("once")
         if how == "kill once" and starts == 1:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -13,7 +13,7 @@ from kombu.exceptions import EncodeError
 
 from .._dead_letter import dead_letter
 from .._equipment import equipment_of
-from .._message import KEPT, OWNER
+from .._message import KEPT, OWNER, run_name
 from .._plan import worn
 from .._task import PatternTask
 from ..exceptions import OutOfMemory
@@ -70,7 +70,7 @@ class Request(request.Request):  # type: ignore[misc]
             self._over = True  # its child has gone
             if self.acknowledged:
                 free_lost_key(self)
-        self._kept = return_ok and _is_kept(exc_info)
+        self._kept = return_ok and self._is_kept(exc_info)
         self._ending = self._ending or self._ending_of(exc_info, from_child=return_ok)
         self._undecided = self._ending is not None and self._ending[0] == "worker_lost"
         try:
@@ -170,13 +170,20 @@ class Request(request.Request):  # type: ignore[misc]
         if isinstance(error, Reject) and error.requeue and not self.acknowledged:
             return None  # what was acknowledged before it ran cannot go back
         reason = _reason(error)
-        if from_child and reason == "failed" and self._kept:
+        if from_child and self._kept:
             return None
         if isinstance(error, Terminated):
             return None if self._stopped else self._called_off("revoked")
         if self._stopped and isinstance(error, SystemExit | KeyboardInterrupt):
             return None
         return reason, error, str(exc_info.traceback or "")
+
+    def _is_kept(self, exc_info: Any) -> bool:
+        """Whether this run's letter or its next attempt stands: a failure that comes after that is one of a hook's."""
+        if self.delivery_info.get(KEPT):  # the pool has no processes of its own
+            return True
+        name = run_name(self.request_dict)
+        return any(getattr(told, KEPT, None) == name for told in (exc_info, _error_of(exc_info)))
 
     def _record(self) -> None:
         if self._undecided:
@@ -224,11 +231,6 @@ def _spare(task: Any, exc_info: Any) -> None:
     if isinstance(_error_of(exc_info), MemoryError):
         exc_info.type = OutOfMemory
         exc_info.exception = OutOfMemory(f"{task.name} ran out of memory; the worker was spared")
-
-
-def _is_kept(exc_info: Any) -> bool:
-    """Whether the run's letter or its next attempt stands: a failure that comes after that is one of a hook's."""
-    return any(getattr(told, KEPT, False) for told in (exc_info, _error_of(exc_info)))
 
 
 def _reason(error: BaseException) -> str:
