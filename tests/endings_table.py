@@ -9,7 +9,7 @@ PAGE = ROOT / "docs/patterns/dead-letter.md"
 BEGIN = "% The table is written by `python -m tests.endings_table`, from the rows that the tests run.\n\n"
 END = "\n% The end of the table.\n"
 #: What holds for all releases of Celery but the newest, which the tests of one release cannot show.
-BEFORE = {"rejected": ", and before Celery 5.7 PENDING"}
+BEFORE = dict.fromkeys(("rejected", "rejected, badly"), ", and before Celery 5.7 PENDING")
 
 
 def table() -> str:
