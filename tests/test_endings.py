@@ -49,7 +49,7 @@ def test_an_end(corner: Floor, row: Row, pool: str) -> None:
     letters = corner.letters()
     named = [(letter.reason, letter.task_id) for letter in letters]
     assert named == ([] if row.reason is None else [(row.reason, task_id)])
-    assert corner.app.AsyncResult(task_id).state == row.state
+    corner.wait(lambda: corner.app.AsyncResult(task_id).state == row.state, 10, f"the state {row.state}")
     assert corner.traces.count("ends") == row.runs
     assert corner.traces.count("errback") == row.errbacks
     assert worker.alive()
