@@ -169,8 +169,10 @@ def _tell_main_of_hook(request: Any = None, exception: Any = None, **_: Any) -> 
 
 
 def _mark(told: Any, request: Any) -> None:
-    notes = request.get("delivery_info") if request is not None else None
-    if told is not None and notes and notes.get(KEPT):
+    if told is None or request is None:
+        return
+    notes = request.get("delivery_info")
+    if notes and notes.get(KEPT):
         setattr(told, KEPT, run_name(request))  # an exception may be raised again, by another run
 
 

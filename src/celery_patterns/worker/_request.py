@@ -220,10 +220,9 @@ class Request(request.Request):  # type: ignore[misc]
             self._record()
 
 
-def _error_of(exc_info: Any) -> BaseException:
+def _error_of(exc_info: Any) -> Any:
     error = exc_info.exception
-    found: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
-    return found
+    return error.exc if isinstance(error, ExceptionWithTraceback) else error
 
 
 def _spare(task: Any, exc_info: Any) -> None:
