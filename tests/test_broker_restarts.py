@@ -6,6 +6,7 @@ On Redis, Celery's transport itself may lose what it has taken and not yet noted
 from __future__ import annotations
 
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,11 +65,12 @@ def _work(own: Floor, server: Any, name: str, number: int, restarts: int, how: i
             own.wait(lambda part=part: own.traces.count("orders") >= part, 90, f"{part} done")
             server.stop(how)
             server.start()
+        since = time.time()
         own.wait(lambda: _all_taken(own, server), 120, "an empty queue")
         lost = WORKERS * restarts if isinstance(server, RedisServer) else 0
         own.wait(lambda: len(_ended(own, failing)) >= number - lost, 120, "all ends")
         # A message whose acknowledgement the broker did not keep may come once more, after all others.
-        idle = _Idle(own)
+        idle = _Idle(own, since)
         own.wait(idle, 120, idle)
         letters = own.letters()
         died = {failing[letter.task_id] for letter in letters}
@@ -95,10 +97,15 @@ def _all_taken(own: Floor, server: Any) -> bool:
 
 
 class _Idle:
-    """Nothing waits in the queue, and no worker has anything in its hands; as text, what was seen last."""
+    """Nothing waits in the queue, and no worker has anything in its hands; as text, what was seen last.
 
-    def __init__(self, own: Floor) -> None:
+    What a worker began before the broker went is left out: when Celery flushes its pool it forgets such a task's end, and
+    calls it active for ever, although its message was given out again.
+    """
+
+    def __init__(self, own: Floor, since: float) -> None:
         self._own = own
+        self._since = since
         self._seen: object = None
 
     def __call__(self) -> bool:
@@ -106,9 +113,13 @@ class _Idle:
         with own.app.connection_for_write() as connection:
             waiting = 0 if connection.transport.driver_type == "redis" else queue_length(connection, own.queue)
             looking = own.app.control.inspect(timeout=5, connection=connection)
-            held = [looking.reserved() or {}, looking.active() or {}]
+            active = looking.active() or {}
+            held = [looking.reserved() or {}, {name: self._begun(tasks) for name, tasks in active.items()}]
         self._seen = {"waiting": waiting, "held": held}
         return not waiting and all(len(answers) >= WORKERS and not any(answers.values()) for answers in held)
+
+    def _begun(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [task for task in tasks if task["time_start"] > self._since]
 
     def __str__(self) -> str:
         return f"idle workers, and not {self._seen}"
