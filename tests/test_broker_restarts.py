@@ -99,8 +99,8 @@ def _all_taken(own: Floor, server: Any) -> bool:
 class _Idle:
     """Nothing waits in the queue, and no worker has anything in its hands; as text, what was seen last.
 
-    What a worker began before the broker went is left out: when Celery flushes its pool it forgets such a task's end, and
-    calls it active for ever, although its message was given out again.
+    What a worker began before the broker went is left out. Where a child reports an end in the moment of the loss, its pool
+    may not hear of it: Celery calls that task active for ever, although its message was given out again.
     """
 
     def __init__(self, own: Floor, since: float) -> None:
