@@ -58,8 +58,7 @@ def _refuse_own_letters(app: Any, task: PatternTask) -> None:
 def _refuse_other_requests(task: PatternTask) -> None:
     """The main process writes the letters that a child cannot, through the task's request."""
     assert task.plan is not None
-    buries = any(pattern.layer is Layer.BURY for pattern in task.plan.patterns)
-    if buries and not issubclass(symbol_by_name(task.Request), Request):
+    if task.plan.buries is not None and not issubclass(symbol_by_name(task.Request), Request):
         raise ConfigurationError(
             f"{task.name} wears dead_letter() and has a Request class of its own; expected one that extends "
             "celery_patterns.worker.Request"
