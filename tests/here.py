@@ -20,6 +20,8 @@ class Outcome:
         self.id = task_id
         self.state = returned.info.state if returned.info is not None else "SUCCESS"
         value = returned.retval
+        #: What a pool's child would send to its main process.
+        self.told = value
         if isinstance(value, ExceptionInfo):
             value = value.exception
             value = getattr(value, "exc", value)

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "celery_patterns"
 FLOORS: list[set[str]] = [
     {"exceptions", "typing"},
     {
-        *("_call", "_message", "_received", "_header_values", "_history"),
+        *("_body", "_call", "_message", "_received", "_header_values", "_history"),
         *("_codec", "_keys", "_lines", "_events", "_publish", "_queues", "_frame"),
     },
     {"stores", "_equipment", "_plan", "_republish", "_letter", "_envelope", "_x_death", "_bury"},

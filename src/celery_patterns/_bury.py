@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from billiard.exceptions import SoftTimeLimitExceeded
 from kombu import serialization
 
+from ._body import part_of_body
 from ._envelope import fitted
 from ._equipment import equipment_of
 from ._frame import room_in
@@ -116,7 +117,8 @@ def _told_by(error: BaseException, trace: str) -> dict[str, Any]:
 
 def _traced(error: BaseException) -> str:
     try:
-        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        trace = part_of_body(error.__traceback__) or error.__traceback__
+        return "".join(traceback.format_exception(type(error), error, trace))
     except SoftTimeLimitExceeded:
         raise
     except Exception as broken:  # noqa: BLE001 - the error is a user's, and so may its attributes be

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from billiard import current_process
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.app.task import Task
-from celery.exceptions import Ignore, Reject, Retry, TaskPredicate, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 from celery.local import PromiseProxy, Proxy
 from celery.utils.serialization import get_pickleable_exception
 from kombu.utils.encoding import safe_repr
 
+from ._body import run_body
 from ._call import MARK, Call, Proceed, Terms
 from ._keys import Binder
-from .exceptions import BodyAborted, ConfigurationError, OutOfMemory
+from .exceptions import ConfigurationError, OutOfMemory
 
 if TYPE_CHECKING:
     from celery.app.task import Context
@@ -53,8 +53,6 @@ _P = TypeVar("_P")
 WORN = "__celery_patterns__"
 #: Where a wrapper keeps the body it stands for, so that a subclass that inherits it wraps the body and not the wrapper.
 INNER = "__celery_patterns_inner__"
-
-_POOLS = ("gevent", "eventlet", "greenlet")
 
 # How an attempt ended, as its settlements are told.
 SUCCEEDED = "succeeded"
@@ -246,13 +244,11 @@ class Plan:
         crash_limit: int | None,
     ) -> None:
         self.patterns = patterns
-        self._body = body
-        self._takes_task = takes_task
         keyed = any(pattern.layer is Layer.CLAIM for pattern in patterns)
         self.terms = Terms(signature, Binder(signature), attempts, keyed, crash_limit)
         rooms: list[tuple[Layer, Callable[[Proceed, Call], Any]]] = [(p.layer, p.around) for p in patterns]
         rooms.append((Layer.PUBLISH, between))
-        self._enter: Proceed = self._attempt
+        self._enter: Proceed = functools.partial(run_body, body, takes_task)
         for _, around in sorted(rooms, key=lambda room: -room[0]):
             self._enter = functools.partial(around, self._enter)
         self.buries = next((pattern for pattern in patterns if pattern.layer is Layer.BURY), None)
@@ -292,29 +288,6 @@ class Plan:
         finally:
             # The call holds its request: a cycle would keep the arguments until the garbage collector comes by.
             request.__dict__[MARK] = None
-
-    def _attempt(self, call: Call) -> Any:
-        if call.over is not None:
-            raise call.over
-        try:
-            if self._takes_task:
-                return self._body(call.instance, *call.args, **call.kwargs)
-            return self._body(*call.args, **call.kwargs)
-        except Exception:
-            raise
-        except BaseException as error:
-            if _ends_the_process(error, eager=call.eager):
-                raise
-            raise BodyAborted(f"{call.task} raised {type(error).__qualname__}, which is no Exception") from error
-
-
-def _ends_the_process(error: BaseException, *, eager: bool) -> bool:
-    """Whether it is not the body's own: how a pool ends a task, and a worker itself."""
-    if isinstance(error, SystemExit | KeyboardInterrupt):
-        # A pool's child may end; the main process of the other pools runs this body among others.
-        ends = eager or isinstance(error, WorkerShutdown | WorkerTerminate)
-        return ends or current_process().name != "MainProcess"
-    return type(error).__module__.partition(".")[0] in _POOLS
 
 
 def _arrives(said: TaskPredicate) -> bool:

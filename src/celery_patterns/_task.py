@@ -12,6 +12,7 @@ from celery.app.task import Task
 from celery.exceptions import MaxRetriesExceededError, Retry
 from kombu.exceptions import EncodeError
 
+from ._body import shortened
 from ._call import MARK, Call
 from ._dead_letter import MAX_CRASHES, dead_letter
 from ._fit import refuse_misfits, said
@@ -325,7 +326,10 @@ def _wrapper(cls: type[PatternTask], plan: Plan, body: Callable[..., Any], in_cl
         request = self.request_stack.top
         if request is None or request.called_directly or MARK in request.__dict__ or type(self) is not cls:
             return body(self, *args, **kwargs) if in_class else body(*args, **kwargs)
-        return plan.run(self, request, args, kwargs)
+        try:
+            return plan.run(self, request, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - and raised again
+            raise shortened(error)  # noqa: B904 - it is the same one
 
     run.__dict__.pop(WORN, None)
     setattr(run, INNER, (body, in_class))
