@@ -144,13 +144,12 @@ class Recorder:
         self._bury(_Burial(letter, copy, queue, task, done, back, deadline, message))
 
     def await_start(self, request: Request) -> bool:
-        """Remember a request of a task that wears a ``dead_letter`` until it is started or called off.
+        """Remember a request whose start is to be counted in the store, until it is started or called off.
 
         Returns:
-            Whether there is something to remember: its starts are counted in the store, and this may be one.
+            Whether it was its first delivery: another one was counted already.
         """
-        terms = request.task.plan.terms
-        if terms.keyed or terms.crash_limit is None or request.delivery_info.get("redelivered"):
+        if request.delivery_info.get("redelivered"):
             return False
         with self._lock:
             self._unstarted.add(request)

@@ -11,11 +11,9 @@ from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, TaskRevok
 from celery.worker import request
 from kombu.exceptions import EncodeError
 
-from .._dead_letter import dead_letter
 from .._equipment import equipment_of
 from .._message import KEPT, OWNER, run_name
-from .._plan import worn
-from .._task import PatternTask
+from .._plan import Plan
 from ..exceptions import OutOfMemory
 from ._lost_key import free_lost_key
 
@@ -33,6 +31,10 @@ class Request(request.Request):  # type: ignore[misc]
     The child writes the letter of what it raised itself; this one those of all other ends.
     """
 
+    #: The ``dead_letter`` of its task.
+    _pattern: Any = None
+    #: Its starts are counted, and this may be one.
+    _awaited = False
     #: How the message ended, when that is for this process to record.
     _ending: Ending | None = None
     _recorded = False
@@ -48,14 +50,18 @@ class Request(request.Request):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        task = self.task
-        if isinstance(task, PatternTask) and task.plan is not None and task.plan.terms.keyed:
-            # Of this delivery, and of no message: a child that is lost held its key in this name.
-            self.delivery_info[OWNER] = secrets.token_hex(8)
         # Looked up once: every message asks for them at each of its steps.
         self._recorder = recorder = equipment_of(self.app).recorder
-        self._pattern = worn(task, dead_letter) if recorder is not None else None
-        self._awaited = recorder is not None and self._pattern is not None and recorder.await_start(self)
+        plan = getattr(self.task, "plan", None)
+        if not isinstance(plan, Plan):
+            return
+        if plan.terms.keyed:
+            # Of this delivery, and of no message: a child that is lost held its key in this name.
+            self.delivery_info[OWNER] = secrets.token_hex(8)
+        if recorder is not None and plan.buries is not None:
+            self._pattern = plan.buries
+            counted = plan.terms.crash_limit is not None and not plan.terms.keyed
+            self._awaited = counted and recorder.await_start(self)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Celery's door for a start."""
