@@ -48,7 +48,9 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.run", description="What the patterns cost, beside plain Celery.")
-    parser.add_argument("--quick", action="store_true", help="few rounds: two minutes instead of ten, and more noise")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds: a few minutes instead of forty, and more noise"
+    )
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}; writes nothing"
