@@ -6,6 +6,7 @@ On Redis, Celery's transport itself may lose what it has taken and not yet noted
 from __future__ import annotations
 
 import signal
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from celery_patterns import dead_letters
 from celery_patterns._queues import queue_length
 
-from .harness import Floor, floor
+from .harness import Floor, Worker, floor
 from .servers import RabbitServer, RedisServer
 
 long = pytest.mark.long
@@ -68,8 +69,7 @@ def _work(own: Floor, server: Any, name: str, number: int, restarts: int, how: i
         lost = WORKERS * restarts if isinstance(server, RedisServer) else 0
         own.wait(lambda: len(_ended(own, failing)) >= number - lost, 120, "all ends")
         # A message whose acknowledgement the broker did not keep may come once more, after all others.
-        idle = _Idle(own)
-        own.wait(idle, 60, idle)
+        _until_idle(own, sent)
         letters = own.letters()
         died = {failing[letter.task_id] for letter in letters}
         assert len(letters) == len(died)
@@ -94,28 +94,54 @@ def _all_taken(own: Floor, server: Any) -> bool:
         return not client.llen(own.queue) and not client.hlen("unacked")
 
 
-class _Idle:
-    """Nothing waits in the queue, and no worker has anything in its hands; as text, what was seen last.
+def _until_idle(own: Floor, sent: dict[str, int]) -> None:
+    """Wait until nobody works any more; what Celery itself has crippled is killed first, as by a supervisor that asks.
 
-    Seldom it is never so, as the page on brokers tells: a child reports an end in the moment of the loss, its pool does not
-    hear of it, and Celery calls that task active for ever, although its message was given out again.
+    In about one of 200 restarts under load a child's report is half read when the connection is lost, as the page on brokers
+    tells. The rest of it is taken for a new one, and the worker ends badly, or counts that task as running for ever.
     """
+    idle = _Idle(own)
+    try:
+        own.wait(idle, 60, idle)
+    except AssertionError:
+        crippled = [
+            worker for worker in own.workers if worker.alive() and _is_crippled(worker, idle, _ended(own, sent), sent)
+        ]
+        if not crippled:
+            raise
+        warnings.warn(f"Celery has crippled a worker, which is killed: {idle}", stacklevel=2)
+        for worker in crippled:
+            worker.kill()
+        own.wait(idle, 60, idle)
+
+
+def _is_crippled(worker: Worker, idle: _Idle, ended: set[int], sent: dict[str, int]) -> bool:
+    """Whether it has misread a report, or calls tasks active that have ended elsewhere, and no others."""
+    active = [task["id"] for task in idle.active.get(worker.name, ())]
+    return "in _recv_message" in worker.text() or (bool(active) and {sent[task_id] for task_id in active} <= ended)
+
+
+class _Idle:
+    """Nothing waits in the queue, and no worker has anything in its hands; as text, what was seen last."""
 
     def __init__(self, own: Floor) -> None:
         self._own = own
-        self._seen: object = None
+        self._waiting = 0
+        self._reserved: dict[str, Any] = {}
+        self.active: dict[str, Any] = {}
 
     def __call__(self) -> bool:
         own = self._own
         with own.app.connection_for_write() as connection:
-            waiting = 0 if connection.transport.driver_type == "redis" else queue_length(connection, own.queue)
+            redis = connection.transport.driver_type == "redis"
+            self._waiting = 0 if redis else queue_length(connection, own.queue)
             looking = own.app.control.inspect(timeout=2, connection=connection)
-            held = [looking.reserved() or {}, looking.active() or {}]
-        self._seen = {"waiting": waiting, "held": held}
-        return not waiting and all(len(answers) >= WORKERS and not any(answers.values()) for answers in held)
+            self._reserved, self.active = looking.reserved() or {}, looking.active() or {}
+        held = (self._reserved, self.active)
+        return not self._waiting and all(len(told) >= WORKERS and not any(told.values()) for told in held)
 
     def __str__(self) -> str:
-        return f"idle workers, and not {self._seen}"
+        return f"idle workers, and not waiting={self._waiting} reserved={self._reserved} active={self.active}"
 
 
 def _none_double(own: Floor, name: str, died: set[int]) -> None:
