@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
         *("_body", "_call", "_message", "_received", "_header_values", "_history"),
         *("_codec", "_keys", "_lines", "_events", "_publish", "_queues", "_frame"),
     },
-    {"stores", "_equipment", "_plan", "_republish", "_letter", "_envelope", "_x_death", "_bury"},
+    {"stores", "_aftermath", "_equipment", "_plan", "_republish", "_letter", "_envelope", "_x_death", "_bury"},
     {"_retry", "_idempotent", "_dead_letter", "_logged", "_strict_json"},
     {"_fit", "_sending", "_task", "letters", "worker", "_app"},
     {"cli"},

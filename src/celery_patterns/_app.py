@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .typing import Store
 
-__all__ = ["equip", "use_patterns", "use_store", "use_strict_json", "use_structlog"]
+__all__ = ["equip", "misfit", "use_patterns", "use_store", "use_strict_json", "use_structlog"]
 
 
 def equip(app: Celery, *, store: str | Store) -> None:
@@ -70,6 +70,7 @@ def use_patterns(app: Celery) -> None:
     base = symbol_by_name(app.task_cls)
     if not issubclass(base, PatternTask):
         app.task_cls = PatternTask if base is Task else type("PatternTask", (PatternTask, base), {"abstract": True})
+    app.steps["worker"].add(CHECK)  # a task that is made later, and fits not, is seen by nobody before
 
 
 def use_store(app: Celery, store: str | Store) -> None:
@@ -144,7 +145,7 @@ def _look_for_misfits(app: Celery) -> None:
 def _refuse_misfits(sender: Celery, **_: Any) -> None:
     """Find tasks whose patterns would quietly not work, and let them neither be sent nor run."""
     for task in list(sender.tasks.values()):
-        message = _misfit(sender, task)
+        message = misfit(sender, task)
         if message is None:
             continue
         _poison(task, message)
@@ -152,7 +153,8 @@ def _refuse_misfits(sender: Celery, **_: Any) -> None:
         logging.getLogger("celery_patterns").critical(message)
 
 
-def _misfit(app: Celery, task: Any) -> str | None:
+def misfit(app: Celery, task: Any) -> str | None:
+    """Why a task's patterns would quietly not work; None where they do, or it wears none."""
     if isinstance(task, PatternTask):
         if task.plan is None or app.conf.task_protocol != 1:
             return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from billiard import current_process
 from celery.exceptions import TaskPredicate, WorkerShutdown, WorkerTerminate
 
-from .exceptions import BodyAborted
+from .exceptions import BodyAborted, PatternsError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -50,17 +50,23 @@ def part_of_body(trace: TracebackType | None) -> TracebackType | None:
     return trace and trace.tb_next
 
 
+def _innermost(trace: TracebackType | None) -> TracebackType | None:
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace
+
+
 def shortened(error: _Error) -> _Error:
     """The error that is being handled, with the part of its traceback that somebody may want to see.
 
     The frames of the patterns are the same for every failure, and Celery's prefork pool sends all that there are to the main
     process: above 64 KB, the size of a pipe, its child waits in the middle, and a lost connection then costs the pool that
-    child. An error that is not the body's is left whole, unless it only says to Celery how to go on.
+    child. Of an error of this library's own only its place is left. Any other that is not the body's is left whole.
     """
     whole = sys.exc_info()[2]
     part = part_of_body(whole)
     if part is None and not isinstance(error, TaskPredicate):
-        part = whole
+        part = _innermost(whole) if isinstance(error, PatternsError) else whole
     # A user's class may have a method of this name.
     return BaseException.with_traceback(error, part)
 

@@ -14,7 +14,7 @@ from ._plan import Pattern
 from ._retry import retry
 from .exceptions import ConfigurationError
 
-__all__ = ["expect_app", "refuse_limit", "refuse_misfits", "said"]
+__all__ = ["expect_app", "refuse_limit", "refuse_misfits", "refuse_strays", "said"]
 
 
 def said(cls: type[Task], option: str) -> Any:
@@ -40,10 +40,15 @@ def refuse_misfits(
 ) -> None:
     """Everything that would quietly not work, named with its cure when the task is created."""
     name = cls.name
+    refuse_strays(cls, patterns)
     for layer in _wrapped_chain(body):
         if inspect.iscoroutinefunction(layer) or inspect.isasyncgenfunction(layer):
             raise ConfigurationError(
                 f"{name} is an async def, which Celery never awaits; expected a def: call asyncio.run() in its body",
+            )
+        if inspect.isgeneratorfunction(layer):
+            raise ConfigurationError(
+                f"{name} is a generator, whose body Celery would never run; expected it to return a list, without yield",
             )
         if hasattr(layer, "retry_with") and hasattr(layer, "retry"):
             raise ConfigurationError(
@@ -58,6 +63,20 @@ def refuse_misfits(
     for pattern in patterns:
         pattern.check(name, signature)
     _refuse_numbers(cls, patterns)
+
+
+def refuse_strays(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
+    """A pattern under another name than ``patterns``, where nobody would find it."""
+    for base in cls.__mro__:
+        for name, value in vars(base).items():
+            held = value if isinstance(value, tuple | list) else (value,)
+            for one in held:
+                if name == "patterns" or name.startswith("_") or not isinstance(one, Pattern) or one in patterns:
+                    continue
+                raise ConfigurationError(
+                    f"{cls.name} has {one.kind()}(…) as its {name}, where it does nothing; expected it in "
+                    "patterns=(…,)",
+                )
 
 
 def _refuse_numbers(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:

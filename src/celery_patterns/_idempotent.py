@@ -140,7 +140,7 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
             # Nothing is claimed, but a body that hands its key on can be run.
             call.claim = Claim(key, int(time.time() * 1_000_000), self.lease.total_seconds())
             return proceed(call)
-        run = _Run(self, call, equipment_of(call.app).store, key, self.fingerprint(arguments))
+        run = _Run(self, call, equipment_of(call.app).store, key, self.fingerprint(call.terms.bound.stated(arguments)))
         return run.claim(proceed)
 
     def check_call(self, task: str, bound: Binder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -171,6 +171,10 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
             InvalidKey: When a value in the key is no plain value, or is a float, and when the key function fails.
         """
         if given is not None:
+            if not isinstance(given, str) or not given:
+                raise InvalidKey(
+                    f"{task} was sent with a key of its own that is none: expected a str that is not empty"
+                )
             return digest(task, "given", canonical(given, where="idempotency_key", floats=False))
         if callable(self.key):
             try:
@@ -188,10 +192,13 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
     def fingerprint(self, arguments: dict[str, Any]) -> str:
         """A digest of the arguments that duplicates must agree on.
 
+        Args:
+            arguments: Those that differ from their defaults.
+
         Raises:
             InvalidKey: When one of them is NaN, or no plain value.
         """
-        agreed = arguments if self.same is None else {name: arguments[name] for name in self.same}
+        agreed = {name: value for name, value in arguments.items() if self.same is None or name in self.same}
         return digest(canonical(agreed, where="arguments", floats=True))
 
 

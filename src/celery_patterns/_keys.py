@@ -170,6 +170,15 @@ class Binder:
         position = self._position.get(name, len(args))
         return args[position] if position < len(args) else self._defaults.get(name)
 
+    def stated(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Those that differ from their defaults: a default that a later release adds makes no other call of an old one."""
+        defaults = self._defaults
+        return {
+            name: value
+            for name, value in arguments.items()
+            if name not in defaults or (value is not defaults[name] and not _equal(value, defaults[name]))
+        }
+
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of one call.
 
@@ -184,3 +193,10 @@ class Binder:
         exact = self._signature.bind(*args, **kwargs)
         exact.apply_defaults()
         return dict(exact.arguments)
+
+
+def _equal(value: Any, default: Any) -> bool:
+    try:
+        return canonical(value, where="", floats=True) == canonical(default, where="", floats=True)
+    except InvalidKey:
+        return False

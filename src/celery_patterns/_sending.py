@@ -56,14 +56,21 @@ def with_key(task: Task, plan: Plan | None, options: dict[str, Any]) -> dict[str
     if plan is None or not plan.terms.keyed:
         raise ConfigurationError(f"{task.name} is sent with an idempotency_key but wears no idempotent(); expected one")
     if not isinstance(key, str) or not key:
-        raise ConfigurationError(f"{task.name}: expected idempotency_key to be a str, got a {type(key).__name__}")
+        got = "an empty one" if key == "" else f"a {type(key).__name__}"
+        raise ConfigurationError(f"{task.name}: expected idempotency_key to be a str that is not empty, got {got}")
     return _carrying(others, key=key)
 
 
 def _carrying(options: dict[str, Any], **ours: Any) -> dict[str, Any]:
     """The options with more in the header of ours."""
     headers = options.get("headers") or {}
-    return {**options, "headers": {**headers, HEADER: {**(headers.get(HEADER) or {}), **ours}}}
+    carried = headers.get(HEADER) or {}
+    if not isinstance(carried, dict):
+        raise ConfigurationError(
+            f'expected the header {HEADER} to be a mapping, for example {{"key": "import-17"}}, got a '
+            f"{type(carried).__name__}"
+        )
+    return {**options, "headers": {**headers, HEADER: {**carried, **ours}}}
 
 
 def _without_header_around(task_id: str | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from celery.app.task import Task
 from celery.exceptions import MaxRetriesExceededError, Retry
 from kombu.exceptions import EncodeError
 
+from ._aftermath import contain_hooks, sparing
 from ._body import shortened
 from ._call import MARK, Call
 from ._dead_letter import MAX_CRASHES, dead_letter
-from ._fit import refuse_misfits, said
+from ._fit import refuse_misfits, refuse_strays, said
 from ._logged import logged
 from ._plan import INNER, WORN, Layer, Pattern, Plan, worn_by
 from ._republish import publish_asked
@@ -58,6 +59,15 @@ class PatternTask(Task):  # type: ignore[misc]
     _unsaid: ClassVar[frozenset[str]] = frozenset()
     _annotated: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def backend(self) -> Any:
+        """Celery's result backend for this task. Once a run's letter or next attempt stands, its trouble is logged only."""
+        return sparing(super().backend, self)
+
+    @backend.setter
+    def backend(self, backend: Any) -> None:
+        Task.backend.fset(self, backend)
+
     @classmethod
     def bind(cls, app: Celery) -> Celery:
         """Bind the task to its app, as Celery does, remembering which options came from the app's settings."""
@@ -90,6 +100,7 @@ class PatternTask(Task):  # type: ignore[misc]
         try:
             patterns = worn_by(cls, body, cls.__dict__.get("_above", ()))
             if not patterns:
+                refuse_strays(cls, patterns)
                 cls.plan = None
                 cls._promise(patterns)
                 return
@@ -114,6 +125,7 @@ class PatternTask(Task):  # type: ignore[misc]
         cls._app.steps["consumer"].add(INTAKE)
         if any(pattern.layer is Layer.BURY for pattern in patterns) and cls.Request == Task.Request:
             cls.Request = REQUEST  # another one of the user's own is looked at when a worker starts
+        contain_hooks(cls)
         cls.run = _wrapper(cls, plan, body, in_class)
 
     @classmethod

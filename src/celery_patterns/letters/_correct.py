@@ -13,7 +13,8 @@ from kombu.utils import json as kombu_json
 
 from .._codec import dumps
 from .._message import HEADER
-from ..exceptions import ConfigurationError
+from .._plan import Plan
+from ..exceptions import ConfigurationError, InvalidKey
 from ._entry import Entry
 from ._typed import ABSENT, Typed, kind_of
 
@@ -144,7 +145,24 @@ class Correction:
                 takes.bind(*new.args, **new.kwargs)
             except TypeError as error:
                 raise ConfigurationError(f"{_of(entry)} {task}() would refuse the corrected call: {error}") from None
+            if task is not None:
+                self._check_key(entry, task, new)
         return was
+
+    def _check_key(self, entry: Entry, task: str, new: _Arguments) -> None:
+        """As a sender's call is checked."""
+        plan = getattr(self._app.tasks[task], "plan", None)
+        if not isinstance(plan, Plan) or not plan.checks or "key" in _header_of(entry):
+            return
+        try:
+            args, kwargs = kombu_json.loads(json.dumps([new.args, new.kwargs]))
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            return  # the worker reads it no better, and says so
+        try:
+            for check in plan.checks:
+                check(task, plan.terms.bound, tuple(args), kwargs)
+        except InvalidKey as error:
+            raise ConfigurationError(f"{_of(entry)} {error}") from None
 
     def _change(self, entry: Entry, name: str, where: str, was: Any, value: Any) -> _Change:
         if not isinstance(value, Typed):
@@ -201,6 +219,11 @@ def _takes(takes: Signature, name: str) -> bool:
     if known is not None and known.kind in named:
         return True
     return known is None and any(one.kind is Parameter.VAR_KEYWORD for one in takes.parameters.values())
+
+
+def _header_of(entry: Entry) -> Mapping[str, Any]:
+    ours = entry.message.headers.get(HEADER)
+    return ours if isinstance(ours, dict) else {}
 
 
 def _of(entry: Entry) -> str:

@@ -13,7 +13,7 @@ from .._message import HEADER
 from .._queues import LONGEST_NAME, dead_queue
 from ..exceptions import ConfigurationError
 from ._canary import Trouble, expect_backend, unhappy
-from ._known import refuse_unconsumed
+from ._known import dead_queues, refuse_unconsumed
 from ._replay import Replayed, Replayer
 from ._undisturbed import between_letters, pause, undisturbed
 from ._walk import Walk, ledger_in
@@ -112,26 +112,38 @@ def _send(walk: Walk, replayer: Replayer, limit: int | None = None, *, watched: 
 def _letters_of(trouble: Trouble, walk: Walk, to: str | None) -> dict[str, str]:
     """The letters that these replays have left, and their queues, as soon as all of them stand there."""
     deadline = time.monotonic() + _LOOKED_FOR
+    near = _near(walk, to)
     while True:
-        found = {
-            entry.letter.id: queue
-            for queue, entry in _entries_near(walk, to)
-            if entry.letter.task_id in trouble.died or _replay_of(entry)[0] in trouble.died
-        }
-        if len(found) >= len(trouble.died) or time.monotonic() > deadline:
+        found = _found(walk, near, trouble)
+        if len(found) >= len(trouble.died):
             return found
+        if time.monotonic() > deadline:
+            # Its task may have another name or another dead-letter queue by now.
+            return found | _found(walk, {*dead_queues(walk.app)} - near, trouble)
         pause(_AGAIN)
+
+
+def _found(walk: Walk, queues: Collection[str], trouble: Trouble) -> dict[str, str]:
+    return {
+        entry.letter.id: queue
+        for queue, entry in _entries_in(walk, queues)
+        if entry.letter.task_id in trouble.died or _replay_of(entry)[0] in trouble.died
+    }
 
 
 def _buried_again(ids: Collection[str], walk: Walk, to: str | None, began: float) -> set[str]:
     """Which of these replays, begun since then, have left a letter."""
-    told = [_replay_of(entry) for _, entry in _entries_near(walk, to)]
+    told = [_replay_of(entry) for _, entry in _entries_in(walk, _near(walk, to))]
     return {one for one, at in told if one is not None and one in ids and at >= began}
 
 
-def _entries_near(walk: Walk, to: str | None) -> Iterator[tuple[str, Entry]]:
-    """All that stands where a replay's letter would be, and in which queue."""
-    for queue in {walk.queue} if to is None else {walk.queue, dead_queue(to)}:
+def _near(walk: Walk, to: str | None) -> set[str]:
+    """Where a replay's letter would be."""
+    return {walk.queue} if to is None else {walk.queue, dead_queue(to)}
+
+
+def _entries_in(walk: Walk, queues: Collection[str]) -> Iterator[tuple[str, Entry]]:
+    for queue in queues:
         with ExitStack() as stack:
             whole = Walk(walk.app, queue)
             for entry in whole.entries(whole.open(stack), ledger_in(stack)):

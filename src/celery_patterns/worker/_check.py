@@ -8,12 +8,13 @@ from typing import Any
 from celery import bootsteps
 from celery.utils.imports import symbol_by_name
 
-from .._dead_letter import dead_letter
+from .._app import misfit
 from .._equipment import equipment_of
 from .._fit import refuse_limit
 from .._plan import Layer
 from .._task import PatternTask
 from ..exceptions import ConfigurationError
+from ..letters import dead_queues, named_queues
 from ._request import Request
 
 __all__ = ["CheckPatterns"]
@@ -26,33 +27,29 @@ class CheckPatterns(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
+        _refuse_own_letters(worker.app)
         for task in worker.app.tasks.values():
-            refused = getattr(task, "patterns_refused", None)
+            refused = getattr(task, "patterns_refused", None) or misfit(worker.app, task)
             if refused:
                 raise ConfigurationError(refused)
             if isinstance(task, PatternTask) and task.plan is not None:
                 _check(worker.app, task)
-                _refuse_own_letters(worker.app, task)
                 _refuse_other_requests(task)
                 limit = worker.time_limit or worker.soft_time_limit
                 if limit and not (task.time_limit or task.soft_time_limit):
                     refuse_limit(task.name, task.plan.patterns, limit)
 
 
-def _refuse_own_letters(app: Any, task: PatternTask) -> None:
-    """A worker that consumes its dead-letter queue runs what has failed again and again, as fast as it can."""
-    assert task.plan is not None
-    consumed = set(app.amqp.queues.consume_from)
-    for pattern in task.plan.patterns:
-        if not isinstance(pattern, dead_letter):
-            continue
-        # What is damaged is kept beside the queue that it came from, wherever the task's own letters go.
-        own = consumed & {pattern.queue, *(f"{name}.dead" for name in consumed)}
-        if own:
-            raise ConfigurationError(
-                f"this worker consumes {min(own)}, where {task.name} leaves its dead letters, and would run them again "
-                "without end; expected it to consume other queues (-Q), or the task to name another dead-letter queue"
-            )
+def _refuse_own_letters(app: Any) -> None:
+    """A worker that consumes dead letters runs what has failed again and again, as fast as it can."""
+    if not named_queues(app):
+        return
+    own = app.amqp.queues.consume_from.keys() & {*dead_queues(app)}
+    if own:
+        raise ConfigurationError(
+            f"this worker consumes {min(own)}, which is for dead letters, and would run them again without end; expected "
+            "it to consume other queues (-Q)"
+        )
 
 
 def _refuse_other_requests(task: PatternTask) -> None:

@@ -76,8 +76,8 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
             except self._own_troubles:
                 raise
             except Exception as error:
-                if type(error) is RuntimeError or not self._is_kept(message):
-                    raise  # it says nothing of the message: no thread can be started, for one
+                if type(error) is RuntimeError or self._recorder.begun is message or not self._is_kept(message):
+                    raise  # it says nothing of the message: no thread can be started, or its end cannot be stored
                 self._on_invalid_task(None, message, error)  # whatever it did to the consumer, it does it once
                 return None
 

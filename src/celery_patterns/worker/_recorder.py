@@ -100,6 +100,8 @@ class Recorder:
         # In the threads pool requests end in the threads that ran them; and at a cold shutdown Celery lets go of its pool in
         # the signal's handler, on top of whatever this thread was doing, with this lock perhaps.
         self._lock = threading.RLock()
+        #: The last message whose run was begun: what is raised with it from then on is no flaw of the message's.
+        self.begun: Message | None = None
         self._backlogs: dict[str, _Backlog] = {}
         #: Which connection a pause was begun on.
         self._connection = 0

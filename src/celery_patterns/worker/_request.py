@@ -12,7 +12,7 @@ from celery.worker import request
 from kombu.exceptions import EncodeError
 
 from .._equipment import equipment_of
-from .._message import KEPT, OWNER, run_name
+from .._message import KEPT, OWNER
 from .._plan import Plan
 from ..exceptions import OutOfMemory
 from ._lost_key import free_lost_key
@@ -65,8 +65,10 @@ class Request(request.Request):  # type: ignore[misc]
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Celery's door for a start."""
-        if self._awaited:
-            self._recorder.started(self)
+        if self._pattern is not None:
+            self._recorder.begun = self.message
+            if self._awaited:
+                self._recorder.started(self)
         super().on_accepted(pid, time_accepted)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
@@ -81,6 +83,11 @@ class Request(request.Request):  # type: ignore[misc]
         self._undecided = self._ending is not None and self._ending[0] == "worker_lost"
         try:
             return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        except Exception:
+            # Celery tells the result backend first, which may be away: the message would stay here for ever.
+            if self._ending is not None and not self._undecided and not self.acknowledged:
+                self._record()
+            raise
         finally:
             self._undecided = False
             if self._acknowledge_then:
@@ -129,7 +136,8 @@ class Request(request.Request):  # type: ignore[misc]
         except NotImplementedError:  # a pool that cannot: it goes on
             self._stopped, self._ending = before
             raise
-        self._record_acknowledged()
+        finally:
+            self._record_acknowledged()
 
     def cancel(self, pool: Any, signal: Any = None, *args: Any, **kwargs: Any) -> None:
         """Celery's door for tasks that it stops because their messages will come back."""
@@ -185,11 +193,9 @@ class Request(request.Request):  # type: ignore[misc]
         return reason, error, str(exc_info.traceback or "")
 
     def _is_kept(self, exc_info: Any) -> bool:
-        """Whether this run's letter or its next attempt stands: a failure that comes after that is one of a hook's."""
-        if self.delivery_info.get(KEPT):  # the pool has no processes of its own
-            return True
-        name = run_name(self.request_dict)
-        return any(getattr(told, KEPT, None) == name for told in (exc_info, _error_of(exc_info)))
+        """Whether this run's letter or its next attempt stands."""
+        # In a pool without processes of its own the notes are the run's, too.
+        return bool(self.delivery_info.get(KEPT) or getattr(exc_info, KEPT, False))
 
     def _record(self) -> None:
         if self._undecided:

@@ -1,0 +1,85 @@
+"""What Celery does after a run whose letter or next attempt stands: it may fail, and that is no other end.
+
+A hook that raises there would end the message a second time; with an error that cannot be unpickled it would end the worker,
+and the next one that takes the message. A result backend that is away would do the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery.app.task import Task
+
+from ._events import announce, type_name
+from ._message import KEPT
+
+if TYPE_CHECKING:
+    from celery.app.task import Context
+
+__all__ = ["contain_hooks", "sparing"]
+
+_HOOKS = ("on_failure", "on_retry", "after_return")
+_CONTAINED = "__celery_patterns_contained__"
+
+
+def contain_hooks(cls: type[Task]) -> None:
+    """Let the hooks of a task fail without a consequence, once its letter or its next attempt stands."""
+    for name in _HOOKS:
+        hook = inspect.getattr_static(cls, name)
+        if inspect.isfunction(hook) and hook is not Task.__dict__[name] and not hasattr(hook, _CONTAINED):
+            setattr(cls, name, _contained(hook))
+
+
+def _contained(hook: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(hook)
+    def contained(self: Task, /, *args: Any, **kwargs: Any) -> Any:
+        request = _over(self)
+        if request is None:
+            return hook(self, *args, **kwargs)
+        try:
+            return hook(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - it is the user's
+            _tell("hook_failed", self, request, error, hook=hook.__name__)
+
+    setattr(contained, _CONTAINED, True)
+    return contained
+
+
+def sparing(backend: Any, task: Task) -> Any:
+    """The task's result backend; once its letter or its next attempt stands, one that does not raise."""
+    request = _over(task)
+    return backend if request is None else _Sparing(backend, task, request)
+
+
+class _Sparing:
+    def __init__(self, backend: Any, task: Task, request: Context) -> None:
+        self._backend, self._task, self._request = backend, task, request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def mark_as_failure(self, *args: Any, **kwargs: Any) -> None:
+        self._try("FAILURE", self._backend.mark_as_failure, args, kwargs)
+
+    def mark_as_retry(self, *args: Any, **kwargs: Any) -> None:
+        self._try("RETRY", self._backend.mark_as_retry, args, kwargs)
+
+    def _try(self, state: str, mark: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            mark(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - of whatever kind the backend's are
+            _tell("state_not_stored", self._task, self._request, error, state=state)
+
+
+def _over(task: Task) -> Context | None:
+    request = task.request_stack.top
+    return request if request is not None and (request.delivery_info or {}).get(KEPT) else None
+
+
+def _tell(event: str, task: Task, request: Context, error: Exception, **facts: str) -> None:
+    told = {"task": task.name, "messaging.message.id": request.id, "error.type": type_name(error)}
+    announce(logging.ERROR, event, {**told, **facts})
