@@ -117,9 +117,9 @@ def test_called_off_where_nothing_can_be_stopped(shop: Floor) -> None:
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-@pytest.mark.parametrize("how", ["retry", "retry, encoding"])
+@pytest.mark.parametrize("how", ["retry", "retry, encoding", "retry, badly", "retry, bare"])
 def test_a_hook_that_fails_after_the_next_attempt_was_sent(shop: Floor, how: str, pool: str) -> None:
-    """Celery takes that for a failure; but the task goes on, and nothing of it is dead."""
+    """Celery would take that for a failure, or end the worker; but the task goes on, and nothing of it is dead."""
     worker = shop.worker(concurrency=1, pool=pool)
     shop.task("ends_hooked_after").delay(how)
     shop.wait(lambda: shop.traces.all("ends") == [how, how], what="the next attempt")
@@ -138,16 +138,18 @@ def test_an_error_that_is_raised_again_is_another_end(shop: Floor) -> None:
     assert shop.letters()[0].task_id == ended.id
 
 
-def test_a_hook_that_fails_after_the_letter_was_written(shop: Floor) -> None:
-    """The child has written it; of what the main process adds, under the same id, one is listed and replayed."""
-    worker = shop.worker(concurrency=1)
-    shop.task("ends_hooked_after").delay("exception")
-    shop.wait(lambda: standing(shop), what="the letter")
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("how", ["exception", "exception, badly"])
+def test_a_hook_that_fails_after_the_letter_was_written(shop: Floor, how: str, pool: str) -> None:
+    """It is told in the log, and ends nothing: neither the message a second time, nor the worker."""
+    worker = shop.worker(concurrency=1, pool=pool)
+    ended = shop.task("ends_hooked_after").delay(how)
+    with pytest.raises(ValueError, match="for good"):
+        ended.get(timeout=20)
     assert shop.task("add").delay(1, 1).get(timeout=20) == 2
-    assert [letter.error for letter in shop.letters()] == ["builtins.ValueError"]
-    worker.stop()
-    assert dead_letters(shop.app, shop.dead).replay_all().sent == 1
-    assert standing(shop) == 0
+    assert standing(shop) == 1
+    assert ("a hook of the task's own" in worker.text(), worker.alive()) == (True, True)
+    assert shop.traces.all("ends") == [how]
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from celery.app.task import Task
 
-from ._events import announce, type_name
 from ._message import KEPT
 
 if TYPE_CHECKING:
     from celery.app.task import Context
 
 __all__ = ["contain_hooks", "sparing"]
+
+logger = logging.getLogger("celery_patterns")
 
 _HOOKS = ("on_failure", "on_retry", "after_return")
 _CONTAINED = "__celery_patterns_contained__"
@@ -42,8 +43,8 @@ def _contained(hook: Callable[..., Any]) -> Callable[..., Any]:
             return hook(self, *args, **kwargs)
         try:
             return hook(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - it is the user's
-            _tell("hook_failed", self, request, error, hook=hook.__name__)
+        except Exception:
+            logger.exception("%s() of %s[%s] failed", hook.__name__, self.name, request.id)
 
     setattr(contained, _CONTAINED, True)
     return contained
@@ -71,15 +72,10 @@ class _Sparing:
     def _try(self, state: str, mark: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             mark(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - of whatever kind the backend's are
-            _tell("state_not_stored", self._task, self._request, error, state=state)
+        except Exception:
+            logger.exception("that %s[%s] is %s could not be stored", self._task.name, self._request.id, state)
 
 
 def _over(task: Task) -> Context | None:
     request = task.request_stack.top
     return request if request is not None and (request.delivery_info or {}).get(KEPT) else None
-
-
-def _tell(event: str, task: Task, request: Context, error: Exception, **facts: str) -> None:
-    told = {"task": task.name, "messaging.message.id": request.id, "error.type": type_name(error)}
-    announce(logging.ERROR, event, {**told, **facts})

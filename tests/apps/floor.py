@@ -144,11 +144,18 @@ class HookedAfter(patterns.PatternTask):
             raise self.again
 
     def on_retry(self, _: Exception, __: str, args: Any, *___: Any) -> None:
-        raise EncodeError("a hook of the task's own") if args == ["retry, encoding"] else self.again
+        text = "a hook of the task's own"
+        raised = {
+            "retry, encoding": EncodeError(text),
+            "retry, badly": Fancy(1, text),
+            "retry, bare": json.JSONDecodeError(text, "", 0),  # arrives without what was put on it
+        }
+        raise raised.get(args[0], self.again)
 
-    def on_failure(self, error: Exception, *_: Any) -> None:
+    def on_failure(self, error: Exception, _: str, args: Any, *__: Any) -> None:
         if isinstance(error, ValueError):
-            raise RuntimeError("a hook of the task's own")
+            text = "a hook of the task's own"
+            raise Fancy(1, text) if args == ["exception, badly"] else RuntimeError(text)
 
 
 class Unprintable:
@@ -187,6 +194,9 @@ def make_app(environment: Any = os.environ) -> Celery:
     if not broker.startswith("redis"):
         # Sent is sent, also when the broker is killed.
         app.conf.broker_transport_options = {"confirm_publish": True}
+    if environment.get("FLOOR_HASTY"):
+        hasty = {"timeout": 0.5, "max_retries": 2, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
+        app.conf.result_backend_transport_options = {"retry_policy": hasty}
     if environment.get("FLOOR_QUEUE_TYPE"):
         app.conf.task_default_queue_type = environment["FLOOR_QUEUE_TYPE"]
         app.conf.task_default_exchange_type = "topic"
@@ -431,7 +441,7 @@ def make_app(environment: Any = os.environ) -> Celery:
             raise ConnectionError("once")
         if how == "kill once" and starts == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        if how == "exception":
+        if how.startswith("exception"):
             raise ValueError("for good")
         if how.startswith("reject"):
             raise Reject(Fancy(1, "does not unpickle") if how == "reject badly" else "not this one", requeue=False)
