@@ -76,6 +76,14 @@ def test_a_failure_leaves_one_letter(shop: Floor, backend: RedisServer, name: st
     assert "is FAILURE could not be stored" in worker.text()
 
 
+def test_what_is_rejected_in_the_pool_solo_is_not_malformed(shop: Floor, backend: RedisServer) -> None:
+    """Its one process runs the task within what receives it: an error then is not the message's. The worker ends, as without us."""
+    away(shop, backend, "solo")
+    send(shop, "ends", "reject")
+    shop.wait(lambda: standing(shop) == 1, 40, "the letter")
+    assert [letter.reason for letter in shop.letters()] == ["rejected"]
+
+
 @pytest.mark.parametrize("name", ["ends", "ends_keyed"])
 def test_what_is_rejected_leaves_one_letter(shop: Floor, backend: RedisServer, name: str) -> None:
     """The main process tells the backend first, and in vain."""

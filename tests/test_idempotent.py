@@ -147,6 +147,66 @@ def test_other_arguments_are_refused_unless_said_otherwise(app: Celery) -> None:
     assert [run_here(other, 1, amount).value for amount in (10, 20)] == [10, 10]
 
 
+def test_a_release_may_add_an_argument_with_a_default(app: Celery) -> None:
+    """What was sent before, and comes again after the deploy, is the same call; a value that is said is another one."""
+
+    def before(x: int, amount: int) -> int:
+        return amount
+
+    def after(x: int, amount: int, currency: str = "EUR", tags: Any = ()) -> int:
+        return -1
+
+    before.__name__ = "charge"
+    assert run_here(keyed(app, before), 1, 10).value == 10
+    del app.tasks["charge"]
+    after.__name__ = "charge"
+    task = keyed(app, after)
+    assert run_here(task, 1, 10).value == 10
+    assert run_here(task, 1, 10, currency="EUR").value == 10
+    assert isinstance(run_here(task, 1, 10, currency="USD").value, KeyMismatch)
+    assert isinstance(run_here(task, 1, 10, tags=["new"]).value, KeyMismatch)
+
+
+def test_the_same_names_are_looked_at_with_their_defaults(app: Celery) -> None:
+    """``same`` names an argument that has a default: left out and said, it is one value."""
+
+    def work(x: int, amount: int = 10, note: str = "") -> int:
+        return amount
+
+    task = keyed(app, work, same=("amount",))
+    assert [run_here(task, 1).value, run_here(task, 1, 10).value, run_here(task, 1, note="other").value] == [10, 10, 10]
+    assert isinstance(run_here(task, 1, 20).value, KeyMismatch)
+
+
+@pytest.mark.parametrize("given", ["", 7, {"a": 1}])
+def test_a_key_in_the_header_that_is_none(app: Celery, given: Any) -> None:
+    """Written by hand, it is looked at by the worker: an empty one would be shared by all that are."""
+
+    def work(x: int) -> int:
+        return x
+
+    outcome = run_here(keyed(app, work), 1, headers={HEADER: {"key": given}})
+    assert isinstance(outcome.value, InvalidKey)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"idempotency_key": ""}, "a str that is not empty, got an empty one"),
+        ({"idempotency_key": 7}, "a str that is not empty, got a int"),
+        ({"headers": {HEADER: "import-17"}, "idempotency_key": "a"}, "to be a mapping"),
+    ],
+)
+def test_a_calls_own_key_that_is_none(app: Celery, options: Any, said: str) -> None:
+    """Nothing is sent."""
+
+    def work(x: int) -> int:
+        return x
+
+    with pytest.raises(ConfigurationError, match=said):
+        keyed(app, work).apply_async((1,), **options)
+
+
 def test_keys_of_every_form(app: Celery) -> None:
     """A name, several names, a function of the arguments, and one call's own."""
     runs: list[Any] = []

@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pydantic
@@ -15,8 +16,10 @@ from celery import Celery, Task, _state, chain, chord, group, shared_task
 
 import celery_patterns as patterns
 from celery_patterns import dead_letter, idempotent, logged, retry, without
+from celery_patterns._task import CHECK
 from celery_patterns.exceptions import ConfigurationError, NotInTask
 from celery_patterns.stores import MemoryStore
+from celery_patterns.worker import CheckPatterns
 
 from .here import run_here
 
@@ -218,6 +221,19 @@ class Order(pydantic.BaseModel):
 async def _async_body(order: str) -> None: ...
 
 
+def _generator_body(order: str) -> Any:
+    yield order
+
+
+class Misnamed(patterns.PatternTask):
+    """One of its patterns is worn, the other one is not."""
+
+    abstract = True
+    policy = logged()
+    again = retry(on=OSError)
+    patterns = (policy,)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -238,6 +254,18 @@ async def _async_body(order: str) -> None: ...
             "logged() names 'amuont'",
         ),
         (lambda app: app.task(shared=False, name="t")(logged()(_async_body)), "is an async def"),
+        (lambda app: app.task(shared=False, name="t")(logged()(_generator_body)), "is a generator, whose body"),
+        (
+            lambda app: app.task(shared=False, name="t", dead_letter=dead_letter("x"))(named(lambda: 0)),
+            "t has dead_letter(…) as its dead_letter, where it does nothing; expected it in patterns=(…,)",
+        ),
+        (
+            lambda app: app.task(shared=False, name="t", pattern=[logged()], patterns=(retry(on=OSError),))(
+                named(lambda: 0)
+            ),
+            "t has logged(…) as its pattern",
+        ),
+        (lambda app: app.task(shared=False, name="t", base=Misnamed)(named(lambda: 0)), "t has retry(…) as its again"),
         (
             lambda app: app.task(shared=False, name="t", autoretry_for=(OSError,))(retry(on=OSError)(named(lambda: 0))),
             "autoretry_for",
@@ -373,6 +401,18 @@ def test_a_foreign_base_on_an_equipped_app_is_refused(app: Celery) -> None:
     app.finalize()
     with pytest.raises(ConfigurationError, match="foreign wears patterns"):
         task.delay()
+
+
+def test_a_foreign_base_on_a_task_that_is_made_late_is_refused(app: Celery) -> None:
+    """Nobody looks at it when it is made; the worker does when it starts."""
+
+    class Foreign(Task): ...
+
+    app.finalize()
+    app.task(shared=False, name="late", base=Foreign)(logged()(named(lambda: 0)))
+    assert CHECK in app.steps["worker"]
+    with pytest.raises(ConfigurationError, match="late wears patterns but its class is not a PatternTask"):
+        CheckPatterns(SimpleNamespace(app=app, time_limit=None, soft_time_limit=None))
 
 
 def test_equipping_too_late_is_refused(database: str) -> None:

@@ -769,9 +769,10 @@ def test_threads_that_publish_give_up_together(app: Celery) -> None:
     assert max(took) < 2.5
 
 
-def test_a_worker_does_not_consume_its_own_letters(shop: Floor) -> None:
-    """It would run what failed again and again: it does not start, and says which queue."""
-    worker = shop.worker(ready=False, FLOOR_CONSUME=f"{shop.queue},{shop.dead}")
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_worker_does_not_consume_its_own_letters(shop: Floor, beside: bool) -> None:
+    """It would run what failed again and again: it does not start, and says which queue; also where it consumes no other."""
+    worker = shop.worker(ready=False, FLOOR_CONSUME=f"{shop.queue},{shop.dead}" if beside else shop.dead)
     shop.wait(lambda: not worker.alive(), 30, "the worker's end")
     assert f"this worker consumes {shop.dead}" in worker.text()
 

@@ -649,6 +649,31 @@ def test_a_correction_must_fit_all_letters_or_none_is_sent(app: Celery, queue: s
     assert (dead_letters(app, dead).count(), messages(app, queue)) == (2, [])
 
 
+def test_a_correction_that_no_key_can_be_made_of(app: Celery, queue: str, dead: str) -> None:
+    """It is refused before anything is sent, as ``.delay()`` would; a key of the call's own stays what it is."""
+
+    @app.task(shared=False, name="keyed")
+    @idempotent(key="order", ttl=timedelta(hours=1))
+    @dead_letter(dead)
+    def keyed(order: Any) -> None:
+        raise ValueError
+
+    run_here(keyed, "o-1")
+    letters = dead_letters(app, dead)
+    (letter,) = letters
+    for use in (
+        lambda: letters.replay_all(correct={"order": 1.5}, dry_run=True),
+        lambda: letters.replay(letter, correct={"order": 1.5}),
+    ):
+        with pytest.raises(ConfigurationError, match=f"the letter {letter.id} cannot be corrected: .*order is a float"):
+            use()
+    assert (letters.count(), messages(app, queue)) == (1, [])
+    run_here(keyed, "o-2", headers={HEADER: {"key": "chosen"}})
+    assert letters.where(task="keyed", limit=2).count() == 2
+    newest = [*letters][-1]
+    assert letters.replay(newest, correct={"order": 1.5})
+
+
 def test_without_the_task_only_what_was_named_is_corrected(app: Celery, queue: str, dead: str) -> None:
     """An operator's app may not know the task: an argument that was given by name can be found all the same."""
     body = json.dumps([["o-1"], {"amount": 5}, {"chord": None}]).encode()
@@ -1397,6 +1422,18 @@ def test_a_canary_that_no_worker_can_run_has_died_again(shop: Floor) -> None:
         assert [*report.died_again.values()] == [shop.dead]
         assert time.monotonic() - began < 30
     assert {(one.replay, one.reason) for one in shop.letters()} == {(1, "unreadable"), (1, "malformed")}
+
+
+def test_a_canarys_letter_in_another_queue_is_found(shop: Floor) -> None:
+    """Its task was renamed since: its new letter is where the unknown go."""
+    shop.worker(concurrency=1)
+    other = f"{shop.queue}.kept"
+    written_by_hand(shop.app, other, task="renamed", queue=shop.queue)
+    report = dead_letters(shop.app, other).replay_all(canary=1, canary_timeout=timedelta(seconds=60))
+    assert report.stopped is not None
+    assert "1 of 1 canary died again" in report.stopped
+    assert [*report.died_again.values()] == [shop.dead]
+    assert shop.letters()[0].reason == "unknown_task"
 
 
 def test_canaries_that_come_to_no_end_stop_the_replay(shop: Floor) -> None:

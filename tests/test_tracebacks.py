@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from celery.exceptions import Ignore, Reject
 
 import celery_patterns as patterns
 from celery_patterns import dead_letter, dead_letters, idempotent, logged, retry
+from celery_patterns.exceptions import PatternsError
 from celery_patterns.stores import MemoryStore
 
 from .here import run_here
@@ -52,9 +54,15 @@ ERRORS = {
     "value": lambda: ValueError("no"),
     "connection": lambda: ConnectionError("away"),
     "ignore": Ignore,
+    "aborted": asyncio.CancelledError,
+    "memory": MemoryError,
     "reject": lambda: Reject("no", requeue=False),
     "strange": Strange,
 }
+
+
+def returns(order: str, kind: str) -> str:
+    return kind
 
 
 def fails(kind: str) -> None:
@@ -109,3 +117,22 @@ def test_what_is_not_the_bodys_is_shown_whole(app: Celery) -> None:
     assert {"key", "key_of"} < set(shown)
     (letter,) = dead_letters(app, "tracebacks.dead")
     assert {"key", "key_of"} < set(frames(letter.traceback))
+
+
+@pytest.mark.parametrize("kind", ["aborted", "memory", "other arguments", "failed before"])
+def test_an_error_of_the_librarys_own_costs_no_more(app: Celery, kind: str) -> None:
+    """Where it was raised is in the text; what led there is the same for all."""
+    task = app.task(body, shared=False, name="body", patterns=worn(key="order"))
+    other = app.task(returns, shared=False, name="returns", patterns=worn())
+    if kind == "other arguments":
+        run_here(other, "o", "one")
+        told = run_here(other, "o", "two").told
+    elif kind == "failed before":
+        run_here(task, "o", "value", task_id="same")
+        told = run_here(task, "o", "value", task_id="same", redelivered=True).told
+    else:
+        told = run_here(task, "o", kind).told
+    plain = run_here(app.task(body, shared=False, name="plain", base=Task), "o", "value").told
+    assert isinstance(told.exception, PatternsError)
+    assert len(pickle.dumps(told)) < len(pickle.dumps(plain)) + 12_000
+    assert len(frames(told.traceback)) >= 3

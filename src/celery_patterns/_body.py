@@ -67,8 +67,8 @@ def shortened(error: _Error) -> _Error:
     part = part_of_body(whole)
     if part is None and not isinstance(error, TaskPredicate):
         part = _innermost(whole) if isinstance(error, PatternsError) else whole
-    # A user's class may have a method of this name.
-    return BaseException.with_traceback(error, part)
+    BaseException.with_traceback(error, part)  # a user's class may have a method of this name
+    return error
 
 
 def _ends_the_process(error: BaseException, *, eager: bool) -> bool:
