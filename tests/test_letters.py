@@ -585,6 +585,22 @@ def test_a_failure_after_asking_for_another_attempt_is_not_the_end(app: Celery, 
     assert [letter.task_id for letter in dead_letters(app, f"{queue}.dead")] == ["id-1"]
 
 
+def test_an_error_that_the_result_backend_refuses(app: Celery, queue: str, monkeypatch: Any) -> None:
+    """The letter stands, and the task is FAILURE with what the backend said, as Celery has it."""
+    store = app.backend.store_result
+
+    def refusing(task_id: str, result: Any, *args: Any, **kwargs: Any) -> Any:
+        if "cannot do it" in str(result):
+            raise ValueError("too large")
+        return store(task_id, result, *args, **kwargs)
+
+    monkeypatch.setattr(app.backend, "store_result", refusing)
+    outcome = run_here(failing(app), "o-1", queue=queue)
+    assert outcome.state == "FAILURE"
+    assert str(app.AsyncResult(outcome.id).result) == "too large"
+    assert len(messages(app, f"{queue}.dead")) == 1
+
+
 def test_a_soft_limit_while_the_letter_waits_loses_nothing(rabbit: str, queue: str) -> None:
     """The user's own dead-letter queue is full: the message goes back to its queue, whatever strikes meanwhile."""
     app = Celery("full", broker=rabbit, backend="cache+memory://", set_as_current=False)

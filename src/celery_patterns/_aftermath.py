@@ -63,17 +63,22 @@ class _Sparing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def mark_as_failure(self, *args: Any, **kwargs: Any) -> None:
-        self._try("FAILURE", self._backend.mark_as_failure, args, kwargs)
+    def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> None:
+        trouble = self._trouble_with(self._backend.mark_as_failure, task_id, exc, *args, **kwargs)
+        if trouble is not None:
+            # As Celery would: it may be this error that cannot be stored.
+            self._trouble_with(self._backend.mark_as_failure, task_id, trouble, *args, **kwargs)
 
-    def mark_as_retry(self, *args: Any, **kwargs: Any) -> None:
-        self._try("RETRY", self._backend.mark_as_retry, args, kwargs)
+    def mark_as_retry(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> None:
+        self._trouble_with(self._backend.mark_as_retry, task_id, exc, *args, **kwargs)
 
-    def _try(self, state: str, mark: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _trouble_with(self, mark: Callable[..., Any], *args: Any, **kwargs: Any) -> Exception | None:
         try:
             mark(*args, **kwargs)
-        except Exception:
-            logger.exception("that %s[%s] is %s could not be stored", self._task.name, self._request.id, state)
+        except Exception as error:
+            logger.exception("%s of %s[%s] failed", mark.__name__, self._task.name, self._request.id)
+            return error
+        return None
 
 
 def _over(task: Task) -> Context | None:
