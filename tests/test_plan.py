@@ -226,9 +226,10 @@ def _generator_body(order: str) -> Any:
 
 
 class Misnamed(patterns.PatternTask):
-    """One of its patterns is worn, the other one is not."""
+    """One of its patterns is worn, one is a constant that others may take, and one is a mistake."""
 
     abstract = True
+    OTHER = retry(on=KeyError)
     policy = logged()
     again = retry(on=OSError)
     patterns = (policy,)
@@ -401,6 +402,20 @@ def test_a_foreign_base_on_an_equipped_app_is_refused(app: Celery) -> None:
     app.finalize()
     with pytest.raises(ConfigurationError, match="foreign wears patterns"):
         task.delay()
+
+
+def test_a_named_pattern_of_a_base_may_be_replaced(app: Celery) -> None:
+    """The base wears it; the task wears another one of its kind, or none."""
+
+    class Base(patterns.PatternTask):
+        abstract = True
+        policy = retry(on=OSError, attempts=2)
+        patterns = (policy,)
+
+    other = app.task(shared=False, name="other", base=Base)(retry(on=OSError, attempts=9)(named(lambda: 0)))
+    bare = app.task(shared=False, name="bare", base=Base, patterns=(without(retry),))(named(lambda: 0))
+    assert [pattern.attempts for pattern in other.plan.patterns] == [9]
+    assert bare.plan is None
 
 
 def test_a_foreign_base_on_a_task_that_is_made_late_is_refused(app: Celery) -> None:

@@ -66,12 +66,15 @@ def refuse_misfits(
 
 
 def refuse_strays(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
-    """A pattern under another name than ``patterns``, where nobody would find it."""
+    """A pattern under another name than ``patterns``, where nobody would find it; a CONSTANT is for others to take."""
+    # Also what a base wears, and this task's own replaces.
+    known = [*patterns, *(one for base in cls.__mro__ for one in base.__dict__.get("patterns", ()))]
     for base in cls.__mro__:
         for name, value in vars(base).items():
-            held = value if isinstance(value, tuple | list) else (value,)
-            for one in held:
-                if name == "patterns" or name.startswith("_") or not isinstance(one, Pattern) or one in patterns:
+            if name == "patterns" or name.startswith("_") or name.isupper():
+                continue
+            for one in value if isinstance(value, tuple | list) else (value,):
+                if not isinstance(one, Pattern) or one in known:
                     continue
                 raise ConfigurationError(
                     f"{cls.name} has {one.kind()}(…) as its {name}, where it does nothing; expected it in "
