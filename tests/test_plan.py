@@ -8,6 +8,7 @@ import itertools
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pydantic
 import pytest
@@ -231,7 +232,7 @@ class Misnamed(patterns.PatternTask):
     abstract = True
     OTHER = retry(on=KeyError)
     policy = logged()
-    again = retry(on=OSError)
+    retry = retry(on=OSError)
     patterns = (policy,)
 
 
@@ -266,7 +267,7 @@ class Misnamed(patterns.PatternTask):
             ),
             "t has logged(…) as its pattern",
         ),
-        (lambda app: app.task(shared=False, name="t", base=Misnamed)(named(lambda: 0)), "t has retry(…) as its again"),
+        (lambda app: app.task(shared=False, name="t", base=Misnamed)(named(lambda: 0)), "t has retry(…) as its retry"),
         (
             lambda app: app.task(shared=False, name="t", autoretry_for=(OSError,))(retry(on=OSError)(named(lambda: 0))),
             "autoretry_for",
@@ -404,6 +405,115 @@ def test_a_foreign_base_on_an_equipped_app_is_refused(app: Celery) -> None:
         task.delay()
 
 
+class Asleep:
+    """As a lazy object is, which must not be woken up."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise AssertionError("woken up")
+
+
+def test_a_base_may_hold_patterns_for_others_to_take(app: Celery) -> None:
+    """And a task may take none of them."""
+
+    class Base(patterns.PatternTask):
+        abstract = True
+        lazy = Asleep()
+        slow, fast = retry(on=OSError, attempts=2), retry(on=OSError, attempts=9)
+        patterns = (fast,)
+
+    one = app.task(shared=False, name="one", base=Base)(named(lambda: 0))
+    other = app.task(shared=False, name="other", base=Base, patterns=(Base.slow,))(named(lambda: 0))
+    assert [task.plan.patterns[0].attempts for task in (one, other)] == [9, 2]
+
+
+def test_a_generator_that_a_decorator_goes_through_is_none(app: Celery) -> None:
+    """What Celery calls gives a list."""
+
+    def listed(function: Any) -> Any:
+        @functools.wraps(function)
+        def all_of(*args: Any) -> list[Any]:
+            return list(function(*args))
+
+        return all_of
+
+    @app.task(shared=False, name="listed")
+    @logged()
+    @listed
+    def numbers(count: int) -> Any:
+        yield from range(count)
+
+    assert run_here(numbers, 3).value == [0, 1, 2]
+
+
+def test_hooks_are_found_where_they_are(app: Celery, monkeypatch: Any) -> None:
+    """What a second base says, or a test puts in its place, is called as in a plain task."""
+    heard = []
+
+    class Base(patterns.PatternTask):
+        abstract = True
+
+        def on_failure(self, *args: Any) -> None:
+            heard.append("base")
+
+    class Alert(Base):
+        abstract = True
+
+        def on_failure(self, *args: Any) -> None:
+            heard.append("alert")
+            super().on_failure(*args)
+
+    class First(Base):
+        name = "first"
+        patterns = (dead_letter("plan.dead"),)
+
+        def run(self) -> None:
+            raise ValueError
+
+    class Second(First, Alert):
+        name = "second"
+
+    for task in (First, Second):
+        run_here(app.register_task(task()))
+    assert heard == ["base", "alert", "base"]
+    monkeypatch.setattr(Base, "on_failure", lambda *_: heard.append("patched"))
+    run_here(app.tasks["first"])
+    assert heard[3:] == ["patched"]
+
+
+def test_the_result_backend_is_the_users_own(app: Celery, database: str, monkeypatch: Any) -> None:
+    """Set on a task, by a class of the user's, or replaced in a test."""
+    loose = patterns.PatternTask()
+    loose.backend = "set"
+    assert loose.backend == "set"
+
+    class Own(Task):
+        abstract = True
+        kept: Any = None
+
+        @property
+        def backend(self) -> Any:
+            return self.kept or super().backend
+
+        @backend.setter
+        def backend(self, backend: Any) -> None:
+            type(self).kept = backend
+
+    owned = Celery("owned", broker=database, backend=database, task_cls=Own, set_as_current=False)
+    patterns.use_patterns(owned)
+    owned.task(shared=False, name="t")(named(lambda: 0))
+    task = owned.tasks["t"]
+    task.backend = "kept"
+    assert (task.backend, type(task).kept) == ("kept", "kept")
+    owned.close()
+
+    fails = app.task(shared=False, name="fails", patterns=(dead_letter("plan.dead"),))(named(lambda: 1 / 0))
+    refusing = Mock(side_effect=OSError)
+    monkeypatch.setattr(app.backend, "mark_as_failure", refusing)
+    assert isinstance(run_here(fails).value, ZeroDivisionError)
+    assert refusing.call_count == 2
+
+
 def test_a_named_pattern_of_a_base_may_be_replaced(app: Celery) -> None:
     """The base wears it; the task wears another one of its kind, or none."""
 
@@ -428,6 +538,41 @@ def test_a_foreign_base_on_a_task_that_is_made_late_is_refused(app: Celery) -> N
     assert CHECK in app.steps["worker"]
     with pytest.raises(ConfigurationError, match="late wears patterns but its class is not a PatternTask"):
         CheckPatterns(SimpleNamespace(app=app, time_limit=None, soft_time_limit=None))
+
+
+@pytest.mark.parametrize(
+    ("consumed", "refused"),
+    [("celery", False), ("celery,celery.dead", True), ("failures", True), ("audit.dead", False), ("orders.dead", True)],
+)
+def test_the_queues_that_a_worker_may_consume(app: Celery, consumed: str, refused: bool) -> None:
+    """Not those that letters may stand in; a user's own of such a name, where plain tasks go, it may. None is made known."""
+
+    def router(name: str, args: Any, kwargs: Any, *_: Any, **__: Any) -> Any:
+        return {"queue": kwargs["region"]} if name == "by_region" else None
+
+    app.conf.task_routes = [
+        router,
+        {"audits": {"queue": "audit"}, "burying": {"queue": "audit.dead"}, "orders": {"queue": "orders"}},
+    ]
+    for name in ("audits", "burying"):
+        app.task(shared=False, name=name)(named(lambda: 0))
+    buries = dead_letter("failures", max_crashes=None)
+    for name, pattern in (
+        ("by_region", dead_letter(max_crashes=None)),
+        ("orders", dead_letter(max_crashes=None)),
+        ("kept", buries),
+    ):
+        app.task(shared=False, name=name, patterns=(pattern,))(named(lambda: 0))
+    app.finalize()
+    app.amqp.queues.select(consumed.split(","))
+    known, taken = {*app.amqp.queues}, {*app.amqp.queues.consume_from}
+    worker = SimpleNamespace(app=app, time_limit=None, soft_time_limit=None)
+    if refused:
+        with pytest.raises(ConfigurationError, match="which is for dead letters"):
+            CheckPatterns(worker)
+    else:
+        CheckPatterns(worker)
+    assert ({*app.amqp.queues}, {*app.amqp.queues.consume_from}) == (known, taken)
 
 
 def test_equipping_too_late_is_refused(database: str) -> None:

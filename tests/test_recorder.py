@@ -128,6 +128,15 @@ def test_a_hook_that_fails_after_the_next_attempt_was_sent(shop: Floor, how: str
     assert standing(shop) == 0
 
 
+def test_a_hook_that_is_no_plain_function_and_fails(shop: Floor) -> None:
+    """It is not contained; but the main process knows all the same that the task goes on."""
+    shop.worker(concurrency=1)
+    shop.task("ends_hooked_statically").delay("retry")
+    shop.wait(lambda: shop.traces.all("ends") == ["retry", "retry"], what="the next attempt")
+    assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+    assert standing(shop) == 0
+
+
 def test_an_error_that_is_raised_again_is_another_end(shop: Floor) -> None:
     """The same object, which has once left a hook of an attempt that was to go on: now it is the end, and has its letter."""
     shop.worker(concurrency=1)

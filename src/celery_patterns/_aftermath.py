@@ -28,14 +28,26 @@ _CONTAINED = "__celery_patterns_contained__"
 
 
 def contain_hooks(cls: type[Task]) -> None:
-    """Let the hooks of a task fail without a consequence, once its letter or its next attempt stands."""
+    """Let the hooks of a task fail without a consequence, once its letter or its next attempt stands.
+
+    A hook that is no plain function is left as it is.
+    """
     for name in _HOOKS:
         hook = inspect.getattr_static(cls, name)
         if inspect.isfunction(hook) and hook is not Task.__dict__[name] and not hasattr(hook, _CONTAINED):
-            setattr(cls, name, _contained(hook))
+            setattr(cls, name, _contained(name, hook if name in cls.__dict__ else _inherited(cls, name)))
 
 
-def _contained(hook: Callable[..., Any]) -> Callable[..., Any]:
+def _inherited(cls: type[Task], name: str) -> Callable[..., Any]:
+    """A base's hook, which is looked for when it is called: another base may stand between by then."""
+
+    def hook(self: Task, /, *args: Any, **kwargs: Any) -> Any:
+        return getattr(super(cls, self), name)(*args, **kwargs)
+
+    return hook
+
+
+def _contained(name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(hook)
     def contained(self: Task, /, *args: Any, **kwargs: Any) -> Any:
         request = _over(self)
@@ -44,7 +56,7 @@ def _contained(hook: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return hook(self, *args, **kwargs)
         except Exception:
-            logger.exception("%s() of %s[%s] failed", hook.__name__, self.name, request.id)
+            logger.exception("%s of %s[%s] failed", name, self.name, request.id)
 
     setattr(contained, _CONTAINED, True)
     return contained
@@ -64,23 +76,24 @@ class _Sparing:
         return getattr(self._backend, name)
 
     def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> None:
-        trouble = self._trouble_with(self._backend.mark_as_failure, task_id, exc, *args, **kwargs)
+        trouble = self._trouble_with("mark_as_failure", task_id, exc, *args, **kwargs)
         if trouble is not None:
             # As Celery would: it may be this error that cannot be stored.
-            self._trouble_with(self._backend.mark_as_failure, task_id, trouble, *args, **kwargs)
+            self._trouble_with("mark_as_failure", task_id, trouble, *args, **kwargs)
 
     def mark_as_retry(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> None:
-        self._trouble_with(self._backend.mark_as_retry, task_id, exc, *args, **kwargs)
+        self._trouble_with("mark_as_retry", task_id, exc, *args, **kwargs)
 
-    def _trouble_with(self, mark: Callable[..., Any], *args: Any, **kwargs: Any) -> Exception | None:
+    def _trouble_with(self, mark: str, *args: Any, **kwargs: Any) -> Exception | None:
         try:
-            mark(*args, **kwargs)
+            getattr(self._backend, mark)(*args, **kwargs)
         except Exception as error:
-            logger.exception("%s of %s[%s] failed", mark.__name__, self._task.name, self._request.id)
+            logger.exception("%s of %s[%s] failed", mark, self._task.name, self._request.id)
             return error
         return None
 
 
 def _over(task: Task) -> Context | None:
-    request = task.request_stack.top
+    stack = task.request_stack  # None in a task that has no app yet
+    request = None if stack is None else stack.top
     return request if request is not None and (request.delivery_info or {}).get(KEPT) else None

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry
-from celery.signals import task_failure
+from celery.signals import task_failure, task_internal_error
 from celery.utils.dispatch import Signal
 
 from ._bury import letter_message, publish_letter, written
 from ._equipment import equipment_of
 from ._events import emit
 from ._keys import digest
-from ._message import KEPT
+from ._message import KEPT, run_name
 from ._plan import REQUEUED, Layer, Pattern
 from ._queues import LONGEST_NAME, dead_queue
 from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
@@ -160,12 +160,24 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
 
 def _tell_main(sender: Any = None, einfo: Any = None, **_: Any) -> None:
     """Celery hands ``einfo`` to the main process, which writes a letter for each failure that comes without this mark."""
-    request = getattr(sender, "request", None)
-    if einfo is not None and request is not None and (request.delivery_info or {}).get(KEPT):
-        setattr(einfo, KEPT, True)
+    _mark(einfo, getattr(sender, "request", None))
+
+
+def _tell_main_of_error(request: Any = None, exception: Any = None, **_: Any) -> None:
+    """After an error that was not contained Celery makes the ``einfo`` anew, of the same exception."""
+    _mark(exception, request)
+
+
+def _mark(told: Any, request: Any) -> None:
+    if told is None or request is None:
+        return
+    notes = request.get("delivery_info")
+    if notes and notes.get(KEPT):
+        setattr(told, KEPT, run_name(request))  # an exception may be raised again, by another run
 
 
 task_failure.connect(_tell_main, weak=False)
+task_internal_error.connect(_tell_main_of_error, weak=False)
 
 
 def _back_to_its_queue() -> Reject:

@@ -14,6 +14,9 @@ from ._plan import Pattern
 from ._retry import retry
 from .exceptions import ConfigurationError
 
+#: The names under which a base's pattern is a mistake.
+_MEANT = frozenset({"pattern", "retry", "idempotent", "dead_letter", "logged"})
+
 __all__ = ["expect_app", "refuse_limit", "refuse_misfits", "refuse_strays", "said"]
 
 
@@ -41,14 +44,14 @@ def refuse_misfits(
     """Everything that would quietly not work, named with its cure when the task is created."""
     name = cls.name
     refuse_strays(cls, patterns)
+    if inspect.isgeneratorfunction(body):  # one that a decorator goes through is none
+        raise ConfigurationError(
+            f"{name} is a generator, whose body Celery would never run; expected it to return a list, without yield",
+        )
     for layer in _wrapped_chain(body):
         if inspect.iscoroutinefunction(layer) or inspect.isasyncgenfunction(layer):
             raise ConfigurationError(
                 f"{name} is an async def, which Celery never awaits; expected a def: call asyncio.run() in its body",
-            )
-        if inspect.isgeneratorfunction(layer):
-            raise ConfigurationError(
-                f"{name} is a generator, whose body Celery would never run; expected it to return a list, without yield",
             )
         if hasattr(layer, "retry_with") and hasattr(layer, "retry"):
             raise ConfigurationError(
@@ -66,20 +69,22 @@ def refuse_misfits(
 
 
 def refuse_strays(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
-    """A pattern under another name than ``patterns``, where nobody would find it; a CONSTANT is for others to take."""
+    """A pattern that was given to the task, or to a base, under a name where nobody finds it.
+
+    Under other names a base may hold patterns for others to take, and so may a CONSTANT.
+    """
     # Also what a base wears, and this task's own replaces.
     known = [*patterns, *(one for base in cls.__mro__ for one in base.__dict__.get("patterns", ()))]
     for base in cls.__mro__:
         for name, value in vars(base).items():
-            if name == "patterns" or name.startswith("_") or name.isupper():
+            if name == "patterns" or name.isupper() or name.startswith("_") or (base is not cls and name not in _MEANT):
                 continue
-            for one in value if isinstance(value, tuple | list) else (value,):
-                if not isinstance(one, Pattern) or one in known:
-                    continue
-                raise ConfigurationError(
-                    f"{cls.name} has {one.kind()}(…) as its {name}, where it does nothing; expected it in "
-                    "patterns=(…,)",
-                )
+            for one in value if type(value) in (tuple, list) else (value,):
+                # Not isinstance(), which would wake up what is lazy.
+                if issubclass(type(one), Pattern) and one not in known:
+                    raise ConfigurationError(
+                        f"{cls.name} has {one.kind()}(…) as its {name}, where it does nothing; expected it in patterns=(…,)"
+                    )
 
 
 def _refuse_numbers(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:

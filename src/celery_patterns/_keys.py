@@ -196,6 +196,8 @@ class Binder:
 
 
 def _equal(value: Any, default: Any) -> bool:
+    if type(value) is not type(default) and not isinstance(default, list | tuple):
+        return False  # a large value's canonical form would be made a second time
     try:
         return canonical(value, where="", floats=True) == canonical(default, where="", floats=True)
     except InvalidKey:

@@ -20,6 +20,7 @@ __all__ = [
     "is_brokers_own",
     "moment",
     "remembered",
+    "run_name",
     "undelayed",
 ]
 
@@ -30,8 +31,8 @@ HEADER = "celery_patterns"
 #: carries it: the next delivery is another run.
 OWNER = "celery_patterns_owner"
 
-#: Where a run writes, into the same notes, that its letter or its next attempt stands; and the same on what the main process
-#: is given.
+#: Where a run writes, into the same notes, that its letter or its next attempt stands; and where that run's name is written
+#: on what the main process is given.
 KEPT = "celery_patterns_kept"
 
 # A delayed delivery puts its 28 bits before the routing key.
@@ -42,6 +43,11 @@ _FIRST = {"sent"}
 
 # CC and BCC are orders to RabbitMQ, which has carried them out: each queue they name has a copy of its own.
 _BROKERS_OWN = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "redelivered", "CC", "BCC"})
+
+
+def run_name(request: Mapping[str, Any]) -> str:
+    """Of one attempt: a redelivery of it has the same, the next attempt another."""
+    return f"{request.get('id')}/{request.get('retries') or 0}"
 
 
 def moment(eta: datetime) -> float:

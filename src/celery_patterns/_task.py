@@ -66,7 +66,7 @@ class PatternTask(Task):  # type: ignore[misc]
 
     @backend.setter
     def backend(self, backend: Any) -> None:
-        Task.backend.fset(self, backend)
+        super(PatternTask, type(self)).backend.__set__(self, backend)
 
     @classmethod
     def bind(cls, app: Celery) -> Celery:

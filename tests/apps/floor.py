@@ -158,6 +158,16 @@ class HookedAfter(patterns.PatternTask):
             raise Fancy(1, text) if args == ["exception, badly"] else RuntimeError(text)
 
 
+class HookedStatically(patterns.PatternTask):
+    """Its hook is no plain function."""
+
+    abstract = True
+
+    @staticmethod
+    def on_retry(*_: Any) -> None:
+        raise RuntimeError("a hook of the task's own")
+
+
 class Unprintable:
     """No result backend can encode it."""
 
@@ -471,6 +481,7 @@ def make_app(environment: Any = os.environ) -> Celery:
     task(ends, shared=False, name="ends_retried", patterns=(ends_dead, again))
     task(ends, shared=False, name="ends_hooked", patterns=(ends_dead,), base=Hooked)
     task(ends, shared=False, name="ends_hooked_after", patterns=(ends_dead, again), base=HookedAfter)
+    task(ends, shared=False, name="ends_hooked_statically", patterns=(ends_dead, again), base=HookedStatically)
     # Celery 5.7's own way to treat a lost child as one more attempt.
     lost = {"retry_on_worker_lost": True, "default_retry_delay": 0}
     task(ends, shared=False, name="ends_lost_retried", patterns=(ends_dead,), max_retries=1, **lost)

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from ._causes import Cause
-from ._known import dead_queues, named_queues, refuse_consumed, standing
+from ._known import dead_queues, named_queues, refuse_consumed, refuse_worker, standing
 from ._replay import Failure, Replayed
 from ._selection import CANARY_TIMEOUT, DeadLetters, dead_letters
 from ._typed import Typed
@@ -27,5 +27,6 @@ __all__ = [
     "dead_queues",
     "named_queues",
     "refuse_consumed",
+    "refuse_worker",
     "standing",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from ._walk import Walk
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["dead_queues", "named_queues", "refuse_consumed", "refuse_unconsumed", "standing"]
+__all__ = ["dead_queues", "named_queues", "refuse_consumed", "refuse_unconsumed", "refuse_worker", "standing"]
 
 _CELERYS_OWN = "celery."
 
@@ -38,6 +38,29 @@ def dead_queues(app: Celery) -> list[str]:
     """
     named = named_queues(app)
     return sorted({*named, *(dead_queue(queue) for queue in _consumed(app, named))})
+
+
+def refuse_worker(app: Celery, consumed: Collection[str]) -> None:
+    """Refuse a worker that would run letters again and again, as fast as it can.
+
+    Args:
+        app: The worker's app.
+        consumed: The queues that it consumes.
+
+    Raises:
+        ConfigurationError: When letters may stand in one of them.
+    """
+    wearing = {name for name, task in _tasks(app) if worn(task, dead_letter) is not None}
+    if not wearing:
+        return
+    named = {*named_queues(app)}
+    others = {queue for name, task in _tasks(app) if name not in wearing for queue in _queue_of(app, name, task)}
+    own = {*consumed} & (named | ({*dead_queues(app), *map(dead_queue, consumed)} - others))
+    if own:
+        raise ConfigurationError(
+            f"this worker consumes {min(own)}, which is for dead letters, and would run them again without end; expected "
+            "it to consume other queues (-Q), or the tasks to name another dead-letter queue"
+        )
 
 
 def refuse_consumed(app: Celery, queue: str) -> None:
@@ -85,9 +108,15 @@ def _tasks(app: Celery) -> Iterator[tuple[str, Any]]:
 
 def _queue_of(app: Celery, name: str, task: Any) -> tuple[str, ...]:
     """The queue that a task goes to; none when that cannot be said without its arguments."""
+    queues = app.amqp.queues
+    known = {*queues}
     try:
         route = app.amqp.router.route(task._get_exec_options(), name)  # noqa: SLF001 - what apply_async asks, too
     except Exception:  # noqa: BLE001 - a router is the user's, and may look at what no call has given
         return ()
+    finally:
+        # To route is to make the queue known; before Celery 5.7 a worker would then consume it.
+        for made in queues.keys() - known:
+            del queues[made]
     queue = route.get("queue")
     return (str(getattr(queue, "name", queue) or app.conf.task_default_queue),)

@@ -14,7 +14,7 @@ from .._fit import refuse_limit
 from .._plan import Layer
 from .._task import PatternTask
 from ..exceptions import ConfigurationError
-from ..letters import dead_queues, named_queues
+from ..letters import refuse_worker
 from ._request import Request
 
 __all__ = ["CheckPatterns"]
@@ -27,7 +27,7 @@ class CheckPatterns(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
-        _refuse_own_letters(worker.app)
+        refuse_worker(worker.app, tuple(worker.app.amqp.queues.consume_from))
         for task in worker.app.tasks.values():
             refused = getattr(task, "patterns_refused", None) or misfit(worker.app, task)
             if refused:
@@ -38,18 +38,6 @@ class CheckPatterns(bootsteps.StartStopStep):  # type: ignore[misc]
                 limit = worker.time_limit or worker.soft_time_limit
                 if limit and not (task.time_limit or task.soft_time_limit):
                     refuse_limit(task.name, task.plan.patterns, limit)
-
-
-def _refuse_own_letters(app: Any) -> None:
-    """A worker that consumes dead letters runs what has failed again and again, as fast as it can."""
-    if not named_queues(app):
-        return
-    own = app.amqp.queues.consume_from.keys() & {*dead_queues(app)}
-    if own:
-        raise ConfigurationError(
-            f"this worker consumes {min(own)}, which is for dead letters, and would run them again without end; expected "
-            "it to consume other queues (-Q)"
-        )
 
 
 def _refuse_other_requests(task: PatternTask) -> None:

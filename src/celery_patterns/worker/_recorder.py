@@ -174,6 +174,7 @@ class Recorder:
         message that came back.
         """
         self._connection += 1
+        self.begun = None
         with self._lock:
             for queue, backlog in tuple(self._backlogs.items()):
                 backlog.burials = deque(one for one in backlog.burials if one.delivery.acknowledged)

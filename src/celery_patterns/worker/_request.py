@@ -12,7 +12,7 @@ from celery.worker import request
 from kombu.exceptions import EncodeError
 
 from .._equipment import equipment_of
-from .._message import KEPT, OWNER
+from .._message import KEPT, OWNER, run_name
 from .._plan import Plan
 from ..exceptions import OutOfMemory
 from ._lost_key import free_lost_key
@@ -194,8 +194,10 @@ class Request(request.Request):  # type: ignore[misc]
 
     def _is_kept(self, exc_info: Any) -> bool:
         """Whether this run's letter or its next attempt stands."""
-        # In a pool without processes of its own the notes are the run's, too.
-        return bool(self.delivery_info.get(KEPT) or getattr(exc_info, KEPT, False))
+        if self.delivery_info.get(KEPT):  # the pool has no processes of its own
+            return True
+        name = run_name(self.request_dict)
+        return any(getattr(told, KEPT, None) == name for told in (exc_info, _error_of(exc_info)))
 
     def _record(self) -> None:
         if self._undecided:
