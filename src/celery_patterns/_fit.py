@@ -14,10 +14,10 @@ from ._plan import Pattern
 from ._retry import retry
 from .exceptions import ConfigurationError
 
+__all__ = ["expect_app", "refuse_limit", "refuse_misfits", "refuse_strays", "said"]
+
 #: The names under which a base's pattern is a mistake.
 _MEANT = frozenset({"pattern", "retry", "idempotent", "dead_letter", "logged"})
-
-__all__ = ["expect_app", "refuse_limit", "refuse_misfits", "refuse_strays", "said"]
 
 
 def said(cls: type[Task], option: str) -> Any:
