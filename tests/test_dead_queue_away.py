@@ -33,6 +33,7 @@ def refusing(shop: Floor) -> Iterator[None]:
             channel.client.set(shop.dead, "no list")
         else:
             full = {"x-max-length": 0, "x-overflow": "reject-publish"}
+            channel.queue_delete(shop.dead)  # the worker's
             channel.queue_declare(shop.dead, durable=True, auto_delete=False, arguments=full)
     yield
     with shop.app.connection_for_write() as connection:

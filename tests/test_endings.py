@@ -136,6 +136,7 @@ def _refusing(shop: Floor) -> Iterator[None]:
             channel.client.set(shop.dead, "no list")
         else:
             full = {"x-max-length": 0, "x-overflow": "reject-publish"}
+            channel.queue_delete(shop.dead)  # the worker's
             channel.queue_declare(shop.dead, durable=True, auto_delete=False, arguments=full)
         yield
         if connection.transport.driver_type == "redis":

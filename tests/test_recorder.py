@@ -17,7 +17,7 @@ from celery import Celery
 from kombu.message import Message
 
 from celery_patterns import dead_letter, dead_letters, use_patterns, use_store
-from celery_patterns._queues import ensure_queue, queue_length
+from celery_patterns._queues import queue_length
 from celery_patterns.stores import MemoryStore
 from celery_patterns.worker import Intake, _recorder
 from celery_patterns.worker._recorder import Recorder
@@ -178,13 +178,35 @@ def test_a_plain_tasks_damaged_message_is_celerys(environment: dict[str, str], t
     """Celery rejects it, and a queue of the user's that buries what is rejected has it."""
     with floor({**environment, "FLOOR_BURIES": "1"}, tmp_path) as shop:
         worker = shop.worker(concurrency=1)
-        with shop.app.connection_for_write() as connection:
-            ensure_queue(shop.app, connection, shop.dead)
         task_id = raw(shop, task="ends_plain", timelimit="abc")
         shop.wait(lambda: standing(shop) == 1, 20, "RabbitMQ's letter")
         (letter,) = shop.letters()
         assert (letter.reason, letter.task_id, letter.worker) == ("rejected", task_id, None)
         assert worker.alive()
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_a_worker_makes_its_dead_letter_queue(shop: Floor) -> None:
+    """When it starts: RabbitMQ, killed soon after a queue was made, forgets it, and what it had confirmed in it."""
+    shop.worker(concurrency=1)
+    assert standing(shop) == 0
+    with shop.app.connection_for_write() as connection:
+        channel: Any = connection.default_channel
+        ours = {"x-queue-type": "classic"}
+        assert channel.queue_declare(shop.dead, durable=True, auto_delete=False, arguments=ours).queue == shop.dead
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_a_dead_letter_queue_that_cannot_be_made(shop: Floor) -> None:
+    """The worker says so, and starts: the letter, when there is one, tries again."""
+    with shop.app.connection_for_write() as connection:
+        channel: Any = connection.default_channel
+        channel.queue_declare(shop.dead, exclusive=True)  # RabbitMQ shows it to no other connection
+        worker = shop.worker(concurrency=1)
+        assert worker.text().count("dead_letter_queue_not_made") == 1
+        assert shop.task("add").delay(1, 1).get(timeout=20) == 2
+    call("reject")(shop)
+    shop.wait(lambda: standing(shop) == 1, 30, "the letter")
 
 
 def test_trouble_of_the_workers_own_is_no_flaw_of_a_message() -> None:

@@ -13,7 +13,9 @@ from kombu.exceptions import ContentDisallowed
 
 from .._dead_letter import dead_letter
 from .._equipment import equipment_of
+from .._events import announce, type_name
 from .._plan import worn
+from .._queues import dead_queue, ensure_queue
 from ._recorder import Recorder
 
 if TYPE_CHECKING:
@@ -39,7 +41,9 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
         self._consumer = consumer
         self._app = consumer.app
         equipment_of(self._app).recorder = self._recorder = Recorder(consumer)
-        self._keeps = any(worn(task, dead_letter) is not None for task in self._app.tasks.values())
+        worn_here = [pattern for task in self._app.tasks.values() if (pattern := worn(task, dead_letter)) is not None]
+        self._keeps = bool(worn_here)
+        self._named = {pattern.queue for pattern in worn_here if pattern.queue}
         #: What Celery knows how to go on after; and a lack of memory, after which the message comes again.
         self._own_troubles = (*consumer.connection_errors, *consumer.channel_errors, MemoryError)
         self._handles = consumer.create_task_handler
@@ -54,6 +58,10 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, _consumer: Consumer) -> None:
         """The consumer has a connection, or has one again."""
         self._recorder.connected()
+        if self._keeps:
+            consumed = map(dead_queue, self._app.amqp.queues.consume_from)
+            for queue in sorted({*self._named, *consumed}):
+                self._make(queue)
 
     def stop(self, _consumer: Consumer) -> None:
         """The consumer loses its connection, or ends."""
@@ -62,6 +70,15 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
     def shutdown(self, _consumer: Consumer) -> None:
         """The worker ends, and its pool has ended."""
         self._recorder.close()
+
+    def _make(self, queue: str) -> None:
+        # Early, since RabbitMQ writes a new queue to its disk up to two seconds later, and killed before that it forgets
+        # the queue, and letters that it has confirmed.
+        connection = self._consumer.connection
+        try:
+            ensure_queue(self._app, connection, queue)
+        except connection.channel_errors as error:  # the letter's own try tells more, and sends its message back
+            announce(logging.WARNING, "dead_letter_queue_not_made", {"queue": queue, "error.type": type_name(error)})
 
     def _create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], object]:
         handle = self._handles(*args, **kwargs)
