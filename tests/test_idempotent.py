@@ -710,21 +710,6 @@ def test_arguments_are_bound_as_python_binds_them(body: Any, args: list[int], kw
     assert Binder(signature)(tuple(args), kwargs) == dict(exact.arguments)
 
 
-def test_a_calls_own_time_limit_is_held_against_the_lease(app: Celery) -> None:
-    """As the task's own is, and before anything is sent."""
-
-    @app.task(shared=False, name="t")
-    @idempotent(key="order", ttl=timedelta(days=1), lease=timedelta(seconds=60))
-    def t(order: str) -> None: ...
-
-    for limit in ("time_limit", "soft_time_limit"):
-        with pytest.raises(ConfigurationError, match=r"t may run for 60 s.*lease over 60 s"):
-            t.apply_async(("o-1",), **{limit: 60})
-        with pytest.raises(ConfigurationError, match="lease over 90 s"):
-            t.s("o-1").set(**{limit: 90}).apply_async(idempotency_key="mine")
-    assert t.apply_async(("o-1",), time_limit=59).id
-
-
 def test_a_key_function_that_fails_is_named_with_its_task(app: Celery) -> None:
     """Its error is the cause; the arguments stay out of the text."""
 

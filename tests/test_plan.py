@@ -277,12 +277,6 @@ class Misnamed(patterns.PatternTask):
             "tenacity.retry, which sleeps",
         ),
         (
-            lambda app: app.task(shared=False, name="t", time_limit=600)(
-                idempotent(key="o", ttl=DAY)(named(lambda o: 0))
-            ),
-            "its time limit, but its lease is 0:05:00",
-        ),
-        (
             lambda app: app.task(shared=False, name="t", max_retries=9)(retry(on=OSError)(named(lambda o: 0))),
             "says max_retries=9",
         ),

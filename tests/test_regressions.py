@@ -159,22 +159,18 @@ def test_what_celery_calls_with_a_result_is_not_refused(
 
 
 def test_a_call_is_checked_inside_a_task_too(app: Celery) -> None:
-    """A key that cannot be made, and a limit that the lease does not outlast, are refused in the body that calls."""
+    """A key that cannot be made is refused in the body that calls."""
 
     @app.task(shared=False, name="child")
-    @idempotent(key="x", ttl=DAY, lease=timedelta(seconds=60))
+    @idempotent(key="x", ttl=DAY)
     def child(x: Any) -> None: ...
 
     @app.task(shared=False, name="parent")
     @retry(on=OSError)
-    def parent(how: str) -> None:
-        if how == "key":
-            child.delay(0.5)
-        else:
-            child.apply_async(("o",), time_limit=600)
+    def parent() -> None:
+        child.delay(0.5)
 
-    assert isinstance(run_here(parent, "key").value, InvalidKey)
-    assert isinstance(run_here(parent, "limit").value, ConfigurationError)
+    assert isinstance(run_here(parent).value, InvalidKey)
     assert published(app) == []
 
 
@@ -380,13 +376,6 @@ def test_a_task_id_of_ones_own_can_be_sent_again_after_a_failure(app: Celery) ->
 
     assert run_here(t, 1, task_id="order-1").state == "FAILURE"
     assert run_here(t, 1, task_id="order-1").value == "done"
-
-
-def test_the_soft_limit_counts_against_the_lease(app: Celery) -> None:
-    """A soft limit over the lease is refused as a hard one is."""
-    task = app.task(shared=False, name="t", soft_time_limit=1200)(idempotent(key="x", ttl=DAY)(_keyed))
-    with pytest.raises(ConfigurationError, match="may run for 1200 s"):
-        task.name  # noqa: B018
 
 
 def _keyed(x: int) -> None: ...

@@ -53,6 +53,9 @@ class Bench:
     def claim(self, who: Attempt, fingerprint: str = "fp", key: str = "k", lease: timedelta = LEASE) -> Any:
         return self.store.claim(key, who, fingerprint, lease=lease, ttl=TTL)
 
+    def renew(self, who: Attempt, fence: int, lease: timedelta = LEASE, key: str = "k") -> bool:
+        return self.store.renew(key, who, fence, lease=lease, ttl=TTL)
+
     def complete(self, who: Attempt, fence: int, result: bytes | None = b"1", fingerprint: str = "fp") -> Any:
         return self.store.complete("k", who, fingerprint, fence, result, ttl=TTL)
 
@@ -255,6 +258,81 @@ def test_owner_and_fence_must_both_be_right(bench: Bench, wrong: str) -> None:
     assert isinstance(bench.claim(run("t2/0")), Running)
 
 
+def test_a_renewed_lease_holds_from_then_on(bench: Bench) -> None:
+    """As the owner's same start and fence; others wait meanwhile, and have the key when it is over."""
+    me = run()
+    claimed = bench.claim(me)
+    for _ in range(3):
+        bench.let_pass(LEASE * 0.7)
+        assert bench.renew(me, claimed.fence) is True
+        assert isinstance(bench.claim(run("t2/0")), Running)
+    assert bench.claim(me) == claimed
+    bench.let_pass(LEASE)
+    after = bench.claim(run("t2/0"))
+    assert isinstance(after, Claimed)
+    assert after.starts == 2
+
+
+def test_a_renewal_may_be_longer_than_the_lease_before(bench: Bench) -> None:
+    """The time left is that of the last renewal, and the record outlives it by ``ttl``."""
+    me = run()
+    claimed = bench.claim(me)
+    assert bench.renew(me, claimed.fence, lease=timedelta(seconds=30)) is True
+    answer = bench.claim(run("t2/0"))
+    assert isinstance(answer, Running)
+    assert timedelta(seconds=29) < answer.expires_in <= timedelta(seconds=30)
+
+
+def test_a_lease_that_is_over_is_renewed_while_nobody_has_the_key(bench: Bench) -> None:
+    """A worker that stood still a moment too long goes on, if it was not replaced."""
+    me = run()
+    claimed = bench.claim(me)
+    bench.let_pass(LEASE)
+    assert bench.renew(me, claimed.fence) is True
+    assert isinstance(bench.claim(run("t2/0")), Running)
+
+
+@pytest.mark.parametrize("wrong", ["owner", "fence"])
+def test_only_the_owner_renews_and_only_with_its_fence(bench: Bench, wrong: str) -> None:
+    """A guess at one of the two changes nothing."""
+    me = run()
+    claimed = bench.claim(me)
+    who = replace(me, owner="other") if wrong == "owner" else me
+    assert bench.renew(who, claimed.fence + (wrong == "fence"), lease=timedelta(seconds=30)) is False
+    bench.let_pass(LEASE)
+    assert isinstance(bench.claim(run("t2/0")), Claimed)
+
+
+def test_what_is_over_is_not_renewed(bench: Bench) -> None:
+    """Neither a key that was taken over, nor one that is done, free, or unknown: each stays as it was."""
+    lost, me = run(), run("t2/0")
+    old = bench.claim(lost)
+    bench.let_pass(LEASE)
+    new = bench.claim(me)
+    assert bench.renew(lost, old.fence, lease=timedelta(seconds=30)) is False
+    assert bench.complete(me, new.fence) == Done(b"1")
+    assert bench.renew(me, new.fence) is False
+    assert bench.claim(run("t3/0")) == Done(b"1")
+    free = bench.claim(me, key="other")
+    assert bench.store.release("other", me, free.fence, ended=None, ttl=TTL)
+    assert bench.renew(me, free.fence, key="other") is False
+    assert bench.renew(me, 7, key="unknown") is False
+    assert isinstance(bench.claim(run("t3/0"), key="unknown"), Claimed)
+
+
+def test_a_record_outlives_its_renewed_lease_by_its_ttl(bench: Bench) -> None:
+    """It is not forgotten while it is held, however short ``ttl`` is: the starts of a dead owner are still counted."""
+    me, short = run(), timedelta(milliseconds=300)
+    claimed = bench.store.claim("k", me, "fp", lease=LEASE, ttl=short)
+    assert isinstance(claimed, Claimed)
+    for _ in range(3):
+        bench.let_pass(LEASE * 0.8)
+        assert bench.store.renew("k", me, claimed.fence, lease=LEASE, ttl=short) is True
+    bench.let_pass(LEASE)
+    after = bench.claim(run("t2/0"))
+    assert (after.starts, after.fence > claimed.fence) == (2, True)
+
+
 def test_an_owner_that_nobody_replaced_may_still_complete(bench: Bench) -> None:
     """The lease is over, but the key is still its own: the work is done, and is recorded."""
     me = run()
@@ -342,6 +420,7 @@ def test_keys_do_not_meet(bench: Bench) -> None:
         st.one_of(
             st.tuples(st.just("claim"), st.integers(0, 2), st.integers(0, 1), st.sampled_from(["fp", "other"])),
             st.tuples(st.just("complete"), st.integers(0, 2), st.sampled_from([b"1", None])),
+            st.tuples(st.just("renew"), st.integers(0, 2)),
             st.tuples(
                 st.sampled_from(["release", "release by owner"]),
                 st.integers(0, 2),
@@ -373,7 +452,12 @@ def test_redis_and_memory_answer_alike(database: str, steps: list[Any]) -> None:
                 holders[step[1]] = (who, [a.fence if isinstance(a, Claimed) else 0 for a in answers])
         else:
             who, fences = holders.get(step[1], (run(f"t{step[1]}/0"), [1, 1]))
-            if step[0] == "complete":
+            if step[0] == "renew":
+                answers = [
+                    s.renew("k", who, f, lease=timedelta(seconds=50), ttl=timedelta(hours=1))
+                    for s, f in zip(pair, fences, strict=True)
+                ]
+            elif step[0] == "complete":
                 answers = [
                     s.complete("k", who, "fp", f, step[2], ttl=timedelta(hours=1))
                     for s, f in zip(pair, fences, strict=True)
@@ -517,7 +601,7 @@ def test_a_store_is_named_by_its_url() -> None:
     steps = {
         name: getattr(MemoryStore, name) for name in ("claim", "complete", "release", "count_start", "forget_starts")
     }
-    with pytest.raises(ConfigurationError, match="got a Five, which has no excuse_start"):
+    with pytest.raises(ConfigurationError, match="got a Five, which has no renew, excuse_start"):
         open_store(type("Five", (), steps)())
 
 

@@ -180,20 +180,6 @@ def test_a_worker_that_could_not_keep_its_promise_does_not_start(
     assert said in _refused_worker({}, head + code, tmp_path)
 
 
-@pytest.mark.parametrize("option", ["--time-limit", "--soft-time-limit"])
-def test_a_worker_whose_limit_outlasts_a_lease_does_not_start(database: str, tmp_path: Any, option: str) -> None:
-    """A limit for the whole worker is held against each lease, as the task's own is when it is created."""
-    code = (
-        "from datetime import timedelta\nfrom celery import Celery\nimport celery_patterns as p\n"
-        f"app = Celery('refused', broker={database!r})\n"
-        "p.equip(app, store='redis://localhost')\n"
-        "@app.task(name='t')\n@p.idempotent(key='x', ttl=timedelta(1))\ndef t(x): ..."
-    )
-    said = _refused_worker({}, code, tmp_path, f"{option}=600")
-    assert "t may run for 600" in said
-    assert "but its lease is 0:05:00" in said
-
-
 def test_dead_letter_without_a_store_when_it_counts_nothing(database: str, tmp_path: Any) -> None:
     """``max_crashes=None``, or early acknowledgement, needs no store: the worker starts."""
     from celery import Celery

@@ -16,7 +16,7 @@ from celery import current_task
 from ._keys import Binder
 from ._message import HEADER, KEPT, OWNER, came_by, first_sent, remembered, undelayed
 from ._received import received
-from .exceptions import NotInTask
+from .exceptions import NotInTask, StoreUnavailable
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -41,17 +41,43 @@ class Claim:
         fence: A number that is greater for every later claim of the same key, also after the record expired.
     """
 
-    __slots__ = ("_deadline", "fence", "key")
+    __slots__ = ("_deadline", "_renew", "fence", "key")
 
-    def __init__(self, key: str, fence: int, lease: float) -> None:
+    def __init__(self, key: str, fence: int, deadline: float) -> None:
         self.key = key
         self.fence = fence
-        self._deadline = time.monotonic() + lease
+        self._deadline = deadline
+        self._renew: Callable[[], bool] | None = None
 
     @property
     def expires_in(self) -> timedelta:
-        """How long the claim still holds; never negative. In this version a lease is not renewed."""
+        """For how long it surely is ours, on this process's clock; 0 when that is over, or it is another's.
+
+        A third of a lease after it was taken, or renewed, the lease is renewed.
+        """
         return timedelta(seconds=max(0.0, self._deadline - time.monotonic()))
+
+    def still_mine(self) -> bool:
+        """Whether this run still holds the key: the store is asked, and renews the lease.
+
+        Ask it before an effect that must not come from two runs. It does not promise that the key is still ours a
+        moment later: hand ``fence`` to a system that can refuse the smaller one. When the store does not answer, it is
+        what the store last promised: whether the lease still runs. In eager mode nothing is claimed, and it is True.
+        """
+        if self._renew is None:
+            return True
+        try:
+            return self._renew()
+        except StoreUnavailable:
+            return self._deadline > time.monotonic()
+
+    def holds_until(self, deadline: float) -> None:
+        """Remember until when the lease runs, in seconds on this process's clock."""
+        self._deadline = deadline
+
+    def renewed_by(self, renew: Callable[[], bool]) -> None:
+        """Remember how the store is asked."""
+        self._renew = renew
 
     def __repr__(self) -> str:
         return f"<Claim {self.key} fence={self.fence}>"

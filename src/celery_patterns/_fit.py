@@ -14,7 +14,7 @@ from ._plan import Pattern
 from ._retry import retry
 from .exceptions import ConfigurationError
 
-__all__ = ["expect_app", "refuse_limit", "refuse_misfits", "refuse_strays", "said"]
+__all__ = ["expect_app", "refuse_misfits", "refuse_strays", "said"]
 
 #: The names under which a base's pattern is a mistake.
 _MEANT = frozenset({"pattern", "retry", "idempotent", "dead_letter", "logged"})
@@ -91,9 +91,6 @@ def _refuse_numbers(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
     """Numbers that contradict each other."""
     name, kinds = cls.name, {type(pattern): pattern for pattern in patterns}
     keyed, again = kinds.get(idempotent), kinds.get(retry)
-    limit = cls.time_limit or cls.soft_time_limit
-    if limit:
-        refuse_limit(name, patterns, limit)
     if isinstance(keyed, idempotent) and isinstance(again, retry) and again.within and again.within > keyed.ttl:
         raise ConfigurationError(
             f"{name} may be retried within {again.within}, but its key is remembered for ttl={keyed.ttl}; expected a "
@@ -105,25 +102,6 @@ def _refuse_numbers(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
             f"{name} says max_retries={stated} and retry(attempts={again.attempts}), which counts the first; expected "
             "attempts alone",
         )
-
-
-def refuse_limit(task: str, patterns: tuple[Pattern, ...], limit: float) -> None:
-    """Refuse a time limit that a key's lease does not outlast.
-
-    Args:
-        task: The task's name.
-        patterns: What it wears.
-        limit: Seconds: the task's own limit, one call's, or a whole worker's.
-
-    Raises:
-        ConfigurationError: When a second worker could start while the first one still runs.
-    """
-    for pattern in patterns:
-        if isinstance(pattern, idempotent) and pattern.lease.total_seconds() <= limit:
-            raise ConfigurationError(
-                f"{task} may run for {limit} s, its time limit, but its lease is {pattern.lease}: a second worker could "
-                f"start while it runs; expected a lease over {limit} s",
-            )
 
 
 def expect_app(app: object, where: str) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from celery._state import get_current_task
 
 from ._call import MARK
-from ._fit import refuse_limit
 from ._message import HEADER
 from ._republish import STRICT
 from .exceptions import ConfigurationError
@@ -28,14 +27,12 @@ def prepared(
 
     Raises:
         InvalidKey: When no key can be made from the arguments.
-        ConfigurationError: When the call's time limit is not shorter than the key's lease, or its own key is none.
+        ConfigurationError: When the call's own key is none.
     """
     keyed, handed_on = "idempotency_key" in options, _is_handed_on(options)
     options = with_key(task, plan, _without_header_around(task_id, options))
-    if plan is not None and plan.checks and not handed_on and "retries" not in options:
-        _refuse_limit(task, plan, options)
-        if not keyed:
-            _check(task, plan, args, kwargs)
+    if plan is not None and plan.checks and not handed_on and not keyed and "retries" not in options:
+        _check(task, plan, args, kwargs)
     if plan is not None and plan.timed:
         options = _carrying(options, sent=time.time())
     if handed_on and task.serializer == STRICT:
@@ -101,12 +98,6 @@ def _is_handed_on(options: dict[str, Any]) -> bool:
     if MARK in request.__dict__:
         return request.__dict__[MARK] is None  # the body is over, and so are the patterns
     return bool(request.chord or request.chain or request.callbacks)
-
-
-def _refuse_limit(task: Task, plan: Plan, options: dict[str, Any]) -> None:
-    limit = options.get("time_limit") or options.get("soft_time_limit")
-    if isinstance(limit, int | float):
-        refuse_limit(task.name, plan.patterns, limit)
 
 
 def _check(task: Task, plan: Plan, args: Any, kwargs: Any) -> None:

@@ -192,7 +192,7 @@ class PatternTask(Task):  # type: ignore[misc]
         Raises:
             UnsafeValue: After ``use_strict_json(app)``, when an argument would not arrive as it is. Nothing was sent.
             InvalidKey: When no key can be made from the arguments. Nothing was sent.
-            ConfigurationError: When this call's ``time_limit`` is not shorter than the key's lease. Nothing was sent.
+            ConfigurationError: When an ``idempotency_key`` is given that is none. Nothing was sent.
         """
         options = prepared(self, self.plan, args, kwargs, task_id, options)
         try:

@@ -104,6 +104,22 @@ class Store(Protocol):
         """
         ...
 
+    def renew(self, key: str, attempt: Attempt, fence: int, *, lease: timedelta, ttl: timedelta) -> bool:
+        """Hold the key for another lease, from now on.
+
+        A lease that is over is renewed too, as long as nobody has taken the key.
+
+        Args:
+            attempt: Who asks: its ``owner`` must hold the key.
+            fence: That of the claim.
+            lease: How long the key is ours unless we end first.
+            ttl: How long the record outlives the lease.
+
+        Returns:
+            False when the key is no longer ours, or the store knows nothing of it; nothing was changed.
+        """
+        ...
+
     def complete(
         self,
         key: str,

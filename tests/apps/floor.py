@@ -301,6 +301,19 @@ def make_app(environment: Any = os.environ) -> Celery:
         traces.add("effects", order)
         return result if result is not None else f"done {order}"
 
+    @task(shared=False, name="long_keyed")
+    @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=2), same=("order",))
+    @patterns.dead_letter(dead)
+    def long_keyed(order: str, seconds: float) -> str:
+        claim = patterns.current_claim()
+        traces.add("starts", [order, os.getpid(), claim.fence])
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(0.05)
+        traces.add("still", [order, claim.fence, claim.still_mine()])
+        traces.add("effects", order)
+        return f"done {order} by {claim.fence}"
+
     @task(shared=False, name="doomed")
     @patterns.dead_letter(dead)
     def doomed(order: str, kind: str = "value") -> None:

@@ -27,6 +27,10 @@ class _Record:
     result: bytes | None = None
     ended: dict[str, tuple[int, bool]] = field(default_factory=dict)
 
+    def held_by(self, owner: str, fence: int | None) -> bool:
+        """Whether it is the owner's; its fence is asked for unless it is None."""
+        return self.state == "running" and self.owner == owner and fence in (None, self.fence)
+
     def mark(self, run_id: str, number: int, failed: bool) -> None:
         self.ended.pop(run_id, None)
         self.ended[run_id] = (number, failed)
@@ -66,6 +70,16 @@ class MemoryStore:
             self._records[key] = record
             return Claimed(record.fence, record.starts)
 
+    def renew(self, key: str, attempt: Attempt, fence: int, *, lease: timedelta, ttl: timedelta) -> bool:
+        with self._lock:
+            now = self._clock()
+            record = self._live(key, now)
+            if record is None or not record.held_by(attempt.owner, fence):
+                return False
+            record.lease_ends = now + lease.total_seconds()
+            record.expires = record.lease_ends + ttl.total_seconds()
+            return True
+
     def complete(
         self,
         key: str,
@@ -93,9 +107,7 @@ class MemoryStore:
         with self._lock:
             now = self._clock()
             record = self._live(key, now)
-            if record is None or record.state != "running" or record.owner != attempt.owner:
-                return False
-            if fence not in (None, record.fence):
+            if record is None or not record.held_by(attempt.owner, fence):
                 return False
             if ended is not None:
                 record.mark(*record.run, ended.failed)

@@ -99,6 +99,16 @@ return take(time, tonumber(fence) or 0, crashed and tonumber(starts) + 1 or 1)
 """
 )
 
+_RENEW = """
+local key, me, my_fence, lease_ms, ttl_ms = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local held = redis.call('HMGET', key, 's', 'o', 'f')
+if held[1] ~= 'r' or held[2] ~= me or held[3] ~= my_fence then return 0 end
+local time = redis.call('TIME')
+redis.call('HSET', key, 'l', string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + lease_ms))
+redis.call('PEXPIRE', key, lease_ms + ttl_ms)
+return 1
+"""
+
 _COMPLETE = (
     """
 local key, me, my_run, my_print, my_fence = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -175,6 +185,7 @@ _SCRIPTS = {
     name: _Script(source)
     for name, source in {
         "claim": _CLAIM,
+        "renew": _RENEW,
         "complete": _COMPLETE,
         "release": _RELEASE,
         "count": _COUNT,
@@ -242,6 +253,9 @@ class RedisStore:
                 f" {' '.join(attempt.heir_of)} ",
             ),
         )
+
+    def renew(self, key: str, attempt: Attempt, fence: int, *, lease: timedelta, ttl: timedelta) -> bool:
+        return bool(self._run("renew", self._name(key), attempt.owner, fence, _ms(lease), _ms(ttl)))
 
     def complete(
         self,

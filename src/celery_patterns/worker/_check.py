@@ -10,7 +10,6 @@ from celery.utils.imports import symbol_by_name
 
 from .._app import misfit
 from .._equipment import equipment_of
-from .._fit import refuse_limit
 from .._plan import Layer
 from .._task import PatternTask
 from ..exceptions import ConfigurationError
@@ -35,9 +34,6 @@ class CheckPatterns(bootsteps.StartStopStep):  # type: ignore[misc]
             if isinstance(task, PatternTask) and task.plan is not None:
                 _check(worker.app, task)
                 _refuse_other_requests(task)
-                limit = worker.time_limit or worker.soft_time_limit
-                if limit and not (task.time_limit or task.soft_time_limit):
-                    refuse_limit(task.name, task.plan.patterns, limit)
 
 
 def _refuse_other_requests(task: PatternTask) -> None:

@@ -1,0 +1,5 @@
+"""A key's work is done once: the pattern, a delivery's way to its key and back, and the lease meanwhile."""
+
+from ._pattern import idempotent
+
+__all__ = ["idempotent"]

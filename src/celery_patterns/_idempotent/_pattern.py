@@ -1,0 +1,188 @@
+"""The pattern ``idempotent``: a key's work is done once, and every duplicate gets its result."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import UUID
+
+from billiard.exceptions import SoftTimeLimitExceeded
+
+from .._call import Claim
+from .._equipment import equipment_of
+from .._events import type_name
+from .._keys import argument_names, canonical, digest
+from .._plan import Layer, Pattern
+from ..exceptions import ConfigurationError, InvalidKey
+from ._run import Run
+
+if TYPE_CHECKING:
+    from .._call import Call, Proceed
+    from .._keys import Binder
+
+__all__ = ["idempotent"]
+
+Key = str | tuple[str, ...] | Callable[..., Any]
+
+#: Types that a key is made of without any doubt.
+_SURE = frozenset({str, int, bool, bytes, UUID})
+
+
+@dataclass(frozen=True, init=False)
+class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
+    """Do a key's work once.
+
+    It promises that a key's work is never run by two workers at once while its lease holds, and never again once it is
+    done and recorded, for ``ttl``; a duplicate returns the first run's result. The lease is renewed as long as the body
+    runs. A duplicate of running work waits, using no worker slot and no attempt. A failure frees the key: the next call
+    with it runs. When a worker is killed, the redelivered message takes the key over once the lease is over; after the
+    ``max_crashes`` of :class:`dead_letter`, 3 without it, it is not run again.
+
+    It does not promise exactly-once effects in another system: a worker killed between the effect and the record
+    runs the effect again. Hand ``current_claim().key`` to that system for this case. Nor does it promise one worker at a
+    time when a worker stands still for longer than the lease, or cannot reach the store for so long: another one may then
+    begin. The first one's result no longer counts, ``current_claim().still_mine()`` is False, and its fence is the
+    smaller one.
+
+    Args:
+        key: What makes two calls the same work: an argument's name, a tuple of names, or a function that takes the
+            task's arguments and returns the value. One call's own key: ``.set(idempotency_key="…")``.
+        ttl: How long the record, and with it the result, is kept after the work is done.
+        same: The arguments that duplicates must agree on, by name; all by default. Others may differ.
+        lease: How long a killed worker keeps the key; 30 seconds by default. A body that runs for a third of it has it
+            renewed, and so on until it ends.
+        wait_within: How long a duplicate waits for running work before it fails with ``InProgress``; 1 hour by default.
+
+    Raises:
+        ConfigurationError: When an argument is wrong, and when a task without such an argument wears it.
+    """
+
+    layer: ClassVar[Layer] = Layer.CLAIM
+
+    key: Key
+    ttl: timedelta
+    same: tuple[str, ...] | None
+    lease: timedelta
+    wait_within: timedelta
+
+    def __init__(
+        self,
+        *,
+        key: Key,
+        ttl: timedelta,
+        same: tuple[str, ...] | None = None,
+        lease: timedelta = timedelta(seconds=30),
+        wait_within: timedelta = timedelta(hours=1),
+    ) -> None:
+        for name, span in (("ttl", ttl), ("lease", lease), ("wait_within", wait_within)):
+            if not isinstance(span, timedelta):
+                raise ConfigurationError(
+                    f"expected {name} to be a timedelta, for example timedelta(days=1), got {span!r}"
+                )
+            if span <= timedelta(0):
+                raise ConfigurationError(f"expected {name} to be longer than nothing, got {span}")
+        if not callable(key):
+            _expect_names("key", key if isinstance(key, tuple) else (key,))
+        elif inspect.iscoroutinefunction(key):
+            raise ConfigurationError("expected key to be a plain function, got an async one")
+        if same is not None:
+            if not isinstance(same, tuple):
+                raise ConfigurationError(f"expected same to be a tuple of argument names, got {same!r}")
+            _expect_names("same", same, empty=True)
+        for name, value in (("key", key), ("ttl", ttl), ("same", same), ("lease", lease), ("wait_within", wait_within)):
+            object.__setattr__(self, name, value)
+
+    def check(self, task: str, signature: inspect.Signature) -> None:
+        names = argument_names(signature)
+        for role, wanted in (("key", self._key_names()), ("same", self.same or ())):
+            for name in wanted:
+                if name not in names:
+                    takes = ", ".join(names) or "no named arguments"
+                    raise ConfigurationError(f"{role} names {name!r}, but {task}() takes ({takes})")
+
+    def _key_names(self) -> tuple[str, ...]:
+        if callable(self.key):
+            return ()
+        return self.key if isinstance(self.key, tuple) else (self.key,)
+
+    def around(self, proceed: Proceed, call: Call) -> Any:
+        arguments = call.terms.bound(call.received_args, call.received_kwargs)
+        key = self.key_of(call.task, arguments, call.received_args, call.received_kwargs, call.header.get("key"))
+        if call.eager:
+            # Nothing is claimed, but a body that hands its key on can be run.
+            call.claim = Claim(key, int(time.time() * 1_000_000), time.monotonic() + self.lease.total_seconds())
+            return proceed(call)
+        run = Run(self, call, equipment_of(call.app).store, key, self.fingerprint(call.terms.bound.stated(arguments)))
+        return run.claim(proceed)
+
+    def check_call(self, task: str, bound: Binder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = self._key_names()
+        for name in names:  # what is no doubt a key is let pass without making it
+            if type(bound.one(name, args, kwargs)) not in _SURE:
+                break
+        else:
+            if names:
+                return
+        try:
+            arguments = bound(args, kwargs)
+        except TypeError:
+            return  # Celery's own check, which can be switched off, speaks of missing arguments
+        self.key_of(task, arguments, args, kwargs)
+
+    def key_of(
+        self,
+        task: str,
+        arguments: dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        given: str | None = None,
+    ) -> str:
+        """The key's digest for these arguments; the task's name is in it.
+
+        Raises:
+            InvalidKey: When a value in the key is no plain value, or is a float, and when the key function fails.
+        """
+        if given is not None:
+            if not isinstance(given, str) or not given:
+                raise InvalidKey(
+                    f"{task} was sent with a key of its own that is none: expected a str that is not empty"
+                )
+            return digest(task, "given", canonical(given, where="idempotency_key", floats=False))
+        if callable(self.key):
+            try:
+                value = self.key(*args, **kwargs)
+            except SoftTimeLimitExceeded:
+                raise
+            except Exception as error:
+                raise InvalidKey(f"the key function of {task} raised {type_name(error)}") from error
+            if value is None:
+                raise InvalidKey(f"the key function of {task} returned None; expected a value that names the work")
+            return digest(task, "function", canonical(value, where=f"the key of {task}", floats=False))
+        parts = [canonical(arguments[name], where=f"{task}(): {name}", floats=False) for name in self._key_names()]
+        return digest(task, "names", *parts)
+
+    def fingerprint(self, arguments: dict[str, Any]) -> str:
+        """A digest of the arguments that duplicates must agree on.
+
+        Args:
+            arguments: Those that differ from their defaults.
+
+        Raises:
+            InvalidKey: When one of them is NaN, or no plain value.
+        """
+        agreed = {name: value for name, value in arguments.items() if self.same is None or name in self.same}
+        return digest(canonical(agreed, where="arguments", floats=True))
+
+
+def _expect_names(role: str, names: tuple[Any, ...], *, empty: bool = False) -> None:
+    if not names and not empty:
+        raise ConfigurationError(f"expected {role} to name at least one argument, got an empty tuple")
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(
+                f"expected {role} to be an argument's name, a tuple of names or a function, got {name!r}"
+            )

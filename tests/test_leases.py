@@ -1,0 +1,402 @@
+"""A lease is renewed while its body runs, and its loss is told: in one process, and in every pool."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery
+from celery.exceptions import WorkerTerminate
+
+import celery_patterns as patterns
+from celery_patterns import _bury, dead_letter, idempotent
+from celery_patterns._idempotent import _renewal
+from celery_patterns.exceptions import StoreUnavailable
+from celery_patterns.stores import MemoryStore
+from celery_patterns.typing import Attempt, Claimed
+
+from .harness import Floor, wait_until
+from .here import run_here, soft_limit
+
+DAY = timedelta(days=1)
+LEASE = 0.6
+
+
+class Watched(MemoryStore):
+    """A store that tells what it was asked, and by which thread, and can be unplugged."""
+
+    def __init__(self) -> None:
+        super().__init__(time.monotonic)
+        self.asked: list[tuple[str, str]] = []
+        self.answers: dict[str, Callable[[], Any]] = {}
+
+    def _told(self, step: str, answer: Callable[[], Any]) -> Any:
+        self.asked.append((step, threading.current_thread().name))
+        if step in self.answers:
+            self.answers[step]()
+        return answer()
+
+    def claim(self, *args: Any, **kwargs: Any) -> Any:
+        return self._told("claim", lambda: super(Watched, self).claim(*args, **kwargs))
+
+    def renew(self, *args: Any, **kwargs: Any) -> Any:
+        return self._told("renew", lambda: super(Watched, self).renew(*args, **kwargs))
+
+    def complete(self, *args: Any, **kwargs: Any) -> Any:
+        return self._told("complete", lambda: super(Watched, self).complete(*args, **kwargs))
+
+    def renewals(self) -> int:
+        return sum(step == "renew" for step, _ in self.asked)
+
+
+@pytest.fixture
+def store() -> Watched:
+    return Watched()
+
+
+@pytest.fixture
+def app(database: str, store: Watched) -> Iterator[Celery]:
+    made = Celery("leases", broker=database, backend="cache+memory://", set_as_current=False)
+    patterns.use_patterns(made)
+    patterns.use_store(made, store)
+    with closing(made):
+        yield made
+
+
+def keyed(app: Celery, body: Any, *more: Any, lease: float = LEASE, name: str = "t") -> Any:
+    own = idempotent(key="x", ttl=DAY, lease=timedelta(seconds=lease))
+    return app.task(shared=False, name=name, patterns=(own, *more))(body)
+
+
+def away() -> None:
+    raise StoreUnavailable("unplugged")
+
+
+def taken_over(store: Watched, key: str) -> Claimed:
+    """Another run takes the key, as if this one had stood still: its lease is over on the store's clock."""
+    store._records[key].lease_ends = 0.0
+    answer = MemoryStore.claim(store, key, Attempt("other/0", 0, "other"), "fp", lease=DAY, ttl=DAY)
+    assert isinstance(answer, Claimed)
+    return answer
+
+
+def test_a_body_that_outlives_its_lease_keeps_its_key(app: Celery, store: Watched, caplog: Any) -> None:
+    """It is renewed a third of a lease after it was taken, and so on, by one thread; a duplicate waits all the time."""
+    seen = []
+
+    def work(x: int) -> int:
+        claim = patterns.current_claim()
+        until = time.monotonic() + 3 * LEASE
+        while time.monotonic() < until:
+            seen.append((claim.expires_in.total_seconds(), run_here(task, 1).state))
+            time.sleep(0.1)
+        return x
+
+    task = keyed(app, work)
+    assert run_here(task, 1).value == 1
+    assert {state for _, state in seen} == {"IGNORED"}
+    assert min(left for left, _ in seen) > 0
+    assert 5 <= store.renewals() <= 9
+    assert {thread for step, thread in store.asked if step == "renew"} == {"celery-patterns-renewer"}
+    assert "claim_lost" not in caplog.text
+    told = len(store.asked)
+    time.sleep(LEASE)
+    assert len(store.asked) == told, "renewed after its end"
+
+
+def test_a_short_body_asks_for_nothing_more(app: Celery, store: Watched) -> None:
+    """Two steps each, and one thread for all of them, which sleeps."""
+
+    def work(x: int) -> int:
+        return x
+
+    task = keyed(app, work, lease=3600)
+    for number in range(300):
+        assert run_here(task, number).value == number
+    time.sleep(0.2)
+    assert [step for step, _ in store.asked] == ["claim", "complete"] * 300
+    assert [thread.name for thread in threading.enumerate()].count("celery-patterns-renewer") == 1
+
+
+def test_a_short_lease_is_not_late_behind_a_long_one(app: Celery, store: Watched) -> None:
+    """The thread that sleeps for an hour's lease is woken for one of less than a second."""
+
+    def short(x: int) -> int:
+        time.sleep(2 * LEASE)
+        return x
+
+    def long(x: int) -> Any:
+        return run_here(inner, x).value
+
+    inner = keyed(app, short, name="short")
+    assert run_here(keyed(app, long, lease=3600, name="long"), 1).value == 1
+    assert store.renewals() >= 4
+
+
+def test_a_run_that_was_replaced_learns_it(app: Celery, store: Watched, caplog: Any) -> None:
+    """In the log, from its claim, and at its end: its result is not the key's, and the other's is returned."""
+    seen: dict[str, Any] = {}
+
+    def work(x: int) -> str:
+        claim = patterns.current_claim()
+        seen["before"] = claim.still_mine()
+        heir = taken_over(store, claim.key)
+        wait_until(lambda: "claim_lost" in caplog.text, 5, "the renewer's word")
+        seen["after"] = (claim.still_mine(), claim.expires_in)
+        seen["fences"] = (claim.fence, heir.fence)
+        store.complete(claim.key, Attempt("other/0", 0, "other"), "fp", heir.fence, b'"the heir\'s"', ttl=DAY)
+        store._records[claim.key].fingerprint = task.plan.patterns[0].fingerprint({"x": 1})
+        return "the zombie's"
+
+    task = keyed(app, work)
+    assert run_here(task, 1).value == "the heir's"
+    assert (seen["before"], seen["after"]) == (True, (False, timedelta(0)))
+    assert seen["fences"][0] < seen["fences"][1]
+    assert caplog.text.count("claim_lost") == 1
+
+
+def test_whether_it_is_still_mine_is_asked_of_the_store(app: Celery, store: Watched, caplog: Any) -> None:
+    """Before the renewer comes by; and it renews the lease on the way."""
+    seen = []
+
+    def work(x: int) -> None:
+        claim = patterns.current_claim()
+        time.sleep(0.05)
+        before = claim.expires_in
+        seen.append((claim.still_mine(), claim.expires_in > before))
+        taken_over(store, claim.key)
+        seen.append((claim.still_mine(), claim.expires_in == timedelta(0)))
+
+    run_here(keyed(app, work, lease=60), 1)
+    assert seen == [(True, True), (False, True)]
+    assert caplog.text.count("claim_lost") == 1
+
+
+def test_a_store_that_does_not_answer_has_promised_the_lease(app: Celery, store: Watched, caplog: Any) -> None:
+    """Until it is over the key is ours; afterwards nobody knows. It is tried again, and each time is told."""
+    seen = []
+
+    def work(x: int) -> int:
+        claim = patterns.current_claim()
+        store.answers["renew"] = away
+        seen.append(claim.still_mine())
+        time.sleep(LEASE * 1.2)
+        seen.append(claim.still_mine())
+        del store.answers["renew"]
+        seen.append(claim.still_mine())
+        return x
+
+    assert run_here(keyed(app, work), 1).value == 1
+    assert seen == [True, False, True]
+    assert 3 <= caplog.text.count("claim_not_renewed") <= 8
+    assert "claim_lost" not in caplog.text
+    assert ("WARNING", True) in [(r.levelname, "claim_not_renewed" in r.getMessage()) for r in caplog.records]
+
+
+def test_a_store_of_the_users_that_fails_stops_no_renewer(app: Celery, store: Watched, caplog: Any) -> None:
+    """Its error is logged; this lease and the others are renewed again."""
+    failures = iter([ValueError("its own"), ValueError("its own")])
+
+    def fail() -> None:
+        for error in failures:
+            raise error
+
+    def work(x: int) -> int:
+        store.answers["renew"] = fail
+        time.sleep(2 * LEASE)
+        return x
+
+    assert run_here(keyed(app, work), 1).value == 1
+    assert caplog.text.count("a lease could not be renewed") == 2
+    assert store.renewals() >= 4
+
+
+def test_a_renewal_that_meets_the_end_is_no_loss(app: Celery, store: Watched, caplog: Any) -> None:
+    """The renewer asks while the run completes: the store refuses it after the record, and nobody calls that a loss."""
+    asked, go = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        asked.set()
+        go.wait(5)
+
+    def work(x: int) -> int:
+        store.answers["renew"] = slow
+        store.answers["complete"] = lambda: None
+        asked.wait(5)
+        return x
+
+    task = keyed(app, work)
+    assert run_here(task, 1).value == 1
+    go.set()
+    wait_until(lambda: store.renewals() and not _renewal.renewer._held, 5, "the late answer")
+    time.sleep(0.1)
+    assert "claim_lost" not in caplog.text
+    assert run_here(task, 1).value == 1
+
+
+@pytest.mark.parametrize("end", ["fails", "ends the worker", "asks again"])
+def test_no_end_leaves_a_lease_behind(app: Celery, store: Watched, end: str) -> None:
+    """A body that fails gives its key back; one that ends its worker leaves it to the lease: neither is renewed."""
+
+    def work(self: Any, x: int) -> None:
+        if end == "fails":
+            raise ValueError
+        if end == "ends the worker":
+            raise WorkerTerminate(1)
+        raise self.retry(countdown=60)
+
+    own = (idempotent(key="x", ttl=DAY, lease=timedelta(seconds=LEASE)), dead_letter("dead", max_crashes=None))
+    task = app.task(shared=False, name="t", bind=True, patterns=own)(work)
+    if end == "ends the worker":
+        with pytest.raises(WorkerTerminate):
+            run_here(task, 1)
+    else:
+        run_here(task, 1)
+    assert not _renewal.renewer._held
+    time.sleep(LEASE * 0.6)
+    assert store.renewals() == 0
+
+
+def test_a_key_is_held_while_its_letter_is_written(app: Celery, store: Watched, monkeypatch: Any) -> None:
+    """A broker that takes longer than the lease: no other run of the key begins meanwhile."""
+    seen = []
+
+    def work(x: int) -> None:
+        raise ValueError
+
+    task = keyed(app, work, dead_letter("dead", max_crashes=None))
+    publish = _bury.publish_letter
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(1.5 * LEASE)
+        seen.append(run_here(task, 1).state)
+        return publish(*args, **kwargs)
+
+    monkeypatch.setattr("celery_patterns._dead_letter.publish_letter", slowly)
+    run_here(task, 1)
+    assert seen == ["IGNORED"]
+    assert store.renewals() >= 2
+
+
+def test_a_forked_child_has_a_renewer_of_its_own(app: Celery, store: Watched) -> None:
+    """It inherits neither the thread nor what its parent's bodies hold."""
+
+    def work(x: int) -> int:
+        time.sleep(2 * LEASE)
+        return store.renewals()
+
+    task = keyed(app, work)
+    assert run_here(task, 1).value >= 4  # the parent's thread runs
+
+    def nested(x: int) -> int:
+        asked = store.renewals()
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            held = len(_renewal.renewer._held)
+            outcome = run_here(task, 2).value - store.renewals()
+            os.write(writing, f"{held} {outcome} {store.renewals() - asked}".encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        held, outcome, renewed = map(int, os.read(reading, 100).split())
+        assert (held, outcome) == (0, 0)
+        return renewed
+
+    assert 4 <= run_here(keyed(app, nested, lease=3600, name="nested"), 3).value <= 6
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Celery's own steps are struck, too, and it says so
+def test_a_soft_limit_while_the_key_is_taken(app: Celery, store: Watched) -> None:
+    """Wherever it strikes, the next body is renewed all the same."""
+
+    def work(x: int) -> int:
+        return x
+
+    task = keyed(app, work)
+    run_here(task, 0)
+    for number in range(1, 300):
+        with contextlib.suppress(SoftTimeLimitExceeded), soft_limit(number * 0.000005):
+            run_here(task, number)
+
+    def long(x: int) -> int:
+        time.sleep(LEASE)
+        return store.renewals()
+
+    before = store.renewals()
+    assert run_here(keyed(app, long, name="long"), 1).value > before
+
+
+# On real workers
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+def test_a_long_body_in_every_pool(shop: Floor, pool: str) -> None:
+    """Three times its lease, and sent four times: it runs once, and all have its result."""
+    shop.worker(pool=pool, concurrency=1 if pool == "solo" else 4)
+    results = [shop.task("long_keyed").delay("o-1", 6.0) for _ in range(4)]
+    assert len({result.get(timeout=60) for result in results}) == 1
+    assert len(shop.traces.all("starts")) == 1
+    assert shop.traces.all("effects") == ["o-1"]
+    assert [still for _, _, still in shop.traces.all("still")] == [True]
+    assert "claim_lost" not in shop.logs()
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_worker_that_stands_still_is_replaced_and_told(shop: Floor) -> None:
+    """SIGSTOP for longer than the lease: another run does the work, and the first one's result does not count."""
+    shop.worker(concurrency=2)
+    first = shop.task("long_keyed").delay("o-1", 3.0)
+    shop.wait(lambda: shop.traces.count("starts") == 1, 20, "the first run")
+    (_, pid, fence) = shop.traces.all("starts")[0]
+    with stopped(pid):
+        second = shop.task("long_keyed").delay("o-1", 3.0)
+        shop.wait(lambda: shop.traces.count("starts") == 2, 30, "the second run")
+    (_, _, greater) = shop.traces.all("starts")[1]
+    assert greater > fence
+    expected = f"done o-1 by {greater}"
+    assert [first.get(timeout=60), second.get(timeout=60)] == [expected, expected]
+    assert sorted(map(tuple, shop.traces.all("still"))) == [("o-1", fence, False), ("o-1", greater, True)]
+    assert shop.logs().count("claim_lost") == 1
+
+
+def test_a_worker_that_stood_still_and_was_not_replaced(shop: Floor) -> None:
+    """Its lease ran out, but nobody asked: it goes on, and its result counts."""
+    shop.worker(concurrency=1)
+    sent = shop.task("long_keyed").delay("o-1", 3.0)
+    shop.wait(lambda: shop.traces.count("starts") == 1, 20, "the run")
+    (_, pid, fence) = shop.traces.all("starts")[0]
+    with stopped(pid):
+        time.sleep(2.5)
+    assert sent.get(timeout=30) == f"done o-1 by {fence}"
+    assert "claim_lost" not in shop.logs()
+
+
+def test_a_killed_holder_is_replaced_when_its_lease_is_over(shop: Floor) -> None:
+    """Also one that had renewed it: nobody renews for the dead."""
+    shop.worker(concurrency=2, FLOOR_VISIBILITY="7")
+    sent = shop.task("long_keyed").delay("o-1", 5.0)
+    shop.wait(lambda: shop.traces.count("starts") == 1, 20, "the run")
+    time.sleep(3.0)  # renewed three times by now
+    os.kill(shop.traces.all("starts")[0][1], signal.SIGKILL)
+    dead = time.monotonic()
+    shop.wait(lambda: shop.traces.count("starts") == 2, 130, "the second run")
+    assert time.monotonic() - dead < 130
+    assert sent.get(timeout=60) == f"done o-1 by {shop.traces.all('starts')[1][2]}"
+    assert shop.traces.all("effects") == ["o-1"]
