@@ -15,17 +15,19 @@ from typing import Any
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
-from celery.exceptions import WorkerTerminate
+from celery.exceptions import Ignore, Reject, WorkerTerminate
 
 import celery_patterns as patterns
-from celery_patterns import _bury, dead_letter, idempotent
+from celery_patterns import _bury, dead_letter, dead_letters, idempotent, retry
 from celery_patterns._idempotent import _renewal
-from celery_patterns.exceptions import StoreUnavailable
+from celery_patterns._message import HEADER
+from celery_patterns.exceptions import ClaimLost, StoreUnavailable
 from celery_patterns.stores import MemoryStore
 from celery_patterns.typing import Attempt, Claimed
 
 from .harness import Floor, wait_until
 from .here import run_here, soft_limit
+from .test_retry import published
 
 DAY = timedelta(days=1)
 LEASE = 0.6
@@ -83,8 +85,9 @@ def away() -> None:
 
 def taken_over(store: Watched, key: str) -> Claimed:
     """Another run takes the key, as if this one had stood still: its lease is over on the store's clock."""
-    store._records[key].lease_ends = 0.0
-    answer = MemoryStore.claim(store, key, Attempt("other/0", 0, "other"), "fp", lease=DAY, ttl=DAY)
+    record = store._records[key]
+    record.lease_ends = 0.0
+    answer = MemoryStore.claim(store, key, Attempt("other/0", 0, "other"), record.fingerprint, lease=DAY, ttl=DAY)
     assert isinstance(answer, Claimed)
     return answer
 
@@ -153,8 +156,8 @@ def test_a_run_that_was_replaced_learns_it(app: Celery, store: Watched, caplog: 
         wait_until(lambda: "claim_lost" in caplog.text, 5, "the renewer's word")
         seen["after"] = (claim.still_mine(), claim.expires_in)
         seen["fences"] = (claim.fence, heir.fence)
-        store.complete(claim.key, Attempt("other/0", 0, "other"), "fp", heir.fence, b'"the heir\'s"', ttl=DAY)
-        store._records[claim.key].fingerprint = task.plan.patterns[0].fingerprint({"x": 1})
+        seen_as = store._records[claim.key].fingerprint
+        store.complete(claim.key, Attempt("other/0", 0, "other"), seen_as, heir.fence, b'"the heir\'s"', ttl=DAY)
         return "the zombie's"
 
     task = keyed(app, work)
@@ -162,6 +165,95 @@ def test_a_run_that_was_replaced_learns_it(app: Celery, store: Watched, caplog: 
     assert (seen["before"], seen["after"]) == (True, (False, timedelta(0)))
     assert seen["fences"][0] < seen["fences"][1]
     assert caplog.text.count("claim_lost") == 1
+
+
+@pytest.mark.parametrize("how", ["fails", "retries", "asks by hand", "is ignored", "rejects"])
+def test_no_other_end_of_a_replaced_run_counts(app: Celery, store: Watched, how: str) -> None:
+    """Its message waits for the other run: no letter, no attempt beside that run's own, no acknowledgement without a copy."""
+
+    def work(self: Any, x: int) -> None:
+        taken_over(store, patterns.current_claim().key)
+        assert not patterns.current_claim().still_mine()
+        if how == "retries":
+            raise ConnectionError
+        if how == "asks by hand":
+            raise self.retry(countdown=60)
+        raise {"fails": ValueError("no"), "is ignored": Ignore("no"), "rejects": Reject("no")}[how]
+
+    own = idempotent(key="x", ttl=DAY, lease=timedelta(seconds=LEASE), same=())
+    more = (retry(on=ConnectionError), dead_letter("dead", max_crashes=None))
+    task = app.task(shared=False, name="t", bind=True, patterns=(own, *more))(work)
+    outcome = run_here(task, 1, task_id="zombie")
+    assert outcome.state == "IGNORED"
+    (copy,) = published(app)
+    headers = copy["headers"]
+    assert (headers["id"], headers["retries"], headers[HEADER]["looks"]) == ("zombie", 0, 1)
+    assert list(dead_letters(app, "dead")) == []
+
+
+def test_a_run_that_nobody_replaced_fails_as_ever(app: Celery, store: Watched) -> None:
+    """Its lease was over, and is asked for once more."""
+
+    def work(x: int) -> None:
+        store.answers["renew"] = away
+        time.sleep(1.2 * LEASE)
+        del store.answers["renew"]
+        raise ValueError("no")
+
+    outcome = run_here(keyed(app, work, dead_letter("dead", max_crashes=None)), 1)
+    assert (outcome.state, str(outcome.value)) == ("FAILURE", "no")
+    assert len(list(dead_letters(app, "dead"))) == 1
+
+
+def test_a_failure_while_the_store_is_away_for_too_long(app: Celery, store: Watched, caplog: Any) -> None:
+    """Whether it counts cannot be known: the message waits, and has the key at once when the store is back."""
+    begun = []
+
+    def work(x: int) -> str:
+        begun.append(x)
+        if len(begun) > 1:
+            return "done"
+        store.answers["renew"] = store.answers["claim"] = away
+        time.sleep(1.2 * LEASE)
+        raise ValueError("no")
+
+    task = keyed(app, work, dead_letter("dead", max_crashes=None))
+    assert run_here(task, 1, task_id="t-1").state == "IGNORED"
+    (copy,) = published(app)
+    store.answers.clear()
+    again = run_here(task, 1, task_id="t-1", headers={HEADER: copy["headers"][HEADER]})
+    assert (again.value, begun) == ("done", [1, 1])
+    assert list(dead_letters(app, "dead")) == []
+    assert "claim_taken_over" not in caplog.text
+    assert not _renewal.renewer._held
+
+
+@pytest.mark.parametrize("held", ["still", "no longer", "by another"])
+def test_a_run_that_gives_up_is_no_failure(app: Celery, store: Watched, held: str, caplog: Any) -> None:
+    """Whoever has the key then: the message waits, no attempt is used, and where nobody has it, it is had at once."""
+    begun = []
+
+    def work(x: int) -> str:
+        begun.append(x)
+        if len(begun) > 1:
+            return "done"
+        key = patterns.current_claim().key
+        if held == "by another":
+            taken_over(store, key)
+            assert not patterns.current_claim().still_mine()
+        if held == "no longer":
+            taken_over(store, key)
+            assert not patterns.current_claim().still_mine()
+            store._records[key].lease_ends = 0.0
+        raise ClaimLost("gives up")
+
+    task = keyed(app, work, retry(on=Exception), dead_letter("dead", max_crashes=None), lease=60)
+    assert run_here(task, 1, task_id="t-1").state == "IGNORED"
+    (copy,) = published(app)
+    assert (copy["headers"]["retries"], list(dead_letters(app, "dead"))) == (0, [])
+    again = run_here(task, 1, task_id="t-1", headers={HEADER: copy["headers"][HEADER]})
+    assert (again.state, len(begun)) == (("IGNORED", 1) if held == "by another" else ("SUCCESS", 2))
+    assert not _renewal.renewer._held
 
 
 def test_whether_it_is_still_mine_is_asked_of_the_store(app: Celery, store: Watched, caplog: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import Signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import current_task
@@ -23,13 +23,30 @@ if TYPE_CHECKING:
     from celery.app.task import Context, Task
     from celery.exceptions import Retry
 
-__all__ = ["MARK", "Call", "Claim", "Proceed", "Terms", "current_call", "current_claim"]
+__all__ = ["MARK", "Call", "Claim", "Lease", "Proceed", "Terms", "current_call", "current_claim"]
 
 #: Where the running call hangs in its request. ``Task.__call__`` copies a request's attributes into the request of a
 #: nested direct call, which is what keeps such a call from being taken for an attempt of its own.
 MARK = "_celery_patterns_call"
 
 _NO_HEADER: dict[str, Any] = {}
+
+
+class Lease(Protocol):
+    """How the running call holds its key."""
+
+    @property
+    def left(self) -> float:
+        """For how many seconds it surely does, on this process's clock."""
+        ...
+
+    def renew(self) -> bool:
+        """Ask the store for another lease; False when the key is this run's no longer."""
+        ...
+
+    def is_lost(self) -> bool:
+        """Whether the key is this run's no longer; the store is asked only when the lease is over."""
+        ...
 
 
 class Claim:
@@ -41,13 +58,13 @@ class Claim:
         fence: A number that is greater for every later claim of the same key, also after the record expired.
     """
 
-    __slots__ = ("_deadline", "_renew", "fence", "key")
+    __slots__ = ("fence", "key", "lease")
 
-    def __init__(self, key: str, fence: int, deadline: float) -> None:
+    def __init__(self, key: str, fence: int, lease: Lease) -> None:
         self.key = key
         self.fence = fence
-        self._deadline = deadline
-        self._renew: Callable[[], bool] | None = None
+        #: For the patterns; a body asks :attr:`expires_in` and :meth:`still_mine`.
+        self.lease = lease
 
     @property
     def expires_in(self) -> timedelta:
@@ -55,29 +72,20 @@ class Claim:
 
         A third of a lease after it was taken, or renewed, the lease is renewed.
         """
-        return timedelta(seconds=max(0.0, self._deadline - time.monotonic()))
+        return timedelta(seconds=self.lease.left)
 
     def still_mine(self) -> bool:
         """Whether this run still holds the key: the store is asked, and renews the lease.
 
-        Ask it before an effect that must not come from two runs. It does not promise that the key is still ours a
+        Ask it before an effect that must not come from two runs, and raise
+        :class:`~celery_patterns.exceptions.ClaimLost` when it is False. It does not promise that the key is still ours a
         moment later: hand ``fence`` to a system that can refuse the smaller one. When the store does not answer, it is
         what the store last promised: whether the lease still runs. In eager mode nothing is claimed, and it is True.
         """
-        if self._renew is None:
-            return True
         try:
-            return self._renew()
+            return self.lease.renew()
         except StoreUnavailable:
-            return self._deadline > time.monotonic()
-
-    def holds_until(self, deadline: float) -> None:
-        """Remember until when the lease runs, in seconds on this process's clock."""
-        self._deadline = deadline
-
-    def renewed_by(self, renew: Callable[[], bool]) -> None:
-        """Remember how the store is asked."""
-        self._renew = renew
+            return self.lease.left > 0
 
     def __repr__(self) -> str:
         return f"<Claim {self.key} fence={self.fence}>"

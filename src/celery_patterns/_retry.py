@@ -21,7 +21,7 @@ from ._events import emit
 from ._message import moment
 from ._plan import Layer, Pattern
 from ._republish import next_attempt
-from .exceptions import AttemptTooLate, ConfigurationError, PatternsError
+from .exceptions import AttemptTooLate, ClaimLost, ConfigurationError, PatternsError
 
 if TYPE_CHECKING:
     from ._call import Call, Proceed
@@ -117,7 +117,7 @@ class retry(Pattern):  # noqa: N801 - used as a call, like tenacity's own polici
                 call.asked = None
                 raise asked.exc if isinstance(asked.exc, Exception) else _exhausted(call) from None
             raise
-        except (Ignore, Reject):
+        except (Ignore, Reject, ClaimLost):
             raise
         except Exception as error:
             wait = self._wait_for(call, error)

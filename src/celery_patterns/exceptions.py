@@ -11,6 +11,7 @@
     ├── PublishFailed           the broker did not confirm a message
     ├── KeyMismatch             the key was used before, with other arguments
     ├── InProgress              the first run of the key did not end in time
+    ├── ClaimLost               the run does not know that its key is still its own
     ├── ResultNotKept           the work is done, but its result could not be stored
     ├── AlreadyFailed           this very attempt has failed before
     ├── AttemptTooLate          the attempt was delivered after the retry's deadline
@@ -32,6 +33,7 @@ __all__ = [
     "AttemptTooLate",
     "BackendUnavailable",
     "BodyAborted",
+    "ClaimLost",
     "ConfigurationError",
     "InProgress",
     "InvalidKey",
@@ -113,6 +115,14 @@ class KeyMismatch(PatternsError):
 
 class InProgress(PatternsError):
     """The first run of the key did not end within ``wait_within``."""
+
+
+class ClaimLost(PatternsError):
+    """The run does not know that its key is still its own.
+
+    Raise it in a body when ``current_claim().still_mine()`` is False: it is no failure. The message waits for the run that
+    has the key, and returns its result; where nobody has it, the task runs again. No attempt is used.
+    """
 
 
 class ResultNotKept(PatternsError):

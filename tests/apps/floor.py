@@ -21,6 +21,17 @@ from kombu.exceptions import EncodeError
 from tenacity import wait_fixed, wait_none
 
 import celery_patterns as patterns
+from celery_patterns.exceptions import ClaimLost
+from celery_patterns.typing import Done
+
+#: How long a key of ``witnessed`` is held by the dead, in seconds.
+WITNESSED_LEASE = 3
+
+_STEP = """
+local seen = redis.call('HGET', KEYS[1], ARGV[1])
+if seen and tonumber(seen) > tonumber(ARGV[2]) then redis.call('RPUSH', KEYS[2], ARGV[1])
+else redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+"""
 
 
 class Traces:
@@ -41,6 +52,10 @@ class Traces:
 
     def count(self, name: str) -> int:
         return int(self.redis.llen(self._name(name)))
+
+    def step(self, order: int, fence: int) -> None:
+        """A step of this run: one behind a step of a later run is remembered as stale."""
+        self.redis.eval(_STEP, 2, self._name("fences"), self._name("stale"), order, fence)
 
     def set(self, name: str) -> None:
         self.redis.set(self._name(f"flag:{name}"), 1)
@@ -81,6 +96,8 @@ class CrashingStore(patterns.stores.RedisStore):
     def complete(self, *args: Any, **kwargs: Any) -> Any:
         self._crash("complete.before")
         answer = super().complete(*args, **kwargs)
+        if isinstance(answer, Done) and answer.ours and patterns.current_call().task == "witnessed":
+            self.traces.set(f"recorded:{patterns.current_call().args[0]}")
         self._crash("complete.after")
         return answer
 
@@ -313,6 +330,26 @@ def make_app(environment: Any = os.environ) -> Celery:
         traces.add("still", [order, claim.fence, claim.still_mine()])
         traces.add("effects", order)
         return f"done {order} by {claim.fence}"
+
+    @task(shared=False, name="witnessed")
+    @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=WITNESSED_LEASE), same=("order",))
+    @patterns.dead_letter(dead, max_crashes=None)
+    def witnessed(order: int, seconds: float) -> str:
+        """Each step asks whether the key is still its own, and is told to a witness that is not cut off."""
+        claim = patterns.current_claim()
+        run = f"{order}/{claim.fence}"
+        traces.add("begun", [order, claim.fence, os.getpid(), traces.is_set(f"recorded:{order}")])
+        until = time.monotonic() + seconds
+        while True:
+            if not claim.still_mine():
+                traces.add("gave up", run)
+                raise ClaimLost("another run has the key")
+            traces.step(order, claim.fence)
+            if time.monotonic() >= until:
+                break
+            time.sleep(0.05)
+        traces.add("effects", order)
+        return run
 
     @task(shared=False, name="doomed")
     @patterns.dead_letter(dead)

@@ -114,7 +114,7 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         key = self.key_of(call.task, arguments, call.received_args, call.received_kwargs, call.header.get("key"))
         if call.eager:
             # Nothing is claimed, but a body that hands its key on can be run.
-            call.claim = Claim(key, int(time.time() * 1_000_000), time.monotonic() + self.lease.total_seconds())
+            call.claim = Claim(key, int(time.time() * 1_000_000), _Unclaimed(self.lease.total_seconds()))
             return proceed(call)
         run = Run(self, call, equipment_of(call.app).store, key, self.fingerprint(call.terms.bound.stated(arguments)))
         return run.claim(proceed)
@@ -176,6 +176,19 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         """
         agreed = {name: value for name, value in arguments.items() if self.same is None or name in self.same}
         return digest(canonical(agreed, where="arguments", floats=True))
+
+
+@dataclass(frozen=True)
+class _Unclaimed:
+    """In eager mode nobody can take the key."""
+
+    left: float
+
+    def renew(self) -> bool:
+        return True
+
+    def is_lost(self) -> bool:
+        return False
 
 
 def _expect_names(role: str, names: tuple[Any, ...], *, empty: bool = False) -> None:

@@ -10,9 +10,8 @@ import queue
 import threading
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from .._call import Claim
 from .._events import emit
 from ..exceptions import StoreUnavailable
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from .._call import Call
     from ..typing import Attempt, Store
 
-__all__ = ["Renewal", "renewer"]
+__all__ = ["Holder", "Renewal", "renewer"]
 
 logger = logging.getLogger("celery_patterns")
 
@@ -28,30 +27,47 @@ logger = logging.getLogger("celery_patterns")
 FIRST, AGAIN = 1 / 3, 1 / 6
 
 
+class Holder(NamedTuple):
+    """What the store is asked with: the key, who holds it since which claim, and the two spans of its pattern."""
+
+    key: str
+    attempt: Attempt
+    fence: int
+    lease: timedelta
+    ttl: timedelta
+
+
 class Renewal:
-    """One key that a running body holds, as long as its lease is renewed.
+    """The lease of one key that a running body holds.
 
     Args:
         call: The running call.
         store: Where the key is held.
-        attempt: Who holds it.
-        claim: What the body knows of it.
-        lease: For how long each renewal holds.
-        ttl: How long the record outlives the lease.
+        holder: Who holds it, and for how long at a time.
+        asked: When the key was asked for, on this process's clock.
     """
 
-    __slots__ = ("_attempt", "_call", "_lease", "_lost", "_store", "_ttl", "claim", "due", "over")
+    __slots__ = ("_call", "_deadline", "_holder", "_seconds", "_store", "due", "lost", "over")
 
-    def __init__(
-        self, call: Call, store: Store, attempt: Attempt, claim: Claim, *, lease: timedelta, ttl: timedelta
-    ) -> None:
-        self._call, self._store, self._attempt, self._lease, self._ttl = call, store, attempt, lease, ttl
-        self.claim = claim
-        #: When to renew it, on this process's clock.
-        self.due = time.monotonic() + lease.total_seconds() * FIRST
+    def __init__(self, call: Call, store: Store, holder: Holder, asked: float) -> None:
+        self._call, self._store, self._holder, self._seconds = call, store, holder, holder.lease.total_seconds()
         #: Whether the run gives the key back, or has: a refusal then is no loss.
         self.over = False
-        self._lost = False
+        #: Whether the store has said that the key is another's, and the log has been told.
+        self.lost = False
+        self._held_since(asked)
+
+    def _held_since(self, asked: float) -> None:
+        self._deadline = asked + self._seconds
+        #: When to renew it, on this process's clock.
+        self.due = asked + self._seconds * FIRST
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def is_lost(self) -> bool:
+        return not self.left and not self.renew()
 
     def renew(self) -> bool:
         """Ask the store for another lease; False when the key is this run's no longer.
@@ -59,39 +75,32 @@ class Renewal:
         Raises:
             StoreUnavailable: When the store does not say.
         """
-        if self._lost:
+        if self.lost:
             return False
         # Read before the question is sent: the store begins to count later, so we never trust a lease longer than it does.
-        asked, lease, claim = time.monotonic(), self._lease.total_seconds(), self.claim
-        if self._store.renew(claim.key, self._attempt, claim.fence, lease=self._lease, ttl=self._ttl):
-            claim.holds_until(asked + lease)
-            self.due = asked + lease * FIRST
+        asked, who = time.monotonic(), self._holder
+        if self._store.renew(who.key, who.attempt, who.fence, lease=who.lease, ttl=who.ttl):
+            self._held_since(asked)
             return True
         if not self.over:
-            self._lost = True
-            claim.holds_until(asked)
-            emit(logging.ERROR, "claim_lost", self._call, fence=claim.fence)
+            self.lost, self._deadline = True, asked
+            emit(logging.ERROR, "claim_lost", self._call, fence=who.fence)
         return False
-
-    @property
-    def lost(self) -> bool:
-        """Whether the store has said that the key is another's, and the log has been told."""
-        return self._lost
 
     def renew_in_time(self) -> None:
         """Renew it if it is due; what is wrong is logged, and tried again."""
-        if self.over or self._lost or self.due > time.monotonic():
+        if self.over or self.lost or self.due > time.monotonic():
             return
         try:
             self.renew()
         except StoreUnavailable as error:
-            left = round(self.claim.expires_in.total_seconds(), 3)
-            emit(logging.WARNING, "claim_not_renewed", self._call, error=error, reason=str(error), expires_in=left)
+            told = {"reason": str(error), "expires_in": round(self.left, 3)}
+            emit(logging.WARNING, "claim_not_renewed", self._call, error=error, **told)
         except Exception:  # a store of the user's, and the other bodies' leases are renewed by this thread too
             logger.exception("a lease could not be renewed")
         else:
             return
-        self.due = time.monotonic() + self._lease.total_seconds() * AGAIN
+        self.due = time.monotonic() + self._seconds * AGAIN
 
 
 class _Renewer:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Retry
 from celery.result import ResultBase
 
 from .. import _codec
@@ -22,6 +22,7 @@ from .._plan import FAILED, REJECTED, REQUEUED
 from .._republish import send_waiting_copy
 from ..exceptions import (
     AlreadyFailed,
+    ClaimLost,
     InProgress,
     KeyMismatch,
     ResultNotKept,
@@ -29,7 +30,7 @@ from ..exceptions import (
     TooManyCrashes,
 )
 from ..typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running
-from ._renewal import Renewal, renewer
+from ._renewal import Holder, Renewal, renewer
 
 if TYPE_CHECKING:
     from .._call import Call, Proceed
@@ -59,6 +60,8 @@ class Run:
         self.fingerprint = fingerprint
         #: Who asked before for this message, and heard no answer.
         self.unheard = tuple(str(owner) for owner in call.header.get("asked_by", ()))
+        #: Whose key the waiting copy is to have.
+        self.bequests: list[str] = []
         anew = call.header.get("anew")
         run_id = call.run_id if anew is None else f"{call.run_id}/{anew}"
         # Random for each run: a redelivery has the same task id, and must not pass for the first run.
@@ -84,7 +87,7 @@ class Run:
             raise
         except StoreUnavailable as error:
             emit(logging.WARNING, "claim_postponed", self.call, error=error, reason=str(error))
-            return self._wait(LONGEST_WAIT, error)
+            return self._bequeath(LONGEST_WAIT, error)
         if isinstance(answer, Claimed):
             return self._hold(answer, proceed)
         return self._follow(answer)
@@ -111,7 +114,9 @@ class Run:
 
     def _hold(self, claimed: Claimed, proceed: Proceed) -> Any:
         call, pattern = self.call, self.pattern
-        claim = call.claim = Claim(self.key, claimed.fence, self.asked + pattern.lease.total_seconds())
+        holder = Holder(self.key, self.attempt, claimed.fence, pattern.lease, pattern.ttl)
+        renewal = self.renewal = Renewal(call, self.store, holder, self.asked)
+        call.claim = Claim(self.key, claimed.fence, renewal)
         limit = call.terms.crash_limit
         if limit is not None and claimed.starts > limit:
             self.crashed = True
@@ -120,19 +125,48 @@ class Run:
             )
         if claimed.starts > 1:
             emit(logging.WARNING, "claim_taken_over", call, starts=claimed.starts, fence=claimed.fence)
-        self.renewal = Renewal(call, self.store, self.attempt, claim, lease=pattern.lease, ttl=pattern.ttl)
-        claim.renewed_by(self.renewal.renew)
-        renewer.watch(self.renewal)
+        renewer.watch(renewal)
         try:
             result = proceed(call)
-        except Exception:
-            raise  # its end gives the key back
+        except Retry:
+            raise  # the next attempt stands, and waits if it must
+        except Exception as error:
+            try:
+                answer = self._whose()
+            except StoreUnavailable as trouble:
+                # The lease is over, and nobody says whose the key is.
+                emit(logging.WARNING, "claim_postponed", call, error=trouble, reason=str(trouble))
+                return self._bequeath(LONGEST_WAIT, trouble)
+            if not isinstance(answer, Claimed):
+                return self._follow(answer)
+            if isinstance(error, ClaimLost):  # it is not, or is free by now
+                return self._bequeath(timedelta(0), None)
+            raise
         except BaseException:
             self._stop_renewing()  # nobody here will, and others may have it when the lease is over
             raise
         if call.asked is not None:
             return result  # it asked with throw=False: the work is not done, and the next attempt needs the key
         return self._complete(result)
+
+    def _whose(self) -> Answer:
+        """Whose the key is when the body has failed: Claimed when the failure counts.
+
+        The message of a run that lost its key must not end while the other run lives: on Redis a message that was given out
+        twice is acknowledged by whichever comes first, and the other run would be unprotected.
+
+        Raises:
+            StoreUnavailable: When the lease is over, and the store does not say whether the key is still this run's.
+        """
+        assert self.renewal is not None
+        return self._ask() if self.renewal.is_lost() else Claimed(self.fence, 1)
+
+    def _bequeath(self, wait: timedelta, trouble: StoreUnavailable | None) -> None:
+        """Let the message wait, and then have what this run may hold, as the same start."""
+        self._stop_renewing()
+        self.call.settlements = [one for one in self.call.settlements if one != self._release]
+        self.bequests = [*self.unheard, self.attempt.owner][-LONGEST_MEMORY:]
+        self._wait(wait, trouble)
 
     def _complete(self, result: Any) -> Any:
         call = self.call
@@ -178,7 +212,7 @@ class Run:
                 patient = False
                 continue
             except StoreUnavailable as error:
-                left = self.call.claim.expires_in.total_seconds() if self.call.claim and patient else 0.0
+                left = self.renewal.left if self.renewal is not None and patient else 0.0
                 if left <= 0:
                     told = {"reason": str(error), "fence": self.fence}
                     with contextlib.suppress(SoftTimeLimitExceeded):  # too late to undo the work, too
@@ -248,11 +282,10 @@ class Run:
                 f"{call.task}: another run of the same key did not end within {self.pattern.wait_within}"
             )
         emit(logging.INFO, "duplicate_waiting", call, wait=round(wait.total_seconds(), 3))
-        unheard = () if error is None else (*self.unheard, self.attempt.owner)[-LONGEST_MEMORY:]
         send_waiting_copy(
             call,
             wait,
             waiting=since,
             looks=self.looks + 1,
-            asked_by=list(unheard) or None,
+            asked_by=self.bequests or None,
         )
