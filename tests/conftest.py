@@ -14,8 +14,9 @@ from hypothesis import settings
 
 from .harness import Floor, floor
 from .servers import RabbitServer, RedisServer
+from .test_store_guards import REDIS, WITHOUT, leave_out
 
-REDIS, RABBIT = "TESTS_REDIS_PORT", "TESTS_RABBIT_PORT"
+RABBIT = "TESTS_RABBIT_PORT"
 # Where a change is judged, the same examples each time; on a developer's machine new ones.
 settings.register_profile("ci", derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
@@ -26,6 +27,8 @@ _databases = itertools.count()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the servers once, before xdist's own processes, which find them in the environment."""
+    if WITHOUT in os.environ:
+        leave_out()
     if hasattr(config, "workerinput") or REDIS in os.environ or config.option.collectonly:
         return
     for server, name in ((RedisServer(), REDIS), (RabbitServer(), RABBIT)):

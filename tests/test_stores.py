@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from celery_patterns import idempotent, use_patterns, use_store
 from celery_patterns.exceptions import ConfigurationError, StoreUnavailable
 from celery_patterns.stores import MemoryStore, RedisStore, open_store
+from celery_patterns.stores._marks import KEEP
 from celery_patterns.typing import Attempt, Claimed, Done, Ended, Mismatch, Running, Store
 
 from .here import run_here
@@ -188,6 +189,58 @@ def test_the_ends_of_several_tasks_are_remembered(bench: Bench) -> None:
         me = run(f"t{task}/0")
         bench.release(me, bench.claim(me).fence, Ended(failed=True))
     assert [bench.claim(run(f"t{task}/0")) for task in range(8)] == [Ended(failed=True)] * 8
+
+
+def test_the_ends_of_one_task_push_out_no_others(bench: Bench) -> None:
+    """A task that is tried again and again has one mark: its last."""
+    other = run("other/0")
+    bench.release(other, bench.claim(other).fence, Ended(failed=True))
+    for number in range(KEEP + 2):
+        me = run(number=number)
+        bench.release(me, bench.claim(me).fence, Ended(failed=False))
+    assert bench.claim(run("other/0")) == Ended(failed=True)
+
+
+def test_no_more_ends_are_remembered_than_some(bench: Bench) -> None:
+    """A record does not grow for ever: the oldest end gives way."""
+    for task in range(KEEP + 1):
+        me = run(f"t{task}/0")
+        bench.release(me, bench.claim(me).fence, Ended(failed=True))
+    assert bench.claim(run(f"t{KEEP}/0")) == bench.claim(run("t1/0")) == Ended(failed=True)
+    assert isinstance(bench.claim(run("t0/0")), Claimed)
+
+
+def test_an_end_is_forgotten_after_its_ttl(bench: Bench) -> None:
+    """And with it the record: the attempt is as new."""
+    me = run()
+    claimed = bench.claim(me)
+    bench.store.release("k", me, claimed.fence, ended=Ended(failed=True), ttl=LEASE)
+    assert bench.claim(run()) == Ended(failed=True)
+    bench.let_pass(LEASE)
+    assert isinstance(bench.claim(run()), Claimed)
+
+
+def test_a_claim_that_nobody_ended_is_forgotten_at_last(bench: Bench) -> None:
+    """After its lease and ``ttl``: no crash is remembered."""
+    bench.store.claim("k", run(), "fp", lease=LEASE, ttl=LEASE)
+    bench.let_pass(2.1 * LEASE)
+    after = bench.claim(run("t2/0"))
+    assert isinstance(after, Claimed)
+    assert after.starts == 1
+
+
+def test_a_fence_grows_also_when_the_servers_clock_goes_back(database: str) -> None:
+    """As a replica's may that takes over: by one."""
+    store, client = RedisStore(database), redis.Redis.from_url(database)
+    me = run()
+    claimed = store.claim("k", me, "fp", lease=LEASE, ttl=TTL)
+    assert isinstance(claimed, Claimed)
+    ahead = claimed.fence + 10**12
+    client.hset("celery-patterns:k", "f", ahead)
+    store.release("k", me, ahead, ended=None, ttl=TTL)
+    after = store.claim("k", run(), "fp", lease=LEASE, ttl=TTL)
+    assert isinstance(after, Claimed)
+    assert after.fence == ahead + 1
 
 
 def test_a_release_without_an_end_lets_the_attempt_run_again(bench: Bench) -> None:
