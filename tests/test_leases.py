@@ -167,28 +167,52 @@ def test_a_run_that_was_replaced_learns_it(app: Celery, store: Watched, caplog: 
     assert caplog.text.count("claim_lost") == 1
 
 
-@pytest.mark.parametrize("how", ["fails", "retries", "asks by hand", "is ignored", "rejects"])
+@pytest.mark.parametrize("how", ["fails", "is ignored", "rejects"])
 def test_no_other_end_of_a_replaced_run_counts(app: Celery, store: Watched, how: str) -> None:
-    """Its message waits for the other run: no letter, no attempt beside that run's own, no acknowledgement without a copy."""
+    """Its message waits for the other run: no letter, and no acknowledgement without a copy."""
 
-    def work(self: Any, x: int) -> None:
+    def work(x: int) -> None:
         taken_over(store, patterns.current_claim().key)
         assert not patterns.current_claim().still_mine()
-        if how == "retries":
-            raise ConnectionError
-        if how == "asks by hand":
-            raise self.retry(countdown=60)
         raise {"fails": ValueError("no"), "is ignored": Ignore("no"), "rejects": Reject("no")}[how]
 
     own = idempotent(key="x", ttl=DAY, lease=timedelta(seconds=LEASE), same=())
     more = (retry(on=ConnectionError), dead_letter("dead", max_crashes=None))
-    task = app.task(shared=False, name="t", bind=True, patterns=(own, *more))(work)
+    task = app.task(shared=False, name="t", patterns=(own, *more))(work)
     outcome = run_here(task, 1, task_id="zombie")
     assert outcome.state == "IGNORED"
     (copy,) = published(app)
     headers = copy["headers"]
     assert (headers["id"], headers["retries"], headers[HEADER]["looks"]) == ("zombie", 0, 1)
     assert list(dead_letters(app, "dead")) == []
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+@pytest.mark.parametrize("how", ["retries", "asks by hand"])
+def test_the_next_attempt_of_a_replaced_run_takes_nothing(
+    app: Celery, store: Watched, how: str, replaced: bool
+) -> None:
+    """It has the key at once from the run that sent it, and from no other that has it meanwhile."""
+    heir = []
+
+    def work(self: Any, x: int) -> str:
+        if self.request.retries:
+            return "done"
+        if replaced:
+            heir.append(taken_over(store, patterns.current_claim().key))
+        store.release = lambda *_, **__: away()  # type: ignore[method-assign] # killed before it gives the key back
+        raise ConnectionError if how == "retries" else self.retry(countdown=60)
+
+    own = idempotent(key="x", ttl=DAY, lease=timedelta(seconds=LEASE), same=())
+    task = app.task(shared=False, name="t", bind=True, patterns=(own, retry(on=ConnectionError)))(work)
+    assert run_here(task, 1, task_id="zombie").state == "RETRY"
+    del store.release
+    (attempt,) = published(app)
+    carried = {HEADER: attempt["headers"][HEADER]}
+    after = run_here(task, 1, task_id="zombie", retries=1, headers=carried)
+    assert (after.state, after.value if not replaced else None) == (
+        ("IGNORED", None) if replaced else ("SUCCESS", "done")
+    )
 
 
 def test_a_run_that_nobody_replaced_fails_as_ever(app: Celery, store: Watched) -> None:

@@ -275,14 +275,36 @@ def test_the_owner_alone_frees_nothing_of_anybody_else(bench: Bench) -> None:
 
 
 def test_a_later_attempt_takes_over_from_its_own_predecessor(bench: Bench) -> None:
-    """It exists only once the earlier body is over: it does not wait for a release that a kill swallowed."""
+    """It exists only once the body that sent it is over: it does not wait for a release that a kill swallowed."""
     first = run(number=0)
     before = bench.claim(first)
-    after = bench.claim(run(number=1))
+    after = bench.claim(replace(run(number=1), heir_of=(first.owner,)), "other")
     assert isinstance(after, Claimed)
     assert (after.starts, after.fence > before.fence) == (1, True)
     assert bench.claim(run(number=0)) == Ended(failed=False)
     assert bench.release(first, before.fence, Ended(failed=True)) is False
+
+
+def test_a_later_attempt_takes_nothing_from_another_delivery(bench: Bench) -> None:
+    """One that stood still sent it; the message came once more meanwhile, and that run lives: the later attempt waits."""
+    zombie, alive = run(), run()
+    bench.claim(zombie)
+    bench.let_pass(LEASE)
+    taken = bench.claim(alive)
+    assert isinstance(bench.claim(replace(run(number=1), heir_of=(zombie.owner,))), Running)
+    assert isinstance(bench.claim(run(number=1)), Running)
+    assert bench.complete(alive, taken.fence) == Done(b"1")
+
+
+def test_a_later_attempt_that_nobody_sent_on_waits_for_the_lease(bench: Bench) -> None:
+    """And counts no crash then: the attempt before has ended."""
+    bench.claim(run())
+    assert isinstance(bench.claim(run(number=1)), Running)
+    bench.let_pass(LEASE)
+    after = bench.claim(run(number=1))
+    assert isinstance(after, Claimed)
+    assert after.starts == 1
+    assert bench.claim(run()) == Ended(failed=False)
 
 
 def test_a_stale_owner_can_neither_complete_nor_free(bench: Bench) -> None:

@@ -36,6 +36,11 @@ class Lease(Protocol):
     """How the running call holds its key."""
 
     @property
+    def owner(self) -> str:
+        """As whom it holds it, in the store."""
+        ...
+
+    @property
     def left(self) -> float:
         """For how many seconds it surely does, on this process's clock."""
         ...

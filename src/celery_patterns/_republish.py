@@ -28,7 +28,7 @@ from ._history import remembering
 from ._message import HEADER, KEPT, OWNER, is_brokers_own
 from ._publish import CONFIRM
 from ._queues import queue_of
-from .exceptions import ClaimLost, PublishFailed, UnsafeValue
+from .exceptions import PublishFailed, UnsafeValue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,9 +164,6 @@ def _again(call: Call, retry: Retry) -> None:
 
 
 def _send_next(call: Call, retry: Retry) -> None:
-    if call.claim is not None and call.claim.lease.is_lost():
-        # A next attempt takes the key from the one before it, and would take it from another delivery of that one.
-        raise ClaimLost(f"{call.task}: another run has its key by now, and the next attempt is for that one to make")
     signature = retry.sig
     cause = retry.__cause__ or retry.__context__ or retry.exc
     countdown = signature.options.get("countdown")
@@ -176,7 +173,8 @@ def _send_next(call: Call, retry: Retry) -> None:
         **remembering(call.header, call.attempt, call.started, cause),
         "waiting": None,
         "looks": 0,
-        "asked_by": None,
+        # It exists only when this body is over, and need not wait for a release that a kill may swallow.
+        "asked_by": [call.claim.lease.owner] if call.claim is not None else None,
     }
     try:
         _send(call, signature, ours)

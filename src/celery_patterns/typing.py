@@ -17,8 +17,8 @@ class Attempt:
         run_id: The task id, with the number of times the task was replaced.
         number: Celery's counter of retries, 0 for the first attempt.
         owner: Random for each run, so that two deliveries of one message are two owners.
-        heir_of: The owners that earlier deliveries of the message asked as, when no answer came: what one of them holds
-            passes to this one, and was no start.
+        heir_of: The owners whose key passes to this one at once: the attempt before, whose body is over, or earlier
+            deliveries of the same attempt, which gave up or heard no answer, and were no start.
     """
 
     run_id: str

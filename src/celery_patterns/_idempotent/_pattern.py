@@ -183,6 +183,7 @@ class _Unclaimed:
     """In eager mode nobody can take the key."""
 
     left: float
+    owner: str = ""
 
     def renew(self) -> bool:
         return True

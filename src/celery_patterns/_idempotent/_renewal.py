@@ -63,6 +63,10 @@ class Renewal:
         self.due = asked + self._seconds * FIRST
 
     @property
+    def owner(self) -> str:
+        return self._holder.attempt.owner
+
+    @property
     def left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
 

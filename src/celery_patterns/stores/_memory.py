@@ -31,6 +31,10 @@ class _Record:
         """Whether it is the owner's; its fence is asked for unless it is None."""
         return self.state == "running" and self.owner == owner and fence in (None, self.fence)
 
+    def run_before(self, attempt: Attempt) -> bool:
+        """Whether an earlier attempt of the same run holds the key."""
+        return self.state == "running" and self.run[0] == attempt.run_id and attempt.number > self.run[1]
+
     def mark(self, run_id: str, number: int, failed: bool) -> None:
         self.ended.pop(run_id, None)
         self.ended[run_id] = (number, failed)
@@ -63,9 +67,9 @@ class MemoryStore:
                 return refusal
             repeated = record.state == "running" and record.owner == attempt.owner
             if not repeated:
-                starts = record.starts
+                starts = record.starts if inherited and not record.run_before(attempt) else None
                 self._take(record, attempt, fingerprint, now + lease.total_seconds(), now)
-                record.starts = starts if inherited else record.starts
+                record.starts = record.starts if starts is None else starts
             record.expires = now + lease.total_seconds() + ttl.total_seconds()
             self._records[key] = record
             return Claimed(record.fence, record.starts)
@@ -146,8 +150,7 @@ class MemoryStore:
         if record.state == "done":
             return Done(record.result) if record.fingerprint == fingerprint else Mismatch()
         if record.state == "running" and record.lease_ends > now:
-            succeeds = record.run[0] == attempt.run_id and attempt.number > record.run[1]
-            if record.owner == attempt.owner or succeeds:
+            if record.owner == attempt.owner:
                 return None
             if record.fingerprint != fingerprint:
                 return Mismatch()
@@ -157,7 +160,7 @@ class MemoryStore:
     @staticmethod
     def _take(record: _Record, attempt: Attempt, fingerprint: str, lease_ends: float, now: float) -> None:
         crashed = record.state == "running"
-        if crashed and record.run[0] == attempt.run_id and attempt.number > record.run[1]:
+        if record.run_before(attempt):
             # A later attempt exists only once the earlier one's body is over: it ended, its release never came.
             record.mark(attempt.run_id, record.run[1], False)
             crashed = False

@@ -45,8 +45,7 @@ local function mark(run_id, number, how)
   ended = table.concat(marks)
 end
 
--- Why the key cannot be had; nil when it can. succeeds: a later attempt of the run that holds it. Such an attempt
--- exists only once the earlier one's body is over, so it need not wait for a release that may never come.
+-- Why the key cannot be had; nil when it can.
 local function refusal(me, my_run, my_print)
   local my_id, my_number = run_of(my_run), number_of(my_run)
   for id, n, how in string.gmatch(ended, '(%x+):(%d+):(%a);') do
@@ -57,8 +56,7 @@ local function refusal(me, my_run, my_print)
     return done(value)
   end
   if state == 'r' and tonumber(lease) > now then
-    local succeeds = run_of(run) == my_id and my_number > number_of(run)
-    if owner == me or succeeds then return nil end
+    if owner == me then return nil end
     if print ~= my_print then return 'mismatch' end
     return 'running ' .. (tonumber(lease) - now)
   end
@@ -85,12 +83,14 @@ if redis.call('EXISTS', key) == 0 then return take(redis.call('TIME'), 0, 1) end
     + _LOOK
     + """
 local heir = state == 'r' and string.find(ARGV[6], ' ' .. owner .. ' ', 1, true)
-if heir then return take(time, tonumber(fence), tonumber(starts)) end
-local why = refusal(me, my_run, my_print)
+local later = state == 'r' and run_of(run) == run_of(my_run) and number_of(my_run) > number_of(run)
+if heir and not later then return take(time, tonumber(fence), tonumber(starts)) end
+local why = not heir and refusal(me, my_run, my_print)
 if why then return why end
 if state == 'r' and owner == me then return 'claimed ' .. fence .. ' ' .. starts end
 local crashed = state == 'r'
-if crashed and run_of(run) == run_of(my_run) and number_of(my_run) > number_of(run) then
+-- A later attempt exists only once the body of the one before is over, whose release may never come.
+if later then
   mark(run_of(run), number_of(run), 'h')
   redis.call('HSET', key, 'e', ended)
   crashed = false
