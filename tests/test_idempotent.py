@@ -480,7 +480,7 @@ def test_a_dead_owner_is_counted_and_buried(app: Celery, store: Switch) -> None:
     for _ in range(3):
         with pytest.raises(Killed):
             run_here(task, 1, task_id="a", redelivered=True)
-        store.clock += 301
+        store.clock += 31
     assert isinstance(run_here(task, 1, task_id="a", redelivered=True).value, TooManyCrashes)
     assert runs == sorted(set(runs))
     assert [letter.reason for letter in dead_letters(app, "dead")] == ["crashed"]
@@ -495,7 +495,7 @@ def test_a_zombie_does_not_win(app: Celery, store: Switch, caplog: Any) -> None:
     def work(x: int) -> str:
         turns.append(x)
         if len(turns) == 1:
-            store.clock += 301
+            store.clock += 31
             assert run_here(task, 1, task_id="heir").value == "heir"
             return "zombie"
         return "heir"
@@ -520,6 +520,18 @@ def test_store_down_at_claim_waits_and_uses_no_attempt(app: Celery, store: Switc
     late = run_here(task, 1, headers={HEADER: {"waiting": time.time() - 7200}})
     assert isinstance(late.value, StoreUnavailable)
     assert len(list(dead_letters(app, "dead"))) == 1
+
+
+def test_another_delivery_of_the_running_task_waits_as_long_as_it_runs(app: Celery) -> None:
+    """To fail after ``wait_within`` would be to fail the task that runs."""
+
+    def work(x: int) -> Any:
+        waited = {HEADER: {"waiting": time.time() - 61}}
+        return run_here(task, 1, task_id="t-1", headers=waited, redelivered=False).state
+
+    task = keyed(app, work, wait_within=timedelta(minutes=1))
+    assert run_here(task, 1, task_id="t-1").value == "IGNORED"
+    assert list(dead_letters(app, "dead")) == []
 
 
 def test_store_down_at_complete_is_tried_until_the_lease_is_over(app: Celery, store: Switch, caplog: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -10,18 +11,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
-from celery.exceptions import Ignore, Reject, WorkerTerminate
+from celery._state import _task_stack
+from celery.exceptions import Reject, WorkerTerminate
 
 import celery_patterns as patterns
 from celery_patterns import _bury, dead_letter, dead_letters, idempotent, retry
 from celery_patterns._idempotent import _renewal
 from celery_patterns._message import HEADER
-from celery_patterns.exceptions import ClaimLost, StoreUnavailable
+from celery_patterns.exceptions import ClaimLost, PublishFailed, StoreUnavailable
 from celery_patterns.stores import MemoryStore
 from celery_patterns.typing import Attempt, Claimed
 
@@ -167,18 +170,22 @@ def test_a_run_that_was_replaced_learns_it(app: Celery, store: Watched, caplog: 
     assert caplog.text.count("claim_lost") == 1
 
 
-@pytest.mark.parametrize("how", ["fails", "is ignored", "rejects"])
+@pytest.mark.parametrize("how", ["fails", "retries", "asks by hand", "rejects"])
 def test_no_other_end_of_a_replaced_run_counts(app: Celery, store: Watched, how: str) -> None:
-    """Its message waits for the other run: no letter, and no acknowledgement without a copy."""
+    """Its message waits for the other run: no letter, no attempt beside that run's own, no acknowledgement without a copy."""
 
-    def work(x: int) -> None:
+    def work(self: Any, x: int) -> None:
         taken_over(store, patterns.current_claim().key)
         assert not patterns.current_claim().still_mine()
-        raise {"fails": ValueError("no"), "is ignored": Ignore("no"), "rejects": Reject("no")}[how]
+        if how == "retries":
+            raise ConnectionError
+        if how == "asks by hand":
+            raise self.retry(countdown=60)
+        raise {"fails": ValueError("no"), "rejects": Reject("no")}[how]
 
     own = idempotent(key="x", ttl=DAY, lease=timedelta(seconds=LEASE), same=())
     more = (retry(on=ConnectionError), dead_letter("dead", max_crashes=None))
-    task = app.task(shared=False, name="t", patterns=(own, *more))(work)
+    task = app.task(shared=False, name="t", bind=True, patterns=(own, *more))(work)
     outcome = run_here(task, 1, task_id="zombie")
     assert outcome.state == "IGNORED"
     (copy,) = published(app)
@@ -278,6 +285,132 @@ def test_a_run_that_gives_up_is_no_failure(app: Celery, store: Watched, held: st
     again = run_here(task, 1, task_id="t-1", headers={HEADER: copy["headers"][HEADER]})
     assert (again.state, len(begun)) == (("IGNORED", 1) if held == "by another" else ("SUCCESS", 2))
     assert not _renewal.renewer._held
+
+
+def test_a_wait_before_the_run_is_no_part_of_it(app: Celery, store: Watched) -> None:
+    """What counts against ``wait_within`` is waiting: not how long a body ran that then gave up."""
+    hour = time.time() - 59 * 60
+
+    def work(x: int) -> None:
+        patterns.current_call().started -= 25 * 60  # as if it had begun then
+        raise ClaimLost("gives up")
+
+    task = keyed(app, work, dead_letter("dead", max_crashes=None), lease=60)
+    assert run_here(task, 1, headers={HEADER: {"waiting": hour + 10 * 60}}).state == "IGNORED"
+    (copy,) = published(app)
+    assert copy["headers"][HEADER]["waiting"] == pytest.approx(hour + 35 * 60, abs=5)
+
+
+def test_the_copy_of_a_run_that_gave_up_does_not_stand(app: Celery, store: Watched, monkeypatch: Any) -> None:
+    """The broker is away: the message goes back to its queue, and its key is free for it, as no crash."""
+
+    def work(x: int) -> str:
+        if not failed:
+            failed.append(x)
+            monkeypatch.setattr("celery_patterns._republish._send", refuse)
+            raise ClaimLost("gives up")
+        return "done"
+
+    def refuse(*_: Any) -> None:
+        raise PublishFailed("the broker is away", transient=True)
+
+    failed: list[int] = []
+    task = keyed(app, work, lease=60)
+    outcome = run_here(task, 1, task_id="t-1")
+    assert (outcome.state, outcome.value.requeue) == ("REJECTED", True)
+    again = run_here(task, 1, task_id="t-1", redelivered=True)
+    assert again.value == "done"
+
+
+def test_a_result_that_cannot_be_recorded_after_the_key_was_lost(app: Celery, store: Watched) -> None:
+    """It does not count: the message waits for the store, and for whoever has the key."""
+
+    def work(x: int) -> str:
+        taken_over(store, patterns.current_claim().key)
+        assert not patterns.current_claim().still_mine()
+        store.answers["complete"] = away
+        return "the zombie's"
+
+    assert run_here(keyed(app, work), 1).state == "IGNORED"
+    assert len(published(app)) == 1
+
+
+def test_a_replacement_stands_for_its_task(app: Celery, store: Watched) -> None:
+    """Also when the key was lost: no copy waits beside it."""
+
+    def work(self: Any, x: int) -> None:
+        taken_over(store, patterns.current_claim().key)
+        assert not patterns.current_claim().still_mine()
+        raise self.replace(app.signature("other"))
+
+    own = (idempotent(key="x", ttl=DAY),)
+    task = app.task(shared=False, name="t", bind=True, patterns=own)(work)
+    assert run_here(task, 1).state == "IGNORED"
+    assert [one["headers"]["task"] for one in published(app)] == ["other"]
+
+
+def test_a_handler_that_raises_stops_no_renewer(app: Celery, store: Watched) -> None:
+    """What the log does to the thread is no reason to lose every key of the process."""
+
+    class Broken(logging.Filter):
+        def filter(self, _: logging.LogRecord) -> bool:
+            raise ValueError("its own")
+
+    def work(x: int) -> int:
+        store.answers["renew"] = away
+        time.sleep(LEASE)
+        del store.answers["renew"]
+        asked = store.renewals()
+        wait_until(lambda: store.renewals() > asked, 5, "another renewal")
+        return x
+
+    broken, logger = Broken(), logging.getLogger("celery_patterns")
+    logger.addFilter(broken)
+    try:
+        assert run_here(keyed(app, work), 1).value == 1
+    finally:
+        logger.removeFilter(broken)
+
+
+def test_no_thread_can_be_started(app: Celery, store: Watched, caplog: Any, monkeypatch: Any) -> None:
+    """The body runs, its lease ends when it ends, and that is told; the next key's claim tries again."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def work(x: int) -> int:
+        return x
+
+    task = keyed(app, work)
+    monkeypatch.setattr(_renewal, "renewer", _renewal._Renewer())
+    monkeypatch.setattr("celery_patterns._idempotent._run.renewer", _renewal.renewer)
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        assert run_here(task, 1).value == 1
+    assert "no thread can be started" in caplog.text
+    assert run_here(task, 2).value == 2
+    assert _renewal.renewer._thread is not None
+
+
+def test_many_short_bodies_do_not_wake_the_renewer(app: Celery, store: Watched, monkeypatch: Any) -> None:
+    """It is rung for once, and sleeps until that lease would be due."""
+    fresh = _renewal._Renewer()
+    monkeypatch.setattr(_renewal, "renewer", fresh)
+    monkeypatch.setattr("celery_patterns._idempotent._run.renewer", fresh)
+    rung = []
+
+    def work(x: int) -> int:
+        return x
+
+    task = keyed(app, work, lease=3600)
+    run_here(task, 0)
+    put = fresh._bell.put
+    monkeypatch.setattr(
+        fresh, "_bell", SimpleNamespace(put=lambda due: (rung.append(due), put(due)), get=fresh._bell.get)
+    )
+    for number in range(1, 500):
+        run_here(task, number)
+    assert len(rung) <= 3
 
 
 def test_whether_it_is_still_mine_is_asked_of_the_store(app: Celery, store: Watched, caplog: Any) -> None:
@@ -442,6 +575,8 @@ def test_a_soft_limit_while_the_key_is_taken(app: Celery, store: Watched) -> Non
     for number in range(1, 300):
         with contextlib.suppress(SoftTimeLimitExceeded), soft_limit(number * 0.000005):
             run_here(task, number)
+        while _task_stack.top is not None:  # Celery's own end was struck
+            _task_stack.pop()
 
     def long(x: int) -> int:
         time.sleep(LEASE)

@@ -104,6 +104,12 @@ def test_a_redelivery_of_a_living_run_waits_too(bench: Bench) -> None:
     assert isinstance(bench.claim(run()), Running)
 
 
+def test_who_waits_is_told_whether_for_its_own_task(bench: Bench) -> None:
+    """Another delivery of the same task id, or another caller's."""
+    bench.claim(run())
+    assert [bench.claim(run(who)).same_run for who in ("t1/0", "t1/1", "t2/0")] == [True, False, False]
+
+
 def test_a_dead_owner_is_taken_over_when_the_lease_is_over(bench: Bench) -> None:
     """The starts grow by one, and the fence is greater."""
     first = bench.claim(run())

@@ -15,7 +15,7 @@ from . import app, bugs, payments
 @app.task
 @logged("order_id")
 @dead_letter("orders.dead")
-# The lease: longer than a charge can take, and how long an order waits when its worker was killed.
+# The lease: how long an order waits when its worker was killed. While it is charged, the lease is renewed.
 @idempotent(key="order_id", ttl=timedelta(days=1), lease=timedelta(seconds=4))
 @retry(on=(ConnectionError, TimeoutError), attempts=5, wait=wait_random(0, 2))
 def charge(order_id: str, amount: Decimal, card: str, customer: str) -> dict[str, str]:

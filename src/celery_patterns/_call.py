@@ -53,6 +53,10 @@ class Lease(Protocol):
         """Whether the key is this run's no longer; the store is asked only when the lease is over."""
         ...
 
+    def end(self) -> None:
+        """Renew it no more: the run is over."""
+        ...
+
 
 class Claim:
     """The key that the running call holds; get it from :func:`current_claim`.
@@ -63,13 +67,12 @@ class Claim:
         fence: A number that is greater for every later claim of the same key, also after the record expired.
     """
 
-    __slots__ = ("fence", "key", "lease")
+    __slots__ = ("_lease", "fence", "key")
 
     def __init__(self, key: str, fence: int, lease: Lease) -> None:
         self.key = key
         self.fence = fence
-        #: For the patterns; a body asks :attr:`expires_in` and :meth:`still_mine`.
-        self.lease = lease
+        self._lease = lease
 
     @property
     def expires_in(self) -> timedelta:
@@ -77,7 +80,7 @@ class Claim:
 
         A third of a lease after it was taken, or renewed, the lease is renewed.
         """
-        return timedelta(seconds=self.lease.left)
+        return timedelta(seconds=self._lease.left)
 
     def still_mine(self) -> bool:
         """Whether this run still holds the key: the store is asked, and renews the lease.
@@ -88,9 +91,9 @@ class Claim:
         what the store last promised: whether the lease still runs. In eager mode nothing is claimed, and it is True.
         """
         try:
-            return self.lease.renew()
+            return self._lease.renew()
         except StoreUnavailable:
-            return self.lease.left > 0
+            return self._lease.left > 0
 
     def __repr__(self) -> str:
         return f"<Claim {self.key} fence={self.fence}>"
@@ -129,6 +132,7 @@ class Call:
         "header",
         "instance",
         "kwargs",
+        "lease",
         "over",
         "received_args",
         "received_kwargs",
@@ -149,6 +153,8 @@ class Call:
         self.kwargs = kwargs
         self.terms = terms
         self.claim: Claim | None = None
+        #: How the claim's key is held.
+        self.lease: Lease | None = None
         #: The retry that the body or the policy asked for; published when the body is over, never before.
         self.asked: Retry | None = None
         #: Whether the body's own ``self.retry(max_retries=…)`` said that no attempt is left.

@@ -286,8 +286,14 @@ class Plan:
                 _settle(call, SUCCEEDED)
             return result
         finally:
-            # The call holds its request: a cycle would keep the arguments until the garbage collector comes by.
-            request.__dict__[MARK] = None
+            _leave(call)
+
+
+def _leave(call: Call) -> None:
+    # The call holds its request: a cycle would keep the arguments until the garbage collector comes by.
+    call.request.__dict__[MARK] = None
+    if call.lease is not None:
+        call.lease.end()  # whatever ended it: a key is renewed for no run that is gone
 
 
 def _arrives(said: TaskPredicate) -> bool:

@@ -28,14 +28,14 @@ from ._history import remembering
 from ._message import HEADER, KEPT, OWNER, is_brokers_own
 from ._publish import CONFIRM
 from ._queues import queue_of
-from .exceptions import PublishFailed, UnsafeValue
+from .exceptions import ClaimLost, PublishFailed, StoreUnavailable, UnsafeValue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from celery.canvas import Signature
 
-    from ._call import Call, Proceed
+    from ._call import Call, Lease, Proceed
 
 __all__ = [
     "STRICT",
@@ -164,6 +164,8 @@ def _again(call: Call, retry: Retry) -> None:
 
 
 def _send_next(call: Call, retry: Retry) -> None:
+    if call.lease is not None and _is_surely_lost(call.lease):
+        raise ClaimLost(f"{call.task}: another run has its key by now, and the next attempt is for that one to make")
     signature = retry.sig
     cause = retry.__cause__ or retry.__context__ or retry.exc
     countdown = signature.options.get("countdown")
@@ -174,7 +176,7 @@ def _send_next(call: Call, retry: Retry) -> None:
         "waiting": None,
         "looks": 0,
         # It exists only when this body is over, and need not wait for a release that a kill may swallow.
-        "asked_by": [call.claim.lease.owner] if call.claim is not None else None,
+        "asked_by": [call.lease.owner] if call.lease is not None else None,
     }
     try:
         _send(call, signature, ours)
@@ -185,6 +187,13 @@ def _send_next(call: Call, retry: Retry) -> None:
         # The next attempt stands: a soft time limit that strikes while the log is written must not make it a failure.
         with suppress(SoftTimeLimitExceeded):
             emit(logging.INFO, "retry_scheduled", call, error=cause, countdown=countdown)
+
+
+def _is_surely_lost(lease: Lease) -> bool:
+    try:
+        return lease.is_lost()
+    except StoreUnavailable:
+        return False  # then the next attempt stands for both: it has the key of this run, and of no other
 
 
 def _not_sent(call: Call, cause: BaseException | None, error: Exception) -> None:

@@ -46,9 +46,11 @@ class Running:
 
     Attributes:
         expires_in: How long its lease still is, by the store's clock.
+        same_run: True when it is another delivery of the very task that asks: the same task id.
     """
 
     expires_in: timedelta
+    same_run: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

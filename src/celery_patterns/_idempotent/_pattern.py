@@ -114,7 +114,8 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         key = self.key_of(call.task, arguments, call.received_args, call.received_kwargs, call.header.get("key"))
         if call.eager:
             # Nothing is claimed, but a body that hands its key on can be run.
-            call.claim = Claim(key, int(time.time() * 1_000_000), _Unclaimed(self.lease.total_seconds()))
+            call.lease = _Unclaimed(self.lease.total_seconds())
+            call.claim = Claim(key, int(time.time() * 1_000_000), call.lease)
             return proceed(call)
         run = Run(self, call, equipment_of(call.app).store, key, self.fingerprint(call.terms.bound.stated(arguments)))
         return run.claim(proceed)
@@ -190,6 +191,8 @@ class _Unclaimed:
 
     def is_lost(self) -> bool:
         return False
+
+    def end(self) -> None: ...
 
 
 def _expect_names(role: str, names: tuple[Any, ...], *, empty: bool = False) -> None:

@@ -19,12 +19,19 @@ if TYPE_CHECKING:
     from .._call import Call
     from ..typing import Attempt, Store
 
-__all__ = ["Holder", "Renewal", "renewer"]
+__all__ = ["Holder", "Renewal", "now", "renewer"]
 
 logger = logging.getLogger("celery_patterns")
 
 #: Which part of its lease a body has run when the lease is renewed, and which part is waited after a store that was away.
 FIRST, AGAIN = 1 / 3, 1 / 6
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def now() -> float:
+    """Seconds on a clock of this machine's that goes on while the machine sleeps, where it has one."""
+    return time.clock_gettime(_CLOCK)
 
 
 class Holder(NamedTuple):
@@ -68,10 +75,10 @@ class Renewal:
 
     @property
     def left(self) -> float:
-        return max(0.0, self._deadline - time.monotonic())
+        return max(0.0, self._deadline - now())
 
     def is_lost(self) -> bool:
-        return not self.left and not self.renew()
+        return self.lost or (not self.left and not self.renew())
 
     def renew(self) -> bool:
         """Ask the store for another lease; False when the key is this run's no longer.
@@ -82,29 +89,33 @@ class Renewal:
         if self.lost:
             return False
         # Read before the question is sent: the store begins to count later, so we never trust a lease longer than it does.
-        asked, who = time.monotonic(), self._holder
-        if self._store.renew(who.key, who.attempt, who.fence, lease=who.lease, ttl=who.ttl):
+        asked, who = now(), self._holder
+        mine = self._store.renew(who.key, who.attempt, who.fence, lease=who.lease, ttl=who.ttl)
+        if (
+            self.lost or self.over
+        ):  # the body's thread or the renewer was told so meanwhile, or the run has given it back
+            return False
+        if mine:
             self._held_since(asked)
             return True
-        if not self.over:
-            self.lost, self._deadline = True, asked
-            emit(logging.ERROR, "claim_lost", self._call, fence=who.fence)
+        self.lost, self._deadline = True, asked
+        emit(logging.ERROR, "claim_lost", self._call, fence=who.fence)
         return False
 
     def renew_in_time(self) -> None:
-        """Renew it if it is due; what is wrong is logged, and tried again."""
-        if self.over or self.lost or self.due > time.monotonic():
+        """Renew it if it is due; a store that is away is logged, and asked again."""
+        if self.over or self.lost or self.due > now():
             return
+        self.due = now() + self._seconds * AGAIN
         try:
             self.renew()
         except StoreUnavailable as error:
+            self.due = now() + self._seconds * AGAIN
             told = {"reason": str(error), "expires_in": round(self.left, 3)}
             emit(logging.WARNING, "claim_not_renewed", self._call, error=error, **told)
-        except Exception:  # a store of the user's, and the other bodies' leases are renewed by this thread too
-            logger.exception("a lease could not be renewed")
-        else:
-            return
-        self.due = time.monotonic() + self._seconds * AGAIN
+
+    def end(self) -> None:
+        renewer.forget(self)
 
 
 class _Renewer:
@@ -119,7 +130,7 @@ class _Renewer:
         self._wakes = math.inf
         # Locks are not used: a soft time limit is raised anywhere in a body's thread, also when it has just taken one. This
         # queue's steps are each one, and so are a dict's.
-        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._bell: queue.SimpleQueue[float] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def watch(self, renewal: Renewal) -> None:
@@ -128,30 +139,44 @@ class _Renewer:
         if self._thread is None:
             self._start()
         elif renewal.due < self._wakes:
-            self._bell.put(None)
+            self._bell.put(renewal.due)
 
     def forget(self, renewal: Renewal) -> None:
-        """The run gives its key back."""
+        """The run gives its key back, or is gone."""
         renewal.over = True
         self._held.pop(id(renewal), None)
 
     def _start(self) -> None:
+        self._bell = queue.SimpleQueue()  # gevent's, where it took the place of Python's since we were imported
         thread = self._thread = threading.Thread(target=self._run, name="celery-patterns-renewer", daemon=True)
         try:
             thread.start()
+        except RuntimeError:  # there are too many of them: the key is held for one lease, and the next one tries again
+            self._thread = None
+            logger.exception("no thread can be started to renew leases")
         except BaseException:
-            self._thread = None  # the next body's claim starts it; two of them would do no harm
+            self._thread = None  # two of them would do no harm
             raise
 
     def _run(self) -> None:
+        rung = math.inf
         while True:
-            # In this order: who adds a renewal that is not seen here finds a time that tells it to ring.
+            # In this order: who adds a renewal that is not seen here finds a time that tells it to ring. And who rang has
+            # perhaps ended by now: its time is kept, or each of many short bodies would ring.
             self._wakes = math.inf
             self._wakes = wakes = min((one.due for one in list(self._held.values())), default=math.inf)
-            with contextlib.suppress(queue.Empty):
-                self._bell.get(timeout=None if wakes == math.inf else max(0.0, wakes - time.monotonic()))
+            if rung > now():
+                self._wakes = wakes = min(wakes, rung)
+            try:
+                rung = self._bell.get(timeout=None if wakes == math.inf else max(0.0, wakes - now()))
+            except queue.Empty:
+                rung = math.inf
             for renewal in list(self._held.values()):
-                renewal.renew_in_time()
+                try:
+                    renewal.renew_in_time()
+                except Exception:  # a store of the user's, or a log handler: the other leases are renewed here, too
+                    with contextlib.suppress(Exception):
+                        logger.exception("a lease could not be renewed")
                 if renewal.lost:
                     self._held.pop(id(renewal), None)
 

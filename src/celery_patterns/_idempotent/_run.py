@@ -30,7 +30,7 @@ from ..exceptions import (
     TooManyCrashes,
 )
 from ..typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running
-from ._renewal import Holder, Renewal, renewer
+from ._renewal import Holder, Renewal, now, renewer
 
 if TYPE_CHECKING:
     from .._call import Call, Proceed
@@ -86,7 +86,6 @@ class Run:
             self._let_go()
             raise
         except StoreUnavailable as error:
-            emit(logging.WARNING, "claim_postponed", self.call, error=error, reason=str(error))
             return self._bequeath(LONGEST_WAIT, error)
         if isinstance(answer, Claimed):
             return self._hold(answer, proceed)
@@ -94,7 +93,7 @@ class Run:
 
     def _ask(self) -> Answer:
         pattern = self.pattern
-        self.asked = time.monotonic()
+        self.asked = now()
         answer = self.store.claim(self.key, self.attempt, self.fingerprint, lease=pattern.lease, ttl=pattern.ttl)
         if isinstance(answer, Claimed):
             self.fence = answer.fence
@@ -115,7 +114,7 @@ class Run:
     def _hold(self, claimed: Claimed, proceed: Proceed) -> Any:
         call, pattern = self.call, self.pattern
         holder = Holder(self.key, self.attempt, claimed.fence, pattern.lease, pattern.ttl)
-        renewal = self.renewal = Renewal(call, self.store, holder, self.asked)
+        renewal = self.renewal = call.lease = Renewal(call, self.store, holder, self.asked)
         call.claim = Claim(self.key, claimed.fence, renewal)
         limit = call.terms.crash_limit
         if limit is not None and claimed.starts > limit:
@@ -128,59 +127,58 @@ class Run:
         renewer.watch(renewal)
         try:
             result = proceed(call)
-        except Retry:
-            raise  # the next attempt stands, and waits if it must
-        except Exception as error:
-            try:
-                answer = self._whose()
-            except StoreUnavailable as trouble:
-                # The lease is over, and nobody says whose the key is.
-                emit(logging.WARNING, "claim_postponed", call, error=trouble, reason=str(trouble))
-                return self._bequeath(LONGEST_WAIT, trouble)
-            if not isinstance(answer, Claimed):
-                return self._follow(answer)
-            if isinstance(error, ClaimLost):  # it is not, or is free by now
-                return self._bequeath(timedelta(0), None)
-            raise
-        except BaseException:
-            self._stop_renewing()  # nobody here will, and others may have it when the lease is over
-            raise
+        except (Retry, Ignore):
+            raise  # what goes on stands: the next attempt, or a replacement
+        except Exception as error:  # noqa: BLE001 - and raised again where it counts
+            return self._give_up(error)
         if call.asked is not None:
             return result  # it asked with throw=False: the work is not done, and the next attempt needs the key
         return self._complete(result)
 
-    def _whose(self) -> Answer:
-        """Whose the key is when the body has failed: Claimed when the failure counts.
+    def _give_up(self, error: Exception) -> Any:
+        """What a body that failed leaves: its failure, or, when that is not the key's, what a duplicate does.
 
         The message of a run that lost its key must not end while the other run lives: on Redis a message that was given out
         twice is acknowledged by whichever comes first, and the other run would be unprotected.
-
-        Raises:
-            StoreUnavailable: When the lease is over, and the store does not say whether the key is still this run's.
         """
         assert self.renewal is not None
-        return self._ask() if self.renewal.is_lost() else Claimed(self.fence, 1)
+        try:
+            answer = self._ask() if self.renewal.is_lost() else None
+        except StoreUnavailable as trouble:  # and the lease is over: nobody says whose the key is
+            return self._bequeath(LONGEST_WAIT, trouble)
+        if answer is not None and not isinstance(answer, Claimed):
+            return self._follow(answer)
+        if isinstance(error, ClaimLost):  # it is not, or is free by now
+            return self._bequeath(timedelta(0), None)
+        raise error
 
     def _bequeath(self, wait: timedelta, trouble: StoreUnavailable | None) -> None:
         """Let the message wait, and then have what this run may hold, as the same start."""
-        self._stop_renewing()
-        self.call.settlements = [one for one in self.call.settlements if one != self._release]
+        if trouble is not None:
+            emit(logging.WARNING, "claim_postponed", self.call, error=trouble, reason=str(trouble))
         self.bequests = [*self.unheard, self.attempt.owner][-LONGEST_MEMORY:]
-        self._wait(wait, trouble)
+        try:
+            self._wait(wait, trouble)
+        except Ignore:  # the copy stands
+            self._forget_release()
+            raise
+
+    def _forget_release(self) -> None:
+        self.call.settlements = [one for one in self.call.settlements if one != self._release]
 
     def _complete(self, result: Any) -> Any:
-        call = self.call
+        call, renewal = self.call, self.renewal
+        assert renewal is not None
         try:
-            encoded = self._encoded(result)
+            answer = self._record(result)
         except SoftTimeLimitExceeded:  # it strikes once, and the work is done
-            encoded = self._encoded(result)
-        self._stop_renewing()
-        answer = self._record(encoded)
-        call.settlements.remove(self._release)
-        if answer is None or (isinstance(answer, Done) and answer.ours):
+            answer = self._record(result)
+        if isinstance(answer, StoreUnavailable):
+            return self._bequeath(LONGEST_WAIT, answer) if renewal.lost else result
+        if isinstance(answer, Done) and answer.ours:
             return result
         # Somebody else holds the key by now, so this result is not the key's.
-        if self.renewal is None or not self.renewal.lost:
+        if not renewal.lost:
             with contextlib.suppress(SoftTimeLimitExceeded):
                 emit(logging.ERROR, "claim_lost", call, fence=self.fence)
         return self._follow(answer)
@@ -199,36 +197,38 @@ class Run:
             emit(logging.WARNING, "result_not_kept", call, result_type=type(result).__qualname__)
         return encoded
 
-    def _record(self, encoded: bytes | None) -> Answer | None:
-        """Write that the work is done, as long as the key is ours; None when the store stayed away.
+    def _record(self, result: Any) -> Answer | StoreUnavailable:
+        """Write that the work is done, as long as the key is ours; why not, when the store stayed away.
 
         A soft time limit that strikes here comes too late to undo the work: the store is asked once more.
         """
-        ttl, patient = self.pattern.ttl, True
+        assert self.renewal is not None
+        encoded, ttl, patient = self._encoded(result), self.pattern.ttl, True
         while True:
             try:
-                return self.store.complete(self.key, self.attempt, self.fingerprint, self.fence, encoded, ttl=ttl)
+                self.renewal.end()
+                answer = self.store.complete(self.key, self.attempt, self.fingerprint, self.fence, encoded, ttl=ttl)
+                self._forget_release()
+                return answer
             except SoftTimeLimitExceeded:
                 patient = False
                 continue
             except StoreUnavailable as error:
-                left = self.renewal.left if self.renewal is not None and patient else 0.0
+                left = self.renewal.left if patient else 0.0
                 if left <= 0:
+                    self._forget_release()
                     told = {"reason": str(error), "fence": self.fence}
                     with contextlib.suppress(SoftTimeLimitExceeded):  # too late to undo the work, too
                         emit(logging.CRITICAL, "claim_not_recorded", self.call, error=error, **told)
-                    return None
+                    return error
             try:
                 time.sleep(min(0.5, max(0.01, left)))
             except SoftTimeLimitExceeded:
                 patient = False
 
-    def _stop_renewing(self) -> None:
-        if self.renewal is not None:
-            renewer.forget(self.renewal)
-
     def _release(self, outcome: str) -> None:
-        self._stop_renewing()
+        if self.renewal is not None:
+            self.renewal.end()
         if self.crashed and outcome == REQUEUED:
             return  # it could not be buried, and its starts must not be forgotten: the lease ends it
         ended = None if outcome == REQUEUED else Ended(failed=outcome in (FAILED, REJECTED))
@@ -261,7 +261,8 @@ class Run:
                 return self._wait(self._next_look(LONGEST_WAIT), None)
             raise KeyMismatch(f"{call.task}: the key was used before with other arguments; it belongs to that call")
         assert isinstance(answer, Running)
-        return self._wait(self._next_look(answer.expires_in), None)
+        # Another delivery of the same task is waited for as long as it runs: to fail would be to fail that task.
+        return self._wait(self._next_look(answer.expires_in), None, bounded=not answer.same_run)
 
     def _next_look(self, expires_in: timedelta) -> timedelta:
         """When to look again: soon at first, since most work is short, then twice as late each time.
@@ -273,11 +274,13 @@ class Run:
         doubling = timedelta(seconds=2 ** min(self.looks, 5) * (1 + jitter))
         return min(expires_in + timedelta(seconds=jitter), doubling, LONGEST_WAIT)
 
-    def _wait(self, wait: timedelta, error: StoreUnavailable | None) -> None:
+    def _wait(self, wait: timedelta, error: StoreUnavailable | None, *, bounded: bool = True) -> None:
         call = self.call
         # A message that comes back was perhaps run, and has the whole wait before it again, for its own dead run.
         since = float((not call.redelivered and call.header.get("waiting")) or time.time())
-        if time.time() - since > self.pattern.wait_within.total_seconds():
+        if self.renewal is not None:
+            since += time.time() - call.started  # its body ran, and did not wait
+        if bounded and time.time() - since > self.pattern.wait_within.total_seconds():
             raise error or InProgress(
                 f"{call.task}: another run of the same key did not end within {self.pattern.wait_within}"
             )

@@ -154,7 +154,7 @@ class MemoryStore:
                 return None
             if record.fingerprint != fingerprint:
                 return Mismatch()
-            return Running(timedelta(seconds=record.lease_ends - now))
+            return Running(timedelta(seconds=record.lease_ends - now), same_run=record.run[0] == attempt.run_id)
         return None
 
     @staticmethod

@@ -58,7 +58,7 @@ local function refusal(me, my_run, my_print)
   if state == 'r' and tonumber(lease) > now then
     if owner == me then return nil end
     if print ~= my_print then return 'mismatch' end
-    return 'running ' .. (tonumber(lease) - now)
+    return 'running ' .. (tonumber(lease) - now) .. (run_of(run) == my_id and ' same' or ' other')
   end
   return nil
 end
@@ -129,7 +129,7 @@ if held[1] == 'r' and held[2] == me and held[3] == my_fence then return record()
     + _LOOK
     + """
 if state and (owner ~= me or fence ~= my_fence) then
-  return refusal(me, my_run, my_print) or 'running 0'
+  return refusal(me, my_run, my_print) or 'running 0 other'
 end
 -- The same owner once more, whose first answer was lost: what was recorded first stays.
 if state == 'd' then return value and 'again ' .. value or 'again' end
@@ -310,7 +310,8 @@ class RedisStore:
             fence, starts = rest.split()
             return Claimed(int(fence), int(starts))
         if word == b"running":
-            return Running(timedelta(milliseconds=int(rest)))
+            left, who = rest.split()
+            return Running(timedelta(milliseconds=int(left)), same_run=who == b"same")
         if word in (b"done", b"again"):
             return Done(rest if space else None, ours=word == b"again")
         if word == b"ended":
