@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from billiard.exceptions import SoftTimeLimitExceeded
+from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from celery import Celery
 from celery._state import _task_stack
 from celery.exceptions import Reject, WorkerTerminate
@@ -24,7 +24,7 @@ import celery_patterns as patterns
 from celery_patterns import _bury, dead_letter, dead_letters, idempotent, retry
 from celery_patterns._idempotent import _renewal
 from celery_patterns._message import HEADER
-from celery_patterns.exceptions import ClaimLost, PublishFailed, StoreUnavailable
+from celery_patterns.exceptions import ClaimLost, ConfigurationError, PublishFailed, StoreUnavailable
 from celery_patterns.stores import MemoryStore
 from celery_patterns.typing import Attempt, Claimed
 
@@ -492,12 +492,12 @@ def test_a_renewal_that_meets_the_end_is_no_loss(app: Celery, store: Watched, ca
     assert run_here(task, 1).value == 1
 
 
-@pytest.mark.parametrize("end", ["fails", "ends the worker", "asks again"])
-def test_no_end_leaves_a_lease_behind(app: Celery, store: Watched, end: str) -> None:
+@pytest.mark.parametrize("end", ["fails", "ends the worker", "asks again", "ends in its letter"])
+def test_no_end_leaves_a_lease_behind(app: Celery, store: Watched, end: str, monkeypatch: Any) -> None:
     """A body that fails gives its key back; one that ends its worker leaves it to the lease: neither is renewed."""
 
     def work(self: Any, x: int) -> None:
-        if end == "fails":
+        if end in ("fails", "ends in its letter"):
             raise ValueError
         if end == "ends the worker":
             raise WorkerTerminate(1)
@@ -505,7 +505,13 @@ def test_no_end_leaves_a_lease_behind(app: Celery, store: Watched, end: str) -> 
 
     own = (idempotent(key="x", ttl=DAY, lease=timedelta(seconds=LEASE)), dead_letter("dead", max_crashes=None))
     task = app.task(shared=False, name="t", bind=True, patterns=own)(work)
-    if end == "ends the worker":
+    if end == "ends in its letter":  # as a greenlet does whose time is over
+
+        def terminate(*_: Any, **__: Any) -> None:
+            raise WorkerTerminate(1)
+
+        monkeypatch.setattr("celery_patterns._dead_letter.publish_letter", terminate)
+    if end.startswith("ends"):
         with pytest.raises(WorkerTerminate):
             run_here(task, 1)
     else:
@@ -586,7 +592,53 @@ def test_a_soft_limit_while_the_key_is_taken(app: Celery, store: Watched) -> Non
     assert run_here(keyed(app, long, name="long"), 1).value > before
 
 
+def test_a_task_may_say_that_it_is_run_without_a_claim(app: Celery, store: Watched, caplog: Any) -> None:
+    """While the store is away: the body has its key and a fence to hand on, and knows that nothing holds them."""
+    seen = []
+
+    def work(x: int) -> int:
+        claim = patterns.current_claim()
+        seen.append((len(claim.key), claim.fence > 1_600_000_000_000_000, claim.still_mine(), claim.expires_in))
+        return x
+
+    own = idempotent(key="x", ttl=DAY, when_store_down="run")
+    task = app.task(shared=False, name="t", patterns=(own,))(work)
+    store.answers["claim"] = away
+    assert [run_here(task, 1).value for _ in range(2)] == [1, 1]
+    assert seen == [(32, True, False, timedelta(0))] * 2
+    assert caplog.text.count("run_without_claim") == 2
+    assert [step for step, _ in store.asked] == ["claim", "claim"]
+    store.answers.clear()
+    assert [run_here(task, 1).value for _ in range(2)] == [1, 1]
+    assert len(seen) == 3, "once more, and then it is done"
+    with pytest.raises(ConfigurationError, match='expected when_store_down to be "wait" or "run", got \'stop\''):
+        idempotent(key="x", ttl=DAY, when_store_down="stop")  # type: ignore[arg-type]
+
+
+def test_a_retry_without_a_claim(app: Celery, store: Watched) -> None:
+    """Its next attempt is sent as ever, and claims the key if it can."""
+
+    def work(x: int) -> int:
+        raise ConnectionError
+
+    own = (idempotent(key="x", ttl=DAY, when_store_down="run"), retry(on=ConnectionError))
+    task = app.task(shared=False, name="t", patterns=own)(work)
+    store.answers["claim"] = away
+    assert run_here(task, 1).state == "RETRY"
+    assert [one["headers"]["retries"] for one in published(app)] == [1]
+
+
 # On real workers
+
+
+def test_a_greenlet_that_was_ended_leaves_no_lease_behind(shop: Floor) -> None:
+    """A hard time limit ends a greenlet anywhere, and no pattern of it runs any more: the key is free with its lease."""
+    shop.worker(pool="gevent", concurrency=4)
+    sent = shop.task("long_keyed").apply_async(("o-1", 60.0), time_limit=1)
+    with pytest.raises(TimeLimitExceeded):
+        sent.get(timeout=20)
+    assert shop.task("long_keyed").delay("o-1", 0.1).get(timeout=30).startswith("done o-1 by")
+    assert "claim_lost" not in shop.logs()
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])

@@ -300,7 +300,7 @@ WORLDS = {
         Run("a", 0, "a", lives=0, retries=1),
         Run("a", 0, "a2", lives=0, retries=1),
     ),
-    "two callers and a second delivery": (900, Run("a", 0, "a"), Run("b", 0, "b"), Run("a", 0, "a2", lives=0)),
+    "two callers and a second delivery": (800, Run("a", 0, "a"), Run("b", 0, "b"), Run("a", 0, "a2", lives=0)),
 }
 LARGE_WORLDS = {
     "two callers, killed and tried again": (9000, Run("a", 0, "a", retries=1), Run("b", 0, "b")),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from uuid import UUID
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -18,6 +17,7 @@ from .._events import type_name
 from .._keys import argument_names, canonical, digest
 from .._plan import Layer, Pattern
 from ..exceptions import ConfigurationError, InvalidKey
+from ._renewal import Unclaimed, local_fence
 from ._run import Run
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["idempotent"]
 
+WhenStoreDown = Literal["wait", "run"]
 Key = str | tuple[str, ...] | Callable[..., Any]
 
 #: Types that a key is made of without any doubt.
@@ -56,6 +57,9 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         lease: How long a killed worker keeps the key; 30 seconds by default. A body that runs for a third of it has it
             renewed, and so on until it ends.
         wait_within: How long a duplicate waits for running work before it fails with ``InProgress``; 1 hour by default.
+        when_store_down: ``"wait"``, the default: while the store does not answer, the message waits, for ``wait_within`` at
+            most, and no attempt is used. ``"run"``: it is run without a claim, and so perhaps more than once: nothing is
+            recorded, and the event ``run_without_claim`` says so.
 
     Raises:
         ConfigurationError: When an argument is wrong, and when a task without such an argument wears it.
@@ -68,6 +72,7 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
     same: tuple[str, ...] | None
     lease: timedelta
     wait_within: timedelta
+    when_store_down: WhenStoreDown
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         same: tuple[str, ...] | None = None,
         lease: timedelta = timedelta(seconds=30),
         wait_within: timedelta = timedelta(hours=1),
+        when_store_down: WhenStoreDown = "wait",
     ) -> None:
         for name, span in (("ttl", ttl), ("lease", lease), ("wait_within", wait_within)):
             if not isinstance(span, timedelta):
@@ -93,8 +99,11 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
             if not isinstance(same, tuple):
                 raise ConfigurationError(f"expected same to be a tuple of argument names, got {same!r}")
             _expect_names("same", same, empty=True)
+        if when_store_down not in get_args(WhenStoreDown):
+            raise ConfigurationError(f'expected when_store_down to be "wait" or "run", got {when_store_down!r}')
         for name, value in (("key", key), ("ttl", ttl), ("same", same), ("lease", lease), ("wait_within", wait_within)):
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "when_store_down", when_store_down)
 
     def check(self, task: str, signature: inspect.Signature) -> None:
         names = argument_names(signature)
@@ -114,8 +123,8 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         key = self.key_of(call.task, arguments, call.received_args, call.received_kwargs, call.header.get("key"))
         if call.eager:
             # Nothing is claimed, but a body that hands its key on can be run.
-            call.lease = _Unclaimed(self.lease.total_seconds())
-            call.claim = Claim(key, int(time.time() * 1_000_000), call.lease)
+            call.lease = Unclaimed(self.lease.total_seconds(), mine=True)
+            call.claim = Claim(key, local_fence(), call.lease)
             return proceed(call)
         run = Run(self, call, equipment_of(call.app).store, key, self.fingerprint(call.terms.bound.stated(arguments)))
         return run.claim(proceed)
@@ -177,22 +186,6 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         """
         agreed = {name: value for name, value in arguments.items() if self.same is None or name in self.same}
         return digest(canonical(agreed, where="arguments", floats=True))
-
-
-@dataclass(frozen=True)
-class _Unclaimed:
-    """In eager mode nobody can take the key."""
-
-    left: float
-    owner: str = ""
-
-    def renew(self) -> bool:
-        return True
-
-    def is_lost(self) -> bool:
-        return False
-
-    def end(self) -> None: ...
 
 
 def _expect_names(role: str, names: tuple[Any, ...], *, empty: bool = False) -> None:

@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .._call import Call
     from ..typing import Attempt, Store
 
-__all__ = ["Holder", "Renewal", "now", "renewer"]
+__all__ = ["Holder", "Renewal", "Unclaimed", "local_fence", "now", "renewer"]
 
 logger = logging.getLogger("celery_patterns")
 
@@ -116,6 +117,33 @@ class Renewal:
 
     def end(self) -> None:
         renewer.forget(self)
+
+
+@dataclass(frozen=True)
+class Unclaimed:
+    """A run that has claimed nothing: in eager mode, where nobody can take the key, or while the store is away.
+
+    Args:
+        left: For how many seconds it counts as held.
+        mine: Whether nobody else can have it.
+    """
+
+    left: float
+    mine: bool
+    owner: str = ""
+
+    def renew(self) -> bool:
+        return self.mine
+
+    def is_lost(self) -> bool:
+        return False  # nobody knows of another run
+
+    def end(self) -> None: ...
+
+
+def local_fence() -> int:
+    """A fence where no store gives one: this machine's clock, in microseconds, as a store's would be."""
+    return int(time.time() * 1_000_000)
 
 
 class _Renewer:

@@ -30,7 +30,7 @@ from ..exceptions import (
     TooManyCrashes,
 )
 from ..typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running
-from ._renewal import Holder, Renewal, now, renewer
+from ._renewal import Holder, Renewal, Unclaimed, local_fence, now, renewer
 
 if TYPE_CHECKING:
     from .._call import Call, Proceed
@@ -86,10 +86,19 @@ class Run:
             self._let_go()
             raise
         except StoreUnavailable as error:
+            if self.pattern.when_store_down == "run":
+                emit(logging.WARNING, "run_without_claim", self.call, error=error, reason=str(error))
+                return self._run_unclaimed(proceed)
             return self._bequeath(LONGEST_WAIT, error)
         if isinstance(answer, Claimed):
             return self._hold(answer, proceed)
         return self._follow(answer)
+
+    def _run_unclaimed(self, proceed: Proceed) -> Any:
+        call = self.call
+        call.lease = Unclaimed(0.0, mine=False)
+        call.claim = Claim(self.key, local_fence(), call.lease)
+        return proceed(call)
 
     def _ask(self) -> Answer:
         pattern = self.pattern
