@@ -135,17 +135,17 @@ def own(environment: dict[str, str], tmp_path: Path) -> Iterator[Floor]:
 def _work(own: Floor, kind: str, number: int, usual: float, seed: int) -> dict[str, Any]:
     """Send the orders, do harm until they are done, and count what the witness saw."""
     dice = random.Random(seed)
-    sent = {}
+    sent: dict[int, list[Any]] = {}
     for order in range(number):
-        seconds = WITNESSED_LEASE * 1.5 if order % LONG_ORDER == 7 else usual
-        sent[order] = [own.task("witnessed").delay(order, seconds)]
-        if order % 10 == 3:
-            sent[order].append(own.task("witnessed").delay(order, seconds))
+        _send(own, sent, order, usual)
     ports = (int(os.environ[REDIS]), int(os.environ[REDIS if kind == "redis" else RABBIT]))
     done: Counter[str] = Counter()
     with ExitStack() as stack:
         party = stack.enter_context(closing(_Party(own, ports)))
         faults = stack.enter_context(_harm(party, dice, done))
+        while len(done) < len(set(FAULTS)):
+            _send(own, sent, len(sent), usual)  # there is always something to do harm to
+            time.sleep(0.1)
         lost = _until_done(own, kind, sent, faults)
         time.sleep(WITNESSED_LEASE + 1)
         stuck = _held(own)
@@ -154,7 +154,7 @@ def _work(own: Floor, kind: str, number: int, usual: float, seed: int) -> dict[s
     return {
         "faults": dict(done),
         "lost by Redis and sent again": lost,
-        "orders": number,
+        "orders": len(sent),
         "runs": len(begun),
         "unfinished": sorted(order for order, told in results.items() if {type(one) for one in told} != {str}),
         "other results": sorted(order for order, told in results.items() if len(told) != 1),
@@ -164,6 +164,12 @@ def _work(own: Floor, kind: str, number: int, usual: float, seed: int) -> dict[s
         "keys stuck": stuck,
         "letters": [letter.error for letter in own.letters()],
     }
+
+
+def _send(own: Floor, sent: dict[int, list[Any]], order: int, usual: float) -> None:
+    """An order, every tenth twice; some run longer than their lease."""
+    seconds = WITNESSED_LEASE * 1.5 if order % LONG_ORDER == 7 else usual
+    sent[order] = [own.task("witnessed").delay(order, seconds) for _ in range(2 if order % 10 == 3 else 1)]
 
 
 def _until_done(own: Floor, kind: str, sent: dict[int, list[Any]], faults: threading.Event) -> int:
@@ -231,10 +237,8 @@ def _judge(told: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
 def test_every_fault_once(own: Floor, request: pytest.FixtureRequest) -> None:
-    """A few hundred orders: each is done, none again, none by two at once, and no key is stuck."""
-    told = _work(own, request.node.callspec.params["broker"], 240, 0.6, 1)
-    _judge(told)
-    assert set(told["faults"]) == {fault.__name__ for fault in FAULTS}
+    """Some hundred orders: each is done, none again, none by two at once, and no key is stuck."""
+    _judge(_work(own, request.node.callspec.params["broker"], 60, 0.3, 1))
 
 
 @pytest.mark.long

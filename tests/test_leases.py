@@ -631,6 +631,7 @@ def test_a_retry_without_a_claim(app: Celery, store: Watched) -> None:
 # On real workers
 
 
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_a_greenlet_that_was_ended_leaves_no_lease_behind(shop: Floor) -> None:
     """A hard time limit ends a greenlet anywhere, and no pattern of it runs any more: the key is free with its lease."""
     shop.worker(pool="gevent", concurrency=4)
@@ -641,7 +642,11 @@ def test_a_greenlet_that_was_ended_leaves_no_lease_behind(shop: Floor) -> None:
     assert "claim_lost" not in shop.logs()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+@pytest.mark.parametrize(
+    ("pool", "broker"),
+    [("prefork", "redis"), ("prefork", "rabbitmq"), ("threads", "rabbitmq"), ("solo", "rabbitmq"), ("gevent", "redis")],
+    indirect=["broker"],
+)
 def test_a_long_body_in_every_pool(shop: Floor, pool: str) -> None:
     """Three times its lease, and sent four times: it runs once, and all have its result."""
     shop.worker(pool=pool, concurrency=1 if pool == "solo" else 4)
@@ -679,6 +684,7 @@ def test_a_worker_that_stands_still_is_replaced_and_told(shop: Floor) -> None:
     assert shop.logs().count("claim_lost") == 1
 
 
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_a_worker_that_stood_still_and_was_not_replaced(shop: Floor) -> None:
     """Its lease ran out, but nobody asked: it goes on, and its result counts."""
     shop.worker(concurrency=1)
@@ -691,6 +697,7 @@ def test_a_worker_that_stood_still_and_was_not_replaced(shop: Floor) -> None:
     assert "claim_lost" not in shop.logs()
 
 
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_a_killed_holder_is_replaced_when_its_lease_is_over(shop: Floor) -> None:
     """Also one that had renewed it: nobody renews for the dead."""
     shop.worker(concurrency=2, FLOOR_VISIBILITY="7")
@@ -698,8 +705,7 @@ def test_a_killed_holder_is_replaced_when_its_lease_is_over(shop: Floor) -> None
     shop.wait(lambda: shop.traces.count("starts") == 1, 20, "the run")
     time.sleep(3.0)  # renewed three times by now
     os.kill(shop.traces.all("starts")[0][1], signal.SIGKILL)
-    dead = time.monotonic()
-    shop.wait(lambda: shop.traces.count("starts") == 2, 130, "the second run")
-    assert time.monotonic() - dead < 130
+    # Celery may take 5 s to notice, and a message that waited for the lease looks again after 1 to 4 s.
+    shop.wait(lambda: shop.traces.count("starts") == 2, 25, "the second run")
     assert sent.get(timeout=60) == f"done o-1 by {shop.traces.all('starts')[1][2]}"
     assert shop.traces.all("effects") == ["o-1"]
