@@ -6,11 +6,12 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -615,6 +616,93 @@ def test_a_task_may_say_that_it_is_run_without_a_claim(app: Celery, store: Watch
         idempotent(key="x", ttl=DAY, when_store_down="stop")  # type: ignore[arg-type]
 
 
+def test_an_unclaimed_run_that_gives_up_waits_for_the_store(app: Celery, store: Watched) -> None:
+    """It is no failure here either."""
+
+    def work(x: int) -> int:
+        if not patterns.current_claim().still_mine():
+            raise ClaimLost("gives up")
+        return x
+
+    own = (
+        idempotent(key="x", ttl=DAY, when_store_down="run"),
+        retry(on=Exception),
+        dead_letter("dead", max_crashes=None),
+    )
+    task = app.task(shared=False, name="t", patterns=own)(work)
+    store.answers["claim"] = away
+    assert run_here(task, 1, task_id="t-1").state == "IGNORED"
+    (copy,) = published(app)
+    assert list(dead_letters(app, "dead")) == []
+    store.answers.clear()
+    assert run_here(task, 1, task_id="t-1", headers={HEADER: copy["headers"][HEADER]}).value == 1
+
+
+def test_what_an_unclaimed_run_raises_is_its_own(app: Celery, store: Watched) -> None:
+    """The store's trouble is no part of the error, nor of the letter."""
+
+    def work(x: int) -> None:
+        assert sys.exc_info() == (None, None, None)
+        raise ValueError("its own")
+
+    own = (idempotent(key="x", ttl=DAY, when_store_down="run"), dead_letter("dead", max_crashes=None))
+    task = app.task(shared=False, name="t", patterns=own)(work)
+    store.answers["claim"] = away
+    outcome = run_here(task, 1)
+    assert (str(outcome.value), outcome.value.__context__) == ("its own", None)
+    (letter,) = dead_letters(app, "dead")
+    assert "unplugged" not in letter.traceback
+
+
+def test_a_question_that_was_heard_leaves_no_owner_behind(app: Celery, store: Watched) -> None:
+    """Three unclaimed runs, whose claims were made and whose answers were lost: none of them counts as a crash."""
+
+    def work(x: int) -> int:
+        return x
+
+    task = app.task(shared=False, name="t", patterns=(idempotent(key="x", ttl=DAY, when_store_down="run"),))(work)
+    real = store.claim
+
+    def deaf(*args: Any, **kwargs: Any) -> Any:
+        real(*args, **kwargs)
+        away()
+
+    store.claim = deaf  # type: ignore[method-assign]
+    for _ in range(3):
+        assert run_here(task, 1).value == 1
+        for record in store._records.values():
+            record.lease_ends = 0.0
+    store.claim = real  # type: ignore[method-assign]
+    assert run_here(task, 1).value == 1
+
+
+def test_a_body_that_always_gives_up_waits_longer_each_time(app: Celery, store: Watched) -> None:
+    """As a duplicate does: a run a second would be a hot loop."""
+
+    def work(x: int) -> None:
+        raise ClaimLost("gives up")
+
+    task = keyed(app, work, lease=60)
+    for looks, least in ((0, 1), (3, 8), (9, 30)):
+        run_here(task, 1, headers={HEADER: {"looks": looks}})
+        copy = published(app)[-1]
+        wait = datetime.fromisoformat(copy["headers"]["eta"]).timestamp() - time.time()
+        assert least - 1.5 < wait <= 31
+        for record in store._records.values():
+            record.lease_ends = 0.0
+
+
+def test_a_run_that_did_not_wait_has_waited_for_nothing(app: Celery, store: Watched) -> None:
+    """A body of two hours that then lost its key: its wait begins now."""
+
+    def work(x: int) -> None:
+        patterns.current_call().started -= 7200
+        raise ClaimLost("gives up")
+
+    run_here(keyed(app, work, lease=60), 1)
+    assert published(app)[0]["headers"][HEADER]["waiting"] == pytest.approx(time.time(), abs=5)
+
+
 def test_a_retry_without_a_claim(app: Celery, store: Watched) -> None:
     """Its next attempt is sent as ever, and claims the key if it can."""
 
@@ -625,7 +713,8 @@ def test_a_retry_without_a_claim(app: Celery, store: Watched) -> None:
     task = app.task(shared=False, name="t", patterns=own)(work)
     store.answers["claim"] = away
     assert run_here(task, 1).state == "RETRY"
-    assert [one["headers"]["retries"] for one in published(app)] == [1]
+    (attempt,) = published(app)
+    assert (attempt["headers"]["retries"], len(attempt["headers"][HEADER]["asked_by"][0])) == (1, 16)
 
 
 # On real workers

@@ -290,10 +290,10 @@ class Plan:
 
 
 def _leave(call: Call) -> None:
-    # The call holds its request: a cycle would keep the arguments until the garbage collector comes by.
-    call.request.__dict__[MARK] = None
     if call.lease is not None:
         call.lease.end()  # whatever ended it: a key is renewed for no run that is gone
+    # The call holds its request: a cycle would keep the arguments until the garbage collector comes by.
+    call.request.__dict__[MARK] = None
 
 
 def _arrives(said: TaskPredicate) -> bool:

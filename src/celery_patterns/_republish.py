@@ -142,7 +142,8 @@ def publish_asked(proceed: Proceed, call: Call) -> Any:
             raise
         except Ignore:
             if call.asked is not None and not call.eager:
-                _send_next(call, call.asked)
+                with suppress(ClaimLost):  # what the body did instead stands
+                    _send_next(call, call.asked)
             raise
         except Exception as error:
             if call.asked is None or call.eager:

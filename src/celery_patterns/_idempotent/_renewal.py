@@ -87,7 +87,7 @@ class Renewal:
         Raises:
             StoreUnavailable: When the store does not say.
         """
-        if self.lost:
+        if self._is_over():
             return False
         # Read before the question is sent: the store begins to count later, so we never trust a lease longer than it does.
         asked, who = now(), self._holder
@@ -103,9 +103,12 @@ class Renewal:
         emit(logging.ERROR, "claim_lost", self._call, fence=who.fence)
         return False
 
+    def _is_over(self) -> bool:
+        return self.lost or self.over
+
     def renew_in_time(self) -> None:
         """Renew it if it is due; a store that is away is logged, and asked again."""
-        if self.over or self.lost or self.due > now():
+        if self._is_over() or self.due > now():
             return
         self.due = now() + self._seconds * AGAIN
         try:

@@ -74,6 +74,7 @@ class Run:
         self.looks = int(call.header.get("looks") or 0)
 
     def claim(self, proceed: Proceed) -> Any:
+        answer: Answer | StoreUnavailable
         try:
             answer = self._ask()
             if isinstance(answer, Ended) and answer.failed and self._is_sent_anew():
@@ -86,19 +87,29 @@ class Run:
             self._let_go()
             raise
         except StoreUnavailable as error:
+            answer = error.with_traceback(None)  # no body is run in here, or its errors would be told as a consequence
+        if isinstance(answer, StoreUnavailable):
             if self.pattern.when_store_down == "run":
-                emit(logging.WARNING, "run_without_claim", self.call, error=error, reason=str(error))
-                return self._run_unclaimed(proceed)
-            return self._bequeath(LONGEST_WAIT, error)
+                return self._run_unclaimed(proceed, answer)
+            return self._bequeath(LONGEST_WAIT, answer)
         if isinstance(answer, Claimed):
             return self._hold(answer, proceed)
         return self._follow(answer)
 
-    def _run_unclaimed(self, proceed: Proceed) -> Any:
+    def _run_unclaimed(self, proceed: Proceed, trouble: StoreUnavailable) -> Any:
         call = self.call
-        call.lease = Unclaimed(0.0, mine=False)
+        emit(logging.WARNING, "run_without_claim", call, error=trouble, reason=str(trouble))
+        call.lease = Unclaimed(0.0, mine=False, owner=self.attempt.owner)
         call.claim = Claim(self.key, local_fence(), call.lease)
-        return proceed(call)
+        call.settlements.append(self._release_unheard)
+        with contextlib.suppress(ClaimLost):
+            return proceed(call)
+        return self._bequeath(LONGEST_WAIT, trouble)
+
+    def _release_unheard(self, _outcome: str) -> None:
+        """The question may have been heard, and only its answer lost: a key that nobody holds would count as a crash."""
+        with contextlib.suppress(StoreUnavailable):  # then the lease ends it
+            self.store.release(self.key, self.attempt, None, ended=None, ttl=self.pattern.ttl)
 
     def _ask(self) -> Answer:
         pattern = self.pattern
@@ -150,16 +161,22 @@ class Run:
         The message of a run that lost its key must not end while the other run lives: on Redis a message that was given out
         twice is acknowledged by whichever comes first, and the other run would be unprotected.
         """
-        assert self.renewal is not None
         try:
-            answer = self._ask() if self.renewal.is_lost() else None
+            try:
+                answer = self._answer_if_lost()
+            except SoftTimeLimitExceeded:  # it strikes once, and the body is over
+                answer = self._answer_if_lost()
         except StoreUnavailable as trouble:  # and the lease is over: nobody says whose the key is
             return self._bequeath(LONGEST_WAIT, trouble)
         if answer is not None and not isinstance(answer, Claimed):
             return self._follow(answer)
         if isinstance(error, ClaimLost):  # it is not, or is free by now
-            return self._bequeath(timedelta(0), None)
+            return self._bequeath(self._next_look(LONGEST_WAIT), None)
         raise error
+
+    def _answer_if_lost(self) -> Answer | None:
+        assert self.renewal is not None
+        return self._ask() if self.renewal.is_lost() else None
 
     def _bequeath(self, wait: timedelta, trouble: StoreUnavailable | None) -> None:
         """Let the message wait, and then have what this run may hold, as the same start."""
@@ -286,9 +303,9 @@ class Run:
     def _wait(self, wait: timedelta, error: StoreUnavailable | None, *, bounded: bool = True) -> None:
         call = self.call
         # A message that comes back was perhaps run, and has the whole wait before it again, for its own dead run.
-        since = float((not call.redelivered and call.header.get("waiting")) or time.time())
-        if self.renewal is not None:
-            since += time.time() - call.started  # its body ran, and did not wait
+        # And while its body ran, it did not wait.
+        begun = call.started if self.renewal is not None else time.time()
+        since = float((not call.redelivered and call.header.get("waiting")) or begun) + (time.time() - begun)
         if bounded and time.time() - since > self.pattern.wait_within.total_seconds():
             raise error or InProgress(
                 f"{call.task}: another run of the same key did not end within {self.pattern.wait_within}"
