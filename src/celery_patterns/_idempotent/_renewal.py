@@ -92,9 +92,7 @@ class Renewal:
         # Read before the question is sent: the store begins to count later, so we never trust a lease longer than it does.
         asked, who = now(), self._holder
         mine = self._store.renew(who.key, who.attempt, who.fence, lease=who.lease, ttl=who.ttl)
-        if (
-            self.lost or self.over
-        ):  # the body's thread or the renewer was told so meanwhile, or the run has given it back
+        if self._is_over():  # another thread was told so meanwhile, or the run has given its key back
             return False
         if mine:
             self._held_since(asked)
