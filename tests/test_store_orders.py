@@ -303,7 +303,7 @@ WORLDS = {
     "two callers and a second delivery": (800, Run("a", 0, "a"), Run("b", 0, "b"), Run("a", 0, "a2", lives=0)),
 }
 LARGE_WORLDS = {
-    "two callers, killed and tried again": (9000, Run("a", 0, "a", retries=1), Run("b", 0, "b")),
+    "two callers, killed and tried again": (8000, Run("a", 0, "a", retries=1), Run("b", 0, "b")),
     "two deliveries, killed and tried again": (
         4000,
         Run("a", 0, "a", retries=1),

@@ -313,6 +313,18 @@ def test_a_later_attempt_that_nobody_sent_on_waits_for_the_lease(bench: Bench) -
     assert bench.claim(run()) == Ended(failed=False)
 
 
+def test_another_tasks_later_attempt_takes_over_as_anybody(bench: Bench) -> None:
+    """The dead owner's start counts, and its attempt has not ended."""
+    bench.claim(run())
+    bench.let_pass(LEASE)
+    other = run("t2/0", number=1)
+    taken = bench.claim(other)
+    assert isinstance(taken, Claimed)
+    assert taken.starts == 2
+    assert bench.release(other, taken.fence) is True
+    assert isinstance(bench.claim(run()), Claimed)
+
+
 def test_a_stale_owner_can_neither_complete_nor_free(bench: Bench) -> None:
     """Paused past its lease and taken over, the zombie changes nothing and is told what stands."""
     zombie, heir = run(), run("t2/0")
