@@ -219,10 +219,11 @@ def _harm(party: _Party, dice: random.Random, done: Counter[str]) -> Iterator[th
 
 
 def _held(own: Floor) -> list[str]:
-    """The keys that somebody still holds."""
+    """The keys that somebody still holds: one whose lease is over is anybody's, and stands where the work was not recorded."""
     client = own.traces.redis
     names = client.scan_iter(f"cp-{own.environment['FLOOR_NAMESPACE']}:*", count=1000)
-    return [str(name) for name in names if client.type(name) == b"hash" and client.hget(name, "s") == b"r"]
+    records = [(str(name), client.hgetall(name)) for name in names if client.type(name) == b"hash"]
+    return [name for name, one in records if one[b"s"] == b"r" and int(one[b"l"]) > time.time() * 1000]
 
 
 def _judge(told: dict[str, Any]) -> None:
