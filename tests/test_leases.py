@@ -756,12 +756,18 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
+def begun(shop: Floor, seconds: float) -> tuple[Any, int, int]:
+    """A long body that runs: its result to come, its process, and its fence."""
+    sent = shop.task("long_keyed").delay("o-1", seconds)
+    shop.wait(lambda: shop.traces.count("starts") == 1, 20, "the run")
+    (_, pid, fence) = shop.traces.all("starts")[0]
+    return sent, pid, fence
+
+
 def test_a_worker_that_stands_still_is_replaced_and_told(shop: Floor) -> None:
     """SIGSTOP for longer than the lease: another run does the work, and the first one's result does not count."""
     shop.worker(concurrency=2)
-    first = shop.task("long_keyed").delay("o-1", 3.0)
-    shop.wait(lambda: shop.traces.count("starts") == 1, 20, "the first run")
-    (_, pid, fence) = shop.traces.all("starts")[0]
+    first, pid, fence = begun(shop, 3.0)
     with stopped(pid):
         second = shop.task("long_keyed").delay("o-1", 3.0)
         shop.wait(lambda: shop.traces.count("starts") == 2, 30, "the second run")
@@ -777,9 +783,7 @@ def test_a_worker_that_stands_still_is_replaced_and_told(shop: Floor) -> None:
 def test_a_worker_that_stood_still_and_was_not_replaced(shop: Floor) -> None:
     """Its lease ran out, but nobody asked: it goes on, and its result counts."""
     shop.worker(concurrency=1)
-    sent = shop.task("long_keyed").delay("o-1", 3.0)
-    shop.wait(lambda: shop.traces.count("starts") == 1, 20, "the run")
-    (_, pid, fence) = shop.traces.all("starts")[0]
+    sent, pid, fence = begun(shop, 3.0)
     with stopped(pid):
         time.sleep(2.5)
     assert sent.get(timeout=30) == f"done o-1 by {fence}"
@@ -790,10 +794,9 @@ def test_a_worker_that_stood_still_and_was_not_replaced(shop: Floor) -> None:
 def test_a_killed_holder_is_replaced_when_its_lease_is_over(shop: Floor) -> None:
     """Also one that had renewed it: nobody renews for the dead."""
     shop.worker(concurrency=2, FLOOR_VISIBILITY="7")
-    sent = shop.task("long_keyed").delay("o-1", 5.0)
-    shop.wait(lambda: shop.traces.count("starts") == 1, 20, "the run")
+    sent, pid, _ = begun(shop, 5.0)
     time.sleep(3.0)  # renewed three times by now
-    os.kill(shop.traces.all("starts")[0][1], signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     # Celery may take 5 s to notice, and a message that waited for the lease looks again after 1 to 4 s.
     shop.wait(lambda: shop.traces.count("starts") == 2, 25, "the second run")
     assert sent.get(timeout=60) == f"done o-1 by {shop.traces.all('starts')[1][2]}"
