@@ -310,7 +310,9 @@ def current_call() -> Call:
     request = current_task.request if current_task else None
     call = request.__dict__.get(MARK) if request is not None else None
     if call is None:
-        raise NotInTask("current_call() was asked outside of a running task that wears a pattern")
+        raise NotInTask(
+            "there is no running task that wears a pattern here: current_call() and current_claim() speak of one"
+        )
     assert isinstance(call, Call)
     return call
 
