@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -87,11 +88,16 @@ def away() -> None:
     raise StoreUnavailable("unplugged")
 
 
+def end_leases(store: MemoryStore) -> None:
+    """Every lease is over, on the store's clock."""
+    store._records = {key: dataclasses.replace(record, lease_ends=0) for key, record in store._records.items()}
+
+
 def taken_over(store: Watched, key: str) -> Claimed:
-    """Another run takes the key, as if this one had stood still: its lease is over on the store's clock."""
-    record = store._records[key]
-    record.lease_ends = 0.0
-    answer = MemoryStore.claim(store, key, Attempt("other/0", 0, "other"), record.fingerprint, lease=DAY, ttl=DAY)
+    """Another run takes the key, as if this one had stood still."""
+    end_leases(store)
+    print_ = store._records[key].fingerprint
+    answer = MemoryStore.claim(store, key, Attempt("other/0", 0, "other"), print_, lease=DAY, ttl=DAY)
     assert isinstance(answer, Claimed)
     return answer
 
@@ -276,7 +282,7 @@ def test_a_run_that_gives_up_is_no_failure(app: Celery, store: Watched, held: st
         if held == "no longer":
             taken_over(store, key)
             assert not patterns.current_claim().still_mine()
-            store._records[key].lease_ends = 0.0
+            end_leases(store)
         raise ClaimLost("gives up")
 
     task = keyed(app, work, retry(on=Exception), dead_letter("dead", max_crashes=None), lease=60)
@@ -670,8 +676,7 @@ def test_a_question_that_was_heard_leaves_no_owner_behind(app: Celery, store: Wa
     store.claim = deaf  # type: ignore[method-assign]
     for _ in range(3):
         assert run_here(task, 1).value == 1
-        for record in store._records.values():
-            record.lease_ends = 0.0
+        end_leases(store)
     store.claim = real  # type: ignore[method-assign]
     assert run_here(task, 1).value == 1
 
@@ -688,8 +693,7 @@ def test_a_body_that_always_gives_up_waits_longer_each_time(app: Celery, store: 
         copy = published(app)[-1]
         wait = datetime.fromisoformat(copy["headers"]["eta"]).timestamp() - time.time()
         assert least - 1.5 < wait <= 31
-        for record in store._records.values():
-            record.lease_ends = 0.0
+        end_leases(store)
 
 
 def test_a_run_that_did_not_wait_has_waited_for_nothing(app: Celery, store: Watched) -> None:

@@ -6,7 +6,6 @@ apart is what a run does between them, which a small model plays as :mod:`celery
 
 from __future__ import annotations
 
-import copy
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import redis
 
-from celery_patterns.stores import MemoryStore, RedisStore
+from celery_patterns.stores import MemoryStore, RedisStore, _record
 from celery_patterns.typing import Attempt, Claimed, Done, Ended, Running
 
 LEASE, TTL = timedelta(hours=1), timedelta(days=1)
@@ -100,21 +99,22 @@ class MemoryKey:
         self.store: Any = MemoryStore()
 
     def state(self) -> Any:
-        return copy.deepcopy(self.store._records)
+        return dict(self.store._records)
 
     def put_back(self, state: Any) -> None:
-        self.store._records = copy.deepcopy(state)
+        self.store._records = dict(state)
 
     def end_lease(self) -> None:
         if "k" in self.store._records:
-            self.store._records["k"].lease_ends = 0.0
+            self.store._records["k"] = replace(self.store._records["k"], lease_ends=0)
 
     def told(self) -> dict[str, str]:
         record = self.store._records.get("k")
         if record is None:
             return {}
         told = {
-            name: str(getattr(record, name)) for name in ("state", "owner", "run", "fence", "starts", "result", "ended")
+            name: str(getattr(record, name))
+            for name in ("state", "owner", "run", "number", "fence", "starts", "result", "ended")
         }
         return {**told, "l": "over" if record.lease_ends == 0 else "runs"}
 
@@ -339,11 +339,12 @@ def test_every_order_of_more(database: str, key: Any, world: str) -> None:
 
 def test_an_order_that_breaks_the_promise_is_found(monkeypatch: Any) -> None:
     """A rule that was ours once: a later attempt takes the key from any delivery of the one before, also from a living one."""
-    rule = MemoryStore._refusal
+    rule = _record._refusal
 
-    def once(record: Any, attempt: Attempt, fingerprint: str, now: float) -> Any:
-        return None if record.run_before(attempt) else rule(record, attempt, fingerprint, now)
+    def once(record: Any, asks: Attempt, run: str, fingerprint: str, now: int) -> Any:
+        later = record.state == "running" and record.run == run and asks.number > record.number
+        return None if later else rule(record, asks, run, fingerprint, now)
 
-    monkeypatch.setattr(MemoryStore, "_refusal", staticmethod(once))
+    monkeypatch.setattr(_record, "_refusal", once)
     with pytest.raises(AssertionError, match="never two live owners"):
         _explore(MemoryKey(""), *WORLDS["two deliveries of one attempt, each sends another"])

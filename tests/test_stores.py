@@ -397,20 +397,30 @@ def test_only_the_owner_renews_and_only_with_its_fence(bench: Bench, wrong: str)
 
 
 def test_what_is_over_is_not_renewed(bench: Bench) -> None:
-    """Neither a key that was taken over, nor one that is done, free, or unknown: each stays as it was."""
+    """Neither a key that was taken over, nor one that is free, or unknown: each stays as it was."""
     lost, me = run(), run("t2/0")
     old = bench.claim(lost)
     bench.let_pass(LEASE)
     new = bench.claim(me)
     assert bench.renew(lost, old.fence, lease=timedelta(seconds=30)) is False
     assert bench.complete(me, new.fence) == Done(b"1")
-    assert bench.renew(me, new.fence) is False
-    assert bench.claim(run("t3/0")) == Done(b"1")
+    assert bench.renew(lost, old.fence) is False
     free = bench.claim(me, key="other")
     assert bench.store.release("other", me, free.fence, ended=None, ttl=TTL)
     assert bench.renew(me, free.fence, key="other") is False
     assert bench.renew(me, 7, key="unknown") is False
     assert isinstance(bench.claim(run("t3/0"), key="unknown"), Claimed)
+
+
+def test_what_is_done_stays_its_owners(bench: Bench) -> None:
+    """Nobody can have the key any more: to renew it changes nothing, and is no loss."""
+    me = run()
+    claimed = bench.claim(me)
+    assert bench.complete(me, claimed.fence) == Done(b"1")
+    assert bench.renew(me, claimed.fence) is True
+    assert bench.renew(me, claimed.fence + 1) is False
+    assert bench.renew(run(), claimed.fence) is False
+    assert bench.claim(run("t3/0")) == Done(b"1")
 
 
 def test_a_record_outlives_its_renewed_lease_by_its_ttl(bench: Bench) -> None:

@@ -109,7 +109,8 @@ class Store(Protocol):
     def renew(self, key: str, attempt: Attempt, fence: int, *, lease: timedelta, ttl: timedelta) -> bool:
         """Hold the key for another lease, from now on.
 
-        A lease that is over is renewed too, as long as nobody has taken the key.
+        A lease that is over is renewed too, as long as nobody has taken the key. Work that this owner has recorded needs
+        no lease: nobody can have its key.
 
         Args:
             attempt: Who asks: its ``owner`` must hold the key.

@@ -102,7 +102,8 @@ return take(time, tonumber(fence) or 0, crashed and tonumber(starts) + 1 or 1)
 _RENEW = """
 local key, me, my_fence, lease_ms, ttl_ms = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local held = redis.call('HMGET', key, 's', 'o', 'f')
-if held[1] ~= 'r' or held[2] ~= me or held[3] ~= my_fence then return 0 end
+if held[2] ~= me or held[3] ~= my_fence then return 0 end
+if held[1] == 'd' then return 1 end
 local time = redis.call('TIME')
 redis.call('HSET', key, 'l', string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + lease_ms))
 redis.call('PEXPIRE', key, lease_ms + ttl_ms)
