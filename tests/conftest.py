@@ -13,15 +13,16 @@ import pytest
 from hypothesis import settings
 
 from .harness import Floor, floor
-from .servers import RabbitServer, RedisServer
+from .servers import PostgresServer, RabbitServer, RedisServer, Server, new_database
 from .test_store_guards import REDIS, WITHOUT, leave_out
 
 RABBIT = "TESTS_RABBIT_PORT"
+POSTGRES = "TESTS_POSTGRES_PORT"
 # Where a change is judged, the same examples each time; on a developer's machine new ones.
 settings.register_profile("ci", derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-_servers: list[RedisServer | RabbitServer] = []
+_servers: list[Server] = []
 _databases = itertools.count()
 
 
@@ -31,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         leave_out()
     if hasattr(config, "workerinput") or REDIS in os.environ or config.option.collectonly:
         return
-    for server, name in ((RedisServer(), REDIS), (RabbitServer(), RABBIT)):
+    for server, name in ((RedisServer(), REDIS), (RabbitServer(), RABBIT), (PostgresServer(), POSTGRES)):
         _servers.append(server)
         server.start()
         os.environ[name] = str(server.port)
@@ -44,6 +45,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         _servers.clear()
         os.environ.pop(REDIS, None)
         os.environ.pop(RABBIT, None)
+        os.environ.pop(POSTGRES, None)
 
 
 @pytest.fixture
@@ -51,6 +53,12 @@ def database() -> str:
     """The URL of an empty Redis database that no other test uses: messages of a queue share keys with the others'."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     return f"redis://127.0.0.1:{os.environ[REDIS]}/{int(worker) * 1000 + next(_databases) + 1}"
+
+
+@pytest.fixture
+def postgres() -> str:
+    """The URL of an empty PostgreSQL database."""
+    return new_database(int(os.environ[POSTGRES]))
 
 
 @pytest.fixture

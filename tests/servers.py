@@ -10,10 +10,13 @@ import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import amqp
+import psycopg
 import redis
 
 
@@ -60,6 +63,8 @@ class Server:
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.helpers: list[subprocess.Popen[bytes]] = []
+        #: The account that runs it, where that is not ours.
+        self._as: dict[str, Any] = {}
 
     def command(self) -> list[str]:
         raise NotImplementedError
@@ -78,6 +83,7 @@ class Server:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            **self._as,
         )
         wait_until(self._up, 60, f"{type(self).__name__} answers; its log is {self.folder / 'server.log'}")
 
@@ -141,6 +147,85 @@ class RedisServer(Server):
             return bool(redis.Redis(port=self.port, socket_timeout=1).ping())
         except (redis.RedisError, OSError):
             return False
+
+
+class PostgresServer(Server):
+    """PostgreSQL, which refuses to be run by root: the account that its package makes runs it then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._data = self.folder / "data"
+        if os.geteuid() == 0:
+            self._as = {"user": "postgres", "group": "postgres"}
+            shutil.chown(self.folder, **self._as)
+
+    def command(self) -> list[str]:
+        settings = {
+            "port": self.port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "max_connections": 200,
+            "fsync": "off",  # it is killed with its process here, never with its machine
+        }
+        return [
+            self._program("postgres"),
+            "-D",
+            str(self._data),
+            *(f"--{name}={value}" for name, value in settings.items()),
+        ]
+
+    def start(self) -> None:
+        if not self._data.exists():
+            made = [
+                self._program("initdb"),
+                "-D",
+                str(self._data),
+                "-U",
+                "tests",
+                "-A",
+                "trust",
+                "--no-sync",
+                "-E",
+                "UTF8",
+            ]
+            subprocess.run(
+                made, check=True, stdout=subprocess.DEVNULL, cwd=self.folder, env=self.environment(), **self._as
+            )
+        super().start()
+
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """At once by default: its gentle end waits for every client to go."""
+        super().stop(number)
+
+    def environment(self) -> Mapping[str, str]:
+        return {**os.environ, "LC_ALL": "C"}
+
+    @staticmethod
+    def _program(name: str) -> str:
+        places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+        return program(name, "postgresql", *map(str, places[-1:]))
+
+    def url(self, database: str = "postgres") -> str:
+        return postgres_url(self.port, database)
+
+    def answers(self) -> bool:
+        try:
+            psycopg.connect(self.url(), connect_timeout=1).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+def postgres_url(port: int, database: str) -> str:
+    return f"postgresql://tests@127.0.0.1:{port}/{database}"
+
+
+def new_database(port: int) -> str:
+    """The URL of an empty database on a PostgreSQL server."""
+    name = f"t_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres_url(port, "postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return postgres_url(port, name)
 
 
 class RabbitServer(Server):

@@ -34,6 +34,7 @@ FENCED = {
     "structlog": {"_events", "_logged"},
     "orjson": {"_codec", "_lines"},
     "amqp": {"_queues"},
+    "sqlalchemy": {"stores"},
     "pydantic": set(),
     "pickle": set(),
 }

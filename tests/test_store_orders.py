@@ -114,7 +114,7 @@ class MemoryKey:
             return {}
         told = {
             name: str(getattr(record, name))
-            for name in ("state", "owner", "run", "number", "fence", "starts", "result", "ended")
+            for name in ("state", "owner", "run", "number", "fence", "starts", "result", "marks")
         }
         return {**told, "l": "over" if record.lease_ends == 0 else "runs"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 import traceback
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,12 +23,13 @@ from hypothesis import strategies as st
 
 from celery_patterns import idempotent, use_patterns, use_store
 from celery_patterns.exceptions import ConfigurationError, StoreUnavailable
-from celery_patterns.stores import MemoryStore, RedisStore, open_store
+from celery_patterns.stores import MemoryStore, RedisStore, SQLStore, open_store
 from celery_patterns.stores._marks import KEEP
 from celery_patterns.typing import Attempt, Claimed, Done, Ended, Mismatch, Running, Store
 
+from .conftest import POSTGRES
 from .here import run_here
-from .servers import RedisServer, free_port
+from .servers import RedisServer, free_port, postgres_url
 
 LEASE, TTL = timedelta(milliseconds=400), timedelta(seconds=3)
 
@@ -64,8 +67,8 @@ class Bench:
         return self.store.release("k", who, fence, ended=ended, ttl=TTL)
 
 
-@pytest.fixture(params=["memory", "redis"])
-def bench(request: pytest.FixtureRequest) -> Bench:
+@pytest.fixture(params=["memory", "redis", "postgresql", "sqlite"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     if request.param == "memory":
         clock = Clock()
 
@@ -73,9 +76,17 @@ def bench(request: pytest.FixtureRequest) -> Bench:
             clock.now += seconds
 
         return Bench(MemoryStore(clock), turn)
-    url = request.getfixturevalue("database")
+    store: Any
+    if request.param == "redis":
+        store = RedisStore(request.getfixturevalue("database"))
+    elif request.param == "sqlite":
+        store = SQLStore(f"sqlite:///{tmp_path}/keys.db")
+    else:
+        store = SQLStore(postgres_url(int(os.environ[POSTGRES]), "postgres"), table=f"keys_{uuid.uuid4().hex}")
+    if isinstance(store, SQLStore):
+        store.create_table()
     # The server's clock cannot be turned, so these wait; the spans are short for that reason.
-    return Bench(RedisStore(url), lambda seconds: time.sleep(seconds + 0.01))
+    return Bench(store, lambda seconds: time.sleep(seconds + 0.01))
 
 
 def run(run_id: str = "t1/0", number: int = 0) -> Attempt:

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ..exceptions import ConfigurationError
 from ..typing import Store
 from ._memory import MemoryStore
 from ._redis import RedisStore
 
-__all__ = ["MemoryStore", "RedisStore", "open_store"]
+if TYPE_CHECKING:
+    from ._sql import SQLStore
+
+__all__ = ["MemoryStore", "RedisStore", "SQLStore", "open_store"]
 
 #: What a store of anybody's can do.
 _STEPS = [name for name, step in vars(Store).items() if callable(step) and not name.startswith("_")]
 
 
+def __getattr__(name: str) -> Any:
+    """``SQLStore``, once it is asked for: SQLAlchemy is an extra, and takes its time to load."""
+    if name != "SQLStore":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return import_module("._sql", __name__).SQLStore
+    except ImportError as error:
+        raise ConfigurationError(
+            "a store in SQL needs SQLAlchemy 2, which is not installed; expected: pip install 'celery-patterns[sql]'"
+        ) from error
+
+
 def open_store(store: str | Store) -> Store:
-    """The store itself, or the one a URL names: ``redis://``, ``rediss://`` or ``unix://``.
+    """The store itself, or the one a URL names: ``redis://``, ``rediss://``, ``unix://``, ``postgresql://`` or ``sqlite://``.
 
     Raises:
-        ConfigurationError: For any other URL.
+        ConfigurationError: For any other URL, and for one whose store needs what is not installed.
     """
     if not isinstance(store, str):
         if isinstance(store, type):
@@ -30,9 +48,14 @@ def open_store(store: str | Store) -> Store:
     scheme, is_url, _ = store.partition("://")
     if is_url and scheme in ("redis", "rediss", "unix"):
         return RedisStore(store)
+    if is_url and scheme.partition("+")[0] in ("postgresql", "postgres", "sqlite"):
+        sql: Store = __getattr__("SQLStore")(store)
+        return sql
     # Only the scheme is shown: the rest may hold a password.
     got = f"one of scheme {scheme!r}" if is_url else "one without ://"
-    raise ConfigurationError(f"expected store to be a redis://, rediss:// or unix:// URL, got {got}")
+    raise ConfigurationError(
+        f"expected store to be a redis://, rediss://, unix://, postgresql:// or sqlite:// URL, got {got}"
+    )
 
 
 def _missing(store: object) -> str:

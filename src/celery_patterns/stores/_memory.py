@@ -31,7 +31,6 @@ class MemoryStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
-        self._starts: dict[str, tuple[frozenset[str], float]] = {}
 
     def claim(self, key: str, attempt: Attempt, fingerprint: str, *, lease: timedelta, ttl: timedelta) -> Answer:
         return self._step(key, rules.claim, attempt, fingerprint, Spans(microseconds(lease), microseconds(ttl)))
@@ -55,19 +54,14 @@ class MemoryStore:
         return self._step(key, rules.release, attempt.owner, fence, ended, microseconds(ttl))
 
     def count_start(self, key: str, owner: str, *, ttl: timedelta) -> int:
-        with self._lock:
-            now = self._clock()
-            owners, expires = self._starts.get(key, (frozenset(), now))
-            owners = owners | {owner} if expires > now else frozenset({owner})
-            self._starts[key] = (owners, now + ttl.total_seconds())
-            return len(owners - {""}) + ("" not in owners)
+        return self._step(f"starts:{key}", rules.count_start, owner, microseconds(ttl))
 
     def excuse_start(self, key: str, *, ttl: timedelta) -> None:
         self.count_start(key, "", ttl=ttl)
 
     def forget_starts(self, key: str) -> None:
         with self._lock:
-            self._starts.pop(key, None)
+            self._records.pop(f"starts:{key}", None)
 
     def _step(self, key: str, rule: Callable[..., tuple[Record | None, _A]], *asked: Any) -> _A:
         with self._lock:

@@ -13,7 +13,7 @@ from ..typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running
 from ._marks import mark_of, marked, run_digest
 from ._spans import span
 
-__all__ = ["Record", "Spans", "claim", "complete", "release", "renew"]
+__all__ = ["Record", "Spans", "claim", "complete", "count_start", "release", "renew", "run_digest"]
 
 
 class Spans(NamedTuple):
@@ -30,7 +30,7 @@ class Record:
     Attributes:
         run: A digest of the run that has the key, and ``number`` its attempt.
         starts: How many runs in a row began without coming to an end.
-        ended: Marks of attempts that ended; see :mod:`._marks`.
+        marks: Those of attempts that ended, see :mod:`._marks`; or of starts that are counted.
     """
 
     state: Literal["running", "done", "free"] = "free"
@@ -42,7 +42,7 @@ class Record:
     fingerprint: str = ""
     lease_ends: int = 0
     expires: int = 0
-    ended: str = ""
+    marks: str = ""
     result: bytes | None = None
 
     def held_by(self, owner: str, fence: int | None) -> bool:
@@ -50,7 +50,9 @@ class Record:
         return self.state == "running" and self.owner == owner and fence in (None, self.fence)
 
 
-def claim(record: Record | None, asks: Attempt, fingerprint: str, spans: Spans, now: int) -> tuple[Record | None, Answer]:
+def claim(
+    record: Record | None, asks: Attempt, fingerprint: str, spans: Spans, now: int
+) -> tuple[Record | None, Answer]:
     """Take the key, or say why not."""
     record = record or Record()
     run, running = run_digest(asks.run_id), record.state == "running"
@@ -74,14 +76,14 @@ def claim(record: Record | None, asks: Attempt, fingerprint: str, spans: Spans, 
         fingerprint=fingerprint,
         lease_ends=now + spans.lease,
         expires=now + spans.lease + spans.ttl,
-        ended=marked(record.ended, record.run, record.number, failed=False) if later else record.ended,
+        marks=marked(record.marks, record.run, record.number, failed=False) if later else record.marks,
     )
     return taken, Claimed(taken.fence, taken.starts)
 
 
 def _refusal(record: Record, asks: Attempt, run: str, fingerprint: str, now: int) -> Answer | None:
     """Why the key cannot be had; None when it can."""
-    ended = mark_of(record.ended, run)
+    ended = mark_of(record.marks, run)
     if ended is not None and asks.number <= ended[0]:
         return Ended(failed=ended[1])
     if record.state == "done":
@@ -127,5 +129,12 @@ def release(
     """Give the key back."""
     if record is None or not record.held_by(owner, fence):
         return None, False
-    marks = record.ended if ended is None else marked(record.ended, record.run, record.number, failed=ended.failed)
-    return Record(fence=record.fence, ended=marks, expires=now + ttl), True
+    marks = record.marks if ended is None else marked(record.marks, record.run, record.number, failed=ended.failed)
+    return Record(fence=record.fence, marks=marks, expires=now + ttl), True
+
+
+def count_start(record: Record | None, owner: str, ttl: int, now: int) -> tuple[Record, int]:
+    """Count one start; an owner without a name stands for a first delivery that was none."""
+    owners = {*(record.marks.split(";")[:-1] if record else ()), owner}
+    counted = Record(marks="".join(f"{one};" for one in sorted(owners)), expires=now + ttl)
+    return counted, len(owners - {""}) + ("" not in owners)

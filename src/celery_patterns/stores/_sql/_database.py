@@ -1,0 +1,137 @@
+"""How the database is reached: each statement a transaction of its own, asked again when it was away."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from ...exceptions import ConfigurationError, StoreUnavailable
+
+__all__ = ["Database"]
+
+_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "sqlite": "sqlite+pysqlite"}
+_KNOWN = {*_DRIVERS.values()}
+#: What a connection to PostgreSQL is opened with, unless the URL says otherwise: a network that is silent is given up
+#: after some 10 seconds; and nothing is prepared on the server, which a pooler in between may not bear.
+_POSTGRESQL: Mapping[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 5000,
+    "prepare_threshold": None,
+}
+#: The classes of PostgreSQL's refusals that are as right a second time: who we are, which database, what we ask.
+_FINAL = ("28", "3D", "42")
+
+
+class Database:
+    """Connections to one database, a few for each process, made when they are first needed.
+
+    Args:
+        url: See :class:`SQLStore`.
+        patience: For how many seconds a statement is tried again.
+
+    Raises:
+        ConfigurationError: For a URL of another kind, one that cannot be read, and a driver that is not installed.
+    """
+
+    def __init__(self, url: str, patience: float) -> None:
+        self.patience = patience
+        self._engine, self._pid = _engine(_read(url), patience), os.getpid()
+        #: Which dialect it speaks.
+        self.kind = self._engine.dialect.name
+
+    def ask(self, statement: sa.Executable, values: Mapping[str, Any]) -> list[Any]:
+        """Run one statement, and give the rows that it returns.
+
+        Raises:
+            StoreUnavailable: When the database does not answer in time, or refuses.
+        """
+        deadline, pause = time.monotonic() + self.patience, 0.0
+        while True:
+            try:
+                return self._ask_once(statement, values)
+            except DBAPIError as error:
+                if not _passes(error) or time.monotonic() + pause > deadline:
+                    raise StoreUnavailable(_complaint(error)) from error
+            except PoolTimeout as error:
+                raise StoreUnavailable("no connection to the database was free in time") from error
+            time.sleep(pause)
+            pause = min(max(pause * 2, 0.05), 0.5)
+
+    def said(self, statement: Any) -> str:
+        """A statement in the database's own words."""
+        return str(statement.compile(self._engine)).strip()
+
+    def _ask_once(self, statement: sa.Executable, values: Mapping[str, Any]) -> list[Any]:
+        if self._pid != os.getpid():  # a forked child must not speak on its parent's sockets
+            self._engine.dispose(close=False)
+            self._pid = os.getpid()
+        with self._engine.connect() as connection:
+            try:
+                result = connection.execute(statement, values)
+                return list(result) if result.returns_rows else []
+            except SQLAlchemyError:
+                raise
+            except BaseException:
+                # A time limit may strike between question and answer: the answer must not become the next question's.
+                connection.invalidate()
+                raise
+
+
+def _read(url: str) -> sa.URL:
+    try:
+        read = sa.make_url(url)
+        read = read.set(drivername=_DRIVERS.get(read.drivername, read.drivername))
+    except (ArgumentError, ValueError):
+        read = None
+    if read is None or read.drivername not in _KNOWN:
+        # Only its scheme is shown: the rest may hold a password.
+        raise ConfigurationError(
+            "expected the store's URL to be postgresql://user:password@host/database or sqlite:////path/to/a/file, got one "
+            f"of scheme {str(url).partition(':')[0]!r}"
+        )
+    if read.get_backend_name() == "sqlite" and read.database in (None, "", ":memory:"):
+        raise ConfigurationError(
+            "a database in memory is another one in each process; expected the path of a file, as in "
+            "sqlite:////path/to/a/file, or MemoryStore() in a test"
+        )
+    return read
+
+
+def _engine(url: sa.URL, patience: float) -> sa.Engine:
+    options: dict[str, Any] = {"timeout": patience}
+    if url.get_backend_name() == "postgresql":
+        options = {name: value for name, value in _POSTGRESQL.items() if name not in url.query}
+    try:
+        return sa.create_engine(url, isolation_level="AUTOCOMMIT", connect_args=options, hide_parameters=True)
+    except (ImportError, SQLAlchemyError) as error:
+        raise ConfigurationError(
+            f"the driver {url.drivername} cannot be used: {type(error).__name__}; expected psycopg to be installed: "
+            "pip install 'celery-patterns[sql]'"
+        ) from error
+
+
+def _passes(error: DBAPIError) -> bool:
+    """Whether it may be over in a moment: the server is away, or busy, or two statements met."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    if state.startswith(_FINAL):
+        return False
+    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+
+
+def _complaint(error: DBAPIError) -> str:
+    said = str(error.orig).strip().partition("\n")[0]
+    if getattr(error.orig, "sqlstate", None) == "42P01" or "no such table" in said:
+        return (
+            "the store's table is not there; expected it to be made before, by SQLStore(…).create_table(), or by a "
+            f"migration with what its ddl() says ({said})"
+        )
+    return f"the database refused: {type(error.orig).__name__}: {said}"
