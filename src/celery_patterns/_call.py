@@ -67,12 +67,13 @@ class Claim:
         fence: A number that is greater for every later claim of the same key, also after the record expired.
     """
 
-    __slots__ = ("_lease", "fence", "key")
+    __slots__ = ("_commit", "_lease", "fence", "key")
 
-    def __init__(self, key: str, fence: int, lease: Lease) -> None:
+    def __init__(self, key: str, fence: int, lease: Lease, commit: Callable[[Any, Any], None]) -> None:
         self.key = key
         self.fence = fence
         self._lease = lease
+        self._commit = commit
 
     @property
     def expires_in(self) -> timedelta:
@@ -94,6 +95,33 @@ class Claim:
             return self._lease.renew()
         except StoreUnavailable:
             return self._lease.left > 0
+
+    def commit_with(self, connection: Any, result: Any = None) -> Any:
+        """Record in a transaction of your own that the work is done, with its result.
+
+        It promises that the record and what else the transaction writes stand together, or not at all. Once it is
+        committed, no delivery runs the body again, whatever is killed, and each returns ``result``; when it is rolled back,
+        nothing has happened. A run that has lost its key cannot commit, and from here to the end of the transaction nobody
+        else can have the key.
+
+        It does not commit: end the transaction before the body ends, or the task fails with
+        :class:`~celery_patterns.exceptions.NotCommitted`. In eager mode nothing is claimed, and nothing is recorded.
+
+        Args:
+            connection: A SQLAlchemy ``Session`` or ``Connection``, or a Django connection, with a transaction on the
+                database of the app's :class:`~celery_patterns.stores.SQLStore`.
+            result: What a duplicate is to return; give the body's own result. None by default.
+
+        Returns:
+            The result, for the body to return.
+
+        Raises:
+            ClaimLost: When the key is this run's no longer: let it pass, so that the transaction is rolled back.
+            ConfigurationError: When the app's store is none in SQL, or the connection none of these, or one to another
+                database, or one that commits each statement by itself.
+        """
+        self._commit(connection, result)
+        return result
 
     def __repr__(self) -> str:
         return f"<Claim {self.key} fence={self.fence}>"

@@ -12,6 +12,7 @@
     ├── KeyMismatch             the key was used before, with other arguments
     ├── InProgress              the first run of the key did not end in time
     ├── ClaimLost               the run does not know that its key is still its own
+    ├── NotCommitted            the body ended before its own transaction did
     ├── ResultNotKept           the work is done, but its result could not be stored
     ├── AlreadyFailed           this very attempt has failed before
     ├── AttemptTooLate          the attempt was delivered after the retry's deadline
@@ -39,6 +40,7 @@ __all__ = [
     "InvalidKey",
     "KeyMismatch",
     "LetterNotFound",
+    "NotCommitted",
     "NotInTask",
     "OutOfMemory",
     "PatternsError",
@@ -122,6 +124,13 @@ class ClaimLost(PatternsError):
 
     Raise it in a body when ``current_claim().still_mine()`` is False: it is no failure. The message waits for the run that
     has the key, and returns its result; where nobody has it, the task runs again. No attempt is used.
+    """
+
+
+class NotCommitted(PatternsError):
+    """The body called ``commit_with()``, and ended before that transaction was committed, or after it was rolled back.
+
+    Nothing was recorded. Commit it before the body returns.
     """
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Answer", "Attempt", "Claimed", "Done", "Ended", "Mismatch", "Running", "Store"]
+__all__ = ["Answer", "Attempt", "Claimed", "Done", "Ended", "Mismatch", "Running", "Store", "TransactionalStore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Done:
 
     Attributes:
         result: The first run's result as it was stored; None when it was not kept.
-        ours: Answered to a completion: True when it was this owner that recorded the work.
+        ours: True when the owner who asks recorded the work; always said to a completion, and by a store with transactions.
     """
 
     result: bytes | None
@@ -182,4 +182,36 @@ class Store(Protocol):
 
     def forget_starts(self, key: str) -> None:
         """Forget what :meth:`count_start` counted."""
+        ...
+
+
+@runtime_checkable
+class TransactionalStore(Store, Protocol):
+    """A store that can record work in a transaction of the task's own."""
+
+    def commit(
+        self,
+        connection: Any,
+        key: str,
+        attempt: Attempt,
+        fingerprint: str,
+        fence: int,
+        result: bytes | None,
+        *,
+        ttl: timedelta,
+    ) -> bool:
+        """Write that the work is done, in the transaction that is open on a connection, which is then still to be committed.
+
+        Until it has ended, a claim of the key is answered with Running, however long that takes.
+
+        Args:
+            connection: One to the store's own database.
+
+        Returns:
+            False when the key is no longer the attempt's own, and nothing was changed.
+
+        Raises:
+            ConfigurationError: When the connection is of no known kind, commits each statement by itself, or is to a
+                database without this key.
+        """
         ...

@@ -124,7 +124,7 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         if call.eager:
             # Nothing is claimed, but a body that hands its key on can be run.
             call.lease = Unclaimed(self.lease.total_seconds(), mine=True)
-            call.claim = Claim(key, local_fence(), call.lease)
+            call.claim = Claim(key, local_fence(), call.lease, lambda *_: None)
             return proceed(call)
         run = Run(self, call, equipment_of(call.app).store, key, self.fingerprint(call.terms.bound.stated(arguments)))
         return run.claim(proceed)

@@ -23,13 +23,15 @@ from .._republish import send_waiting_copy
 from ..exceptions import (
     AlreadyFailed,
     ClaimLost,
+    ConfigurationError,
     InProgress,
     KeyMismatch,
+    NotCommitted,
     ResultNotKept,
     StoreUnavailable,
     TooManyCrashes,
 )
-from ..typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running
+from ..typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running, TransactionalStore
 from ._renewal import Holder, Renewal, Unclaimed, local_fence, now, renewer
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ class Run:
         self.asked = 0.0
         self.renewal: Renewal | None = None
         self.crashed = False
+        #: Whether the body has recorded its work in a transaction of its own.
+        self.committed = False
         self.looks = int(call.header.get("looks") or 0)
 
     def claim(self, proceed: Proceed) -> Any:
@@ -100,7 +104,7 @@ class Run:
         call = self.call
         emit(logging.WARNING, "run_without_claim", call, error=trouble, reason=str(trouble))
         call.lease = Unclaimed(0.0, mine=False, owner=self.attempt.owner)
-        call.claim = Claim(self.key, local_fence(), call.lease)
+        call.claim = Claim(self.key, local_fence(), call.lease, self._commit_nothing)
         call.settlements.append(self._release_unheard)
         with contextlib.suppress(ClaimLost):
             return proceed(call)
@@ -117,7 +121,8 @@ class Run:
         answer = self.store.claim(self.key, self.attempt, self.fingerprint, lease=pattern.lease, ttl=pattern.ttl)
         if isinstance(answer, Claimed):
             self.fence = answer.fence
-            self.call.settlements.append(self._release)
+            if self._release not in self.call.settlements:
+                self.call.settlements.append(self._release)
         return answer
 
     def _let_go(self) -> None:
@@ -135,7 +140,7 @@ class Run:
         call, pattern = self.call, self.pattern
         holder = Holder(self.key, self.attempt, claimed.fence, pattern.lease, pattern.ttl)
         renewal = self.renewal = call.lease = Renewal(call, self.store, holder, self.asked)
-        call.claim = Claim(self.key, claimed.fence, renewal)
+        call.claim = Claim(self.key, claimed.fence, renewal, self._commit)
         limit = call.terms.crash_limit
         if limit is not None and claimed.starts > limit:
             self.crashed = True
@@ -153,7 +158,7 @@ class Run:
             return self._give_up(error)
         if call.asked is not None:
             return result  # it asked with throw=False: the work is not done, and the next attempt needs the key
-        return self._complete(result)
+        return self._confirm(result) if self.committed else self._complete(result)
 
     def _give_up(self, error: Exception) -> Any:
         """What a body that failed leaves: its failure, or, when that is not the key's, what a duplicate does.
@@ -208,6 +213,43 @@ class Run:
             with contextlib.suppress(SoftTimeLimitExceeded):
                 emit(logging.ERROR, "claim_lost", call, fence=self.fence)
         return self._follow(answer)
+
+    def _commit(self, connection: Any, result: Any) -> None:
+        """Let the record be part of a transaction of the body's own."""
+        store = self.store
+        if not isinstance(store, TransactionalStore):
+            raise ConfigurationError(
+                "commit_with() needs a store in the database of the connection; expected "
+                f'equip(app, store="postgresql://…"), got a {type(store).__name__}'
+            )
+        encoded, ttl = self._encoded(result), self.pattern.ttl
+        if not store.commit(connection, self.key, self.attempt, self.fingerprint, self.fence, encoded, ttl=ttl):
+            raise ClaimLost(f"{self.call.task}: the key is another run's by now, so nothing is to be committed")
+        self.committed = True
+
+    def _commit_nothing(self, _connection: Any, _result: Any) -> None:
+        raise ClaimLost(f"{self.call.task}: nothing was claimed, since the store was away, so nothing can be recorded")
+
+    def _confirm(self, result: Any) -> Any:
+        """The body's own transaction has recorded its work, if it was committed."""
+        try:
+            try:
+                answer = self._ask()
+            except SoftTimeLimitExceeded:  # it strikes once, and the body is over
+                answer = self._ask()
+        except StoreUnavailable as trouble:  # the next delivery will see
+            return self._bequeath(LONGEST_WAIT, trouble)
+        if isinstance(answer, Claimed):
+            raise NotCommitted(
+                f"{self.call.task}: commit_with() was called, and its transaction was not committed when the task's body "
+                "ended, so nothing is recorded; expected it to be committed before"
+            )
+        if isinstance(answer, Done) and answer.ours:
+            assert self.renewal is not None
+            self.renewal.end()
+            self._forget_release()
+            return result
+        return self._follow(answer)  # it was rolled back, and somebody else has the key since
 
     def _encoded(self, result: Any) -> bytes | None:
         call = self.call

@@ -87,7 +87,8 @@ def _refusal(record: Record, asks: Attempt, run: str, fingerprint: str, now: int
     if ended is not None and asks.number <= ended[0]:
         return Ended(failed=ended[1])
     if record.state == "done":
-        return Done(record.result) if record.fingerprint == fingerprint else Mismatch()
+        ours = record.owner == asks.owner
+        return Done(record.result, ours=ours) if record.fingerprint == fingerprint else Mismatch()
     if record.state == "running" and record.lease_ends > now:
         if record.owner == asks.owner:
             return None

@@ -118,18 +118,6 @@ class SQLStore:
         *,
         ttl: timedelta,
     ) -> bool:
-        """Write that the work is done, in a transaction of the caller's, which has then still to be committed.
-
-        Args:
-            connection: A SQLAlchemy ``Connection`` or ``Session``, or a Django connection, to the store's own database.
-
-        Returns:
-            False when the key is no longer the attempt's own, and nothing was changed.
-
-        Raises:
-            ConfigurationError: When the connection is none of these, commits each statement by itself, or is to a database
-                without this key.
-        """
         ask = speaking(connection, self._database.kind)
         if ask(self._statements.commit, completion(key, attempt, fingerprint, fence, result, ttl)):
             return True

@@ -60,7 +60,7 @@ class Statements:
     """
 
     def __init__(self, table: sa.Table, kind: str) -> None:
-        row, insert = table.c, _INSERT[kind](table)
+        row = table.c
         now: sa.ColumnElement[int] = sa.literal_column(_NOW[kind], sa.BigInteger)
         key: sa.BindParameter[str] = sa.bindparam("its_key", type_=sa.Text)
         owner: sa.BindParameter[str] = sa.bindparam("its_owner", type_=sa.Text)
@@ -82,8 +82,14 @@ class Statements:
         held = {"fence": now, "lease_ends": now + lease, "expires": now + lease + ttl}
         made = {"key": key, **given, "version": now}
 
+        def unless_there(values: Mapping[str, Any]) -> Any:
+            # Asked first: a row that somebody's transaction has changed would be waited for, conflict or not.
+            there = sa.exists().where(row.key == key)
+            new = sa.select(*(one.label(name) for name, one in values.items())).where(~there)
+            return _INSERT[kind](table).from_select([*values], new).on_conflict_do_nothing()
+
         #: Take a key that has no row.
-        self.claim = insert.values({**made, **held}).on_conflict_do_nothing().returning(row.fence)
+        self.claim = unless_there({**made, **held}).returning(row.fence)
         #: Record the work of who holds the key.
         self.complete = sa.update(table).where(unlocked(*mine)).values(done).returning(row.key)
         #: The same in somebody's transaction, which waits for a step that is under way.
@@ -93,7 +99,7 @@ class Statements:
         self.look = sa.select(now.label("now"), *row).select_from(
             sa.select(sa.literal(1).label("always")).subquery().outerjoin(table, row.key == key)
         )
-        self.insert = insert.values(made).on_conflict_do_nothing().returning(row.key)
+        self.insert = unless_there(made).returning(row.key)
         self.update = sa.update(table).where(unlocked(*as_seen)).values({**given, **changed}).returning(row.key)
         self.delete = sa.delete(table).where(row.key == key).returning(row.key)
         self.purge = sa.delete(table).where(unlocked(row.expires <= now, limit=limit)).returning(row.key)

@@ -25,12 +25,12 @@ def speaking(connection: Any, kind: str) -> Callable[[sa.Executable, Mapping[str
     Raises:
         ConfigurationError: When it is none of these, or commits each statement by itself.
     """
+    if hasattr(connection, "in_atomic_block"):
+        return _in_django(connection, kind)
     if not isinstance(connection, sa.Connection) and callable(getattr(connection, "connection", None)):
         connection = connection.connection()  # a Session's, or a scoped_session's
     if isinstance(connection, sa.Connection):
         return _in_sqlalchemy(connection)
-    if hasattr(connection, "in_atomic_block"):
-        return _in_django(connection, kind)
     raise ConfigurationError(
         "expected commit_with() to be given a SQLAlchemy Session or Connection, or a Django connection, got a "
         f"{type(connection).__name__}"
@@ -39,7 +39,8 @@ def speaking(connection: Any, kind: str) -> Callable[[sa.Executable, Mapping[str
 
 def _in_sqlalchemy(connection: sa.Connection) -> Callable[[sa.Executable, Mapping[str, Any]], bool]:
     driver: Any = connection.connection.dbapi_connection
-    if getattr(driver, "autocommit", None) is True or getattr(driver, "isolation_level", "") is None:
+    autocommit = getattr(driver, "autocommit", None)  # of sqlite3 no bool, where it leaves it to its isolation level
+    if autocommit is True or (not isinstance(autocommit, bool) and driver.isolation_level is None):
         raise _commits_by_itself("another isolation level than AUTOCOMMIT")
     return lambda statement, values: connection.execute(statement, values).first() is not None
 

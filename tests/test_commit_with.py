@@ -1,0 +1,511 @@
+"""The record of finished work is part of the task's own transaction: both stand, or neither does."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import django.conf
+import django.db
+import pytest
+import sqlalchemy as sa
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+import celery_patterns as patterns
+from celery_patterns import dead_letter, idempotent, retry
+from celery_patterns.exceptions import ClaimLost, ConfigurationError, NotCommitted, StoreUnavailable
+from celery_patterns.stores import MemoryStore, SQLStore
+from celery_patterns.typing import Attempt, Claimed, Done, Running, TransactionalStore
+
+from .conftest import POSTGRES
+from .harness import wait_until
+from .here import run_here
+from .servers import postgres_url
+from .test_retry import published
+
+DAY = timedelta(days=1)
+
+if not django.conf.settings.configured:
+    django.conf.settings.configure(USE_TZ=True)
+
+
+@dataclass
+class Bank:
+    """A database with a table of the task's own, and the store's table beside it."""
+
+    kind: str
+    url: sa.URL
+    store: SQLStore
+    books: str
+
+    def __post_init__(self) -> None:
+        self.engine = sa.create_engine(self.url)
+        self._django = f"bank-{uuid.uuid4().hex}"
+        with self.engine.begin() as connection:
+            connection.execute(sa.text(f"CREATE TABLE {self.books} (x INTEGER)"))
+
+    def booked(self) -> list[int]:
+        with self.engine.connect() as connection:
+            return list(connection.execute(sa.text(f"SELECT x FROM {self.books} ORDER BY x")).scalars())
+
+    def book(self) -> str:
+        return f"INSERT INTO {self.books} VALUES (1)"
+
+    def django(self) -> Any:
+        if self._django not in django.db.connections.databases:
+            how = {"ENGINE": "django.db.backends.sqlite3", "NAME": self.url.database}
+            if self.kind == "postgresql":
+                where = {"HOST": self.url.host, "PORT": self.url.port, "USER": self.url.username}
+                how = {"ENGINE": "django.db.backends.postgresql", "NAME": self.url.database, **where}
+            django.db.connections.databases.update(
+                django.db.ConnectionHandler().configure_settings({"default": how, self._django: how})
+            )
+        return django.db.connections[self._django]
+
+    @contextmanager
+    def transaction(self, by: str = "session") -> Iterator[Any]:
+        """One in which the task has booked something already; committed at its end, rolled back by an error."""
+        if by == "django":
+            connection = self.django()
+            with django.db.transaction.atomic(using=self._django):
+                connection.cursor().execute(self.book())
+                yield connection
+        elif by == "connection":
+            with self.engine.begin() as connection:
+                connection.execute(sa.text(self.book()))
+                yield connection
+        elif by == "scoped session":
+            session: Any = scoped_session(sessionmaker(self.engine))
+            with session.begin():
+                session.execute(sa.text(self.book()))
+                yield session
+            session.remove()
+        else:
+            with Session(self.engine) as session, session.begin():
+                session.execute(sa.text(self.book()))
+                yield session
+
+    def close(self) -> None:
+        if self._django in django.db.connections.databases:
+            django.db.connections[self._django].close()
+        self.engine.dispose()
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def bank(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bank]:
+    name = uuid.uuid4().hex
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/bank.db"
+        store = SQLStore(url, patience=timedelta(seconds=0.3))
+        made = Bank(request.param, sa.make_url(url), store, "books")
+    else:
+        url = postgres_url(int(os.environ[POSTGRES]), "postgres")
+        store = SQLStore(url, table=f"keys_{name}", patience=timedelta(seconds=0.3))
+        made = Bank(request.param, sa.make_url(url).set(drivername="postgresql+psycopg"), store, f"books_{name}")
+    store.create_table()
+    with closing(made):
+        yield made
+
+
+@pytest.fixture
+def app(database: str, bank: Bank) -> Iterator[Celery]:
+    made = Celery("bank", broker=database, backend="cache+memory://", set_as_current=False)
+    patterns.use_patterns(made)
+    patterns.use_store(made, bank.store)
+    with closing(made):
+        yield made
+
+
+def keyed(app: Celery, body: Callable[[int], Any], *more: Any, lease: float = 30.0, **options: Any) -> Any:
+    own = idempotent(key="x", ttl=DAY, lease=timedelta(seconds=lease), **options)
+    return app.task(shared=False, name="t", patterns=(own, *more))(body)
+
+
+BY = pytest.mark.parametrize("by", ["session", "connection", "scoped session", "django"])
+
+
+@BY
+def test_the_record_is_committed_with_the_work(app: Celery, bank: Bank, by: str) -> None:
+    """A redelivery, as after a crash before the acknowledgement, and a duplicate return the stored result."""
+
+    def work(x: int) -> Any:
+        with bank.transaction(by) as connection:
+            return patterns.current_claim().commit_with(connection, {"receipt": [x]})
+
+    task = keyed(app, work)
+    ran = run_here(task, 7)
+    assert (ran.state, ran.value) == ("SUCCESS", {"receipt": [7]})
+    assert run_here(task, 7, task_id=ran.id, redelivered=True).value == {"receipt": [7]}
+    assert run_here(task, 7).value == {"receipt": [7]}
+    assert bank.booked() == [1]
+
+
+@BY
+def test_what_is_rolled_back_has_not_happened(app: Celery, bank: Bank, by: str) -> None:
+    """Neither the work nor its record; the error is the task's, and the next call runs."""
+    broken = [True]
+
+    def work(x: int) -> Any:
+        with bank.transaction(by) as connection:
+            patterns.current_claim().commit_with(connection, x)
+            if broken.pop() if broken else False:
+                raise ValueError("no")
+        return x
+
+    task = keyed(app, work)
+    ran = run_here(task, 7)
+    assert (ran.state, type(ran.value), bank.booked()) == ("FAILURE", ValueError, [])
+    assert (run_here(task, 7).value, bank.booked()) == (7, [1])
+
+
+def test_a_worker_that_dies_after_its_commit_has_done_the_work(app: Celery, bank: Bank) -> None:
+    """Between the commit and everything else: who gets the message next finds the result, before the lease is over."""
+
+    class Killed(BaseException):
+        pass
+
+    def work(x: int) -> None:
+        with bank.transaction() as connection:
+            patterns.current_claim().commit_with(connection, "booked")
+        raise Killed
+
+    task = keyed(app, work)
+    with contextlib.suppress(Killed):
+        run_here(task, 7, task_id="a")
+    assert run_here(task, 7, task_id="a", redelivered=True).value == "booked"
+    assert bank.booked() == [1]
+
+
+def test_a_failure_after_the_commit_is_one_and_its_retry_returns_the_result(app: Celery, bank: Bank) -> None:
+    """The work is done; what went wrong behind it is told."""
+
+    def work(x: int) -> None:
+        with bank.transaction() as connection:
+            patterns.current_claim().commit_with(connection, "booked")
+        raise ConnectionError("the e-mail was not sent")
+
+    task = keyed(app, work, retry(on=ConnectionError, attempts=2, wait=lambda _: 0))
+    assert run_here(task, 7, task_id="a").state == "RETRY"
+    assert run_here(task, 7, task_id="a", retries=1).value == "booked"
+    assert bank.booked() == [1]
+
+
+@pytest.mark.parametrize("how", ["rolled back", "still open"])
+def test_a_body_that_did_not_commit_has_failed(app: Celery, bank: Bank, how: str) -> None:
+    """It returned, and its transaction was not committed: a session that is closed is rolled back, and says nothing."""
+    left: list[Any] = []
+
+    def work(x: int) -> str:
+        session = Session(bank.engine)
+        session.execute(sa.text(bank.book()))
+        patterns.current_claim().commit_with(session, "booked")
+        left.append(session)
+        if how == "rolled back":
+            session.close()
+        return "booked"
+
+    task = keyed(app, work)
+    ran = run_here(task, 7)
+    if (bank.kind, how) == ("sqlite", "still open"):  # the file is locked: the next delivery will see
+        assert ran.state == "IGNORED"
+    else:
+        assert (ran.state, type(ran.value)) == ("FAILURE", NotCommitted)
+        assert "t: commit_with() was called, and its transaction was not committed" in str(ran.value)
+    left[0].close()
+    assert bank.booked() == []
+
+
+def test_a_body_may_try_its_transaction_again(app: Celery, bank: Bank) -> None:
+    """As one does whose transaction met another."""
+
+    def work(x: int) -> str:
+        with pytest.raises(ValueError, match="met another"), bank.transaction() as connection:  # noqa: PT012
+            patterns.current_claim().commit_with(connection, "first")
+            raise ValueError("met another")
+        with bank.transaction() as connection:
+            return str(patterns.current_claim().commit_with(connection, "second"))
+
+    task = keyed(app, work)
+    assert run_here(task, 7).value == run_here(task, 7).value == "second"
+    assert bank.booked() == [1]
+
+
+def take_over(bank: Bank, key: str) -> Claimed:
+    """Another run takes the key, whose lease is over by now."""
+    answer = wait_until(
+        lambda: isinstance(held := _claim(bank, key), Claimed) and held,
+        5,
+        "the lease is over",
+    )
+    assert isinstance(answer, Claimed)
+    return answer
+
+
+OTHER = Attempt("other/0", 0, "other")
+
+
+def _claim(bank: Bank, key: str, who: Attempt = OTHER) -> Any:
+    with bank.engine.connect() as connection:
+        fingerprint = connection.execute(
+            sa.select(bank.store.table.c.fingerprint).where(bank.store.table.c.key == key)
+        ).scalar()
+    return bank.store.claim(key, who, str(fingerprint), lease=DAY, ttl=DAY)
+
+
+@BY
+def test_a_run_that_lost_its_key_cannot_commit(app: Celery, bank: Bank, by: str, monkeypatch: Any) -> None:
+    """It stood still for longer than its lease: its transaction is rolled back, and its message waits for the other run."""
+    monkeypatch.setattr(bank.store, "renew", lambda *_, **__: (_ for _ in ()).throw(StoreUnavailable("cut off")))
+
+    def work(x: int) -> Any:
+        claim = patterns.current_claim()
+        take_over(bank, claim.key)
+        monkeypatch.undo()
+        with bank.transaction(by) as connection:
+            return claim.commit_with(connection, "the zombie's")
+
+    task = keyed(app, work, lease=0.3)
+    assert run_here(task, 7).state == "IGNORED"
+    assert len(published(app)) == 1
+    assert bank.booked() == []
+
+
+def test_an_open_transaction_holds_the_key_also_when_the_lease_is_over(app: Celery, bank: Bank, caplog: Any) -> None:
+    """Nobody is given the key from the record on to its commit, however long that takes, and nobody waits for the lock.
+
+    SQLite locks the whole file: there the store does not answer meanwhile.
+    """
+    told: list[Any] = []
+
+    def work(x: int) -> Any:
+        claim = patterns.current_claim()
+        with bank.transaction() as connection:
+            claim.commit_with(connection, "booked")
+            wait_until(lambda: claim.expires_in == timedelta(0), 5, "the lease is over")
+            for who in (OTHER, replace(OTHER, run_id="a/0")):
+                begun = time.monotonic()
+                try:
+                    answer = _claim(bank, claim.key, who)
+                except StoreUnavailable as error:
+                    answer = error
+                told.append((answer, time.monotonic() - begun))
+        told.append(claim.still_mine())
+        return "booked"
+
+    task = keyed(app, work, lease=0.5)
+    with caplog.at_level(logging.INFO):
+        ran = run_here(task, 7, task_id="a")
+    assert (ran.state, ran.value, bank.booked()) == ("SUCCESS", "booked", [1])
+    *answers, mine = told
+    if bank.kind == "sqlite":
+        assert [type(answer) for answer, _ in answers] == [StoreUnavailable] * 2
+    else:
+        assert [type(answer) for answer, _ in answers] == [Running] * 2
+        assert [answer.same_run for answer, _ in answers] == [False, True]
+        assert max(took for _, took in answers) < 1
+    assert mine is True  # it is done, and nobody else can have it
+    assert "claim_lost" not in caplog.text
+    assert run_here(task, 7).value == "booked"
+
+
+def test_the_lease_goes_on_after_a_rollback(app: Celery, bank: Bank) -> None:
+    """The run still has its key."""
+
+    def work(x: int) -> Any:
+        claim = patterns.current_claim()
+        with contextlib.suppress(ValueError), bank.transaction() as connection:
+            claim.commit_with(connection, "booked")
+            raise ValueError
+        end = time.monotonic() + 1.2
+        while time.monotonic() < end:
+            assert isinstance(_claim(bank, claim.key), Running)
+            time.sleep(0.05)
+        with bank.transaction() as connection:
+            return claim.commit_with(connection, "booked later")
+
+    assert run_here(keyed(app, work, lease=0.6), 7).value == "booked later"
+
+
+def test_a_connection_that_commits_by_itself_is_refused(app: Celery, bank: Bank) -> None:
+    """The record would stand before the work does."""
+    said: list[str] = []
+
+    def work(x: int) -> None:
+        by_itself = bank.engine.execution_options(isolation_level="AUTOCOMMIT")
+        with by_itself.connect() as connection, Session(connection) as session:
+            for given in (connection, session, bank.django()):
+                with pytest.raises(ConfigurationError) as caught:
+                    patterns.current_claim().commit_with(given, 1)
+                said.append(str(caught.value))
+        raise ValueError
+
+    run_here(keyed(app, work), 7)
+    assert [text.partition("; ")[2] for text in said] == [
+        "expected another isolation level than AUTOCOMMIT",
+        "expected another isolation level than AUTOCOMMIT",
+        "expected it inside of transaction.atomic()",
+    ]
+
+
+def test_what_is_no_connection_to_the_stores_database_is_refused(app: Celery, bank: Bank, tmp_path: Path) -> None:
+    """Of another kind, or to another database, where there is no such key."""
+    said: list[str] = []
+    elsewhere = SQLStore(f"sqlite:///{tmp_path}/elsewhere.db", table=bank.store.table.name)
+    elsewhere.create_table()
+    other = sa.create_engine(f"sqlite:///{tmp_path}/elsewhere.db")
+
+    def work(x: int) -> None:
+        with other.begin() as connection:
+            for given in (7, bank.engine, *([connection] if bank.kind == "sqlite" else [])):
+                with pytest.raises(ConfigurationError) as caught:
+                    patterns.current_claim().commit_with(given, 1)
+                said.append(str(caught.value))
+        raise ValueError
+
+    run_here(keyed(app, work), 7)
+    assert said[0].endswith("a Django connection, got a int")
+    assert said[1].endswith("a Django connection, got a Engine")
+    assert bank.kind != "sqlite" or "found no record of the key in the connection's database" in said[2]
+    other.dispose()
+
+
+def test_a_store_that_is_not_in_sql_cannot(app: Celery, bank: Bank) -> None:
+    """It says what is expected."""
+    patterns.use_store(app, MemoryStore())
+
+    def work(x: int) -> None:
+        patterns.current_claim().commit_with(object(), 1)
+
+    ran = run_here(keyed(app, work), 7)
+    assert isinstance(ran.value, ConfigurationError)
+    assert 'expected equip(app, store="postgresql://…"), got a MemoryStore' in str(ran.value)
+    assert isinstance(bank.store, TransactionalStore)
+    assert not isinstance(MemoryStore(), TransactionalStore)
+
+
+def test_without_a_claim_nothing_is_committed(app: Celery, bank: Bank, monkeypatch: Any) -> None:
+    """The store was away when the body began: it gives up, and its message waits."""
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailable("unplugged")
+
+    monkeypatch.setattr(bank.store, "claim", away)
+
+    def work(x: int) -> Any:
+        with bank.transaction() as connection:
+            return patterns.current_claim().commit_with(connection, 1)
+
+    assert run_here(keyed(app, work, when_store_down="run"), 7).state == "IGNORED"
+    assert bank.booked() == []
+
+
+def test_a_store_that_is_away_at_the_end_decides_nothing(app: Celery, bank: Bank, monkeypatch: Any) -> None:
+    """Whether the transaction was committed cannot be asked: the next delivery will see."""
+
+    def work(x: int) -> Any:
+        with bank.transaction() as connection:
+            patterns.current_claim().commit_with(connection, "booked")
+        monkeypatch.setattr(bank.store, "claim", lambda *_, **__: (_ for _ in ()).throw(StoreUnavailable("away")))
+        return "booked"
+
+    task = keyed(app, work)
+    assert run_here(task, 7).state == "IGNORED"
+    monkeypatch.undo()
+    assert len(published(app)) == 1
+    assert run_here(task, 7).value == "booked"
+    assert bank.booked() == [1]
+
+
+def test_a_soft_limit_after_the_commit_undoes_nothing(app: Celery, bank: Bank, monkeypatch: Any) -> None:
+    """It strikes while the store is asked whether the transaction was committed."""
+    claim, struck = bank.store.claim, [False]
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        if bank.booked() and not struck[0]:
+            struck[0] = True
+            raise SoftTimeLimitExceeded
+        return claim(*args, **kwargs)
+
+    monkeypatch.setattr(bank.store, "claim", slow)
+
+    def work(x: int) -> Any:
+        with bank.transaction() as connection:
+            return patterns.current_claim().commit_with(connection, "booked")
+
+    assert run_here(keyed(app, work), 7).value == "booked"
+    assert struck == [True]
+
+
+def test_a_result_that_is_no_json_is_committed_without_it(app: Celery, bank: Bank) -> None:
+    """The work is done and is not done again; a duplicate is told why it gets nothing."""
+
+    def work(x: int) -> Any:
+        with bank.transaction() as connection:
+            return patterns.current_claim().commit_with(connection, object())
+
+    task = keyed(app, work)
+    run_here(task, 7)
+    assert type(run_here(task, 7).value).__name__ == "ResultNotKept"
+    assert bank.booked() == [1]
+
+
+def test_in_eager_mode_the_body_runs_as_it_is(app: Celery, bank: Bank) -> None:
+    """Nothing is claimed, and so nothing recorded: a test of the task's own needs no store."""
+
+    def work(x: int) -> Any:
+        with bank.transaction() as connection:
+            return patterns.current_claim().commit_with(connection, x)
+
+    task = keyed(app, work)
+    assert (task.apply((7,)).get(), task.apply((7,)).get(), bank.booked()) == (7, 7, [1, 1])
+
+
+def test_two_runs_of_one_key_book_once(app: Celery, bank: Bank) -> None:
+    """The one that stood still wakes up after the other has booked, and commits nothing."""
+    store, me, heir = bank.store, Attempt("a/0", 0, "me"), Attempt("a/0", 0, "heir")
+    spans = {"lease": timedelta(milliseconds=1), "ttl": DAY}
+    first = store.claim("k", me, "fp", **spans)
+    assert isinstance(first, Claimed)
+    second = wait_until(lambda: isinstance(held := store.claim("k", heir, "fp", **spans), Claimed) and held, 5, "over")
+    assert isinstance(second, Claimed)
+    with bank.transaction() as connection:
+        assert store.commit(connection, "k", heir, "fp", second.fence, b'"heir"', ttl=DAY)
+    for fence in (first.fence, second.fence):
+        with contextlib.suppress(ClaimLost), bank.transaction() as connection:
+            if not store.commit(connection, "k", me, "fp", fence, b'"me"', ttl=DAY):
+                raise ClaimLost
+    assert store.claim("k", me, "fp", **spans) == Done(b'"heir"')
+    assert bank.booked() == [1]
+
+
+def test_a_letter_of_work_that_was_rolled_back_can_be_replayed(app: Celery, bank: Bank) -> None:
+    """A final failure frees the key, as ever."""
+
+    def work(x: int) -> Any:
+        with bank.transaction() as connection:
+            patterns.current_claim().commit_with(connection, x)
+            raise ValueError("no")
+
+    task = keyed(app, work, dead_letter("dead", max_crashes=None))
+    assert run_here(task, 7).state == "FAILURE"
+    assert (
+        len(
+            patterns.dead_letters(app, "dead").all()
+            if hasattr(patterns.dead_letters(app, "dead"), "all")
+            else list(patterns.dead_letters(app, "dead"))
+        )
+        == 1
+    )
+    with bank.engine.connect() as connection:
+        assert connection.execute(sa.select(bank.store.table.c.state)).scalars().all() == ["free"]
