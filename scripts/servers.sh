@@ -1,9 +1,10 @@
 #!/bin/sh
-# Make sure that redis-server and rabbitmq-server are installed: install them where that is allowed, else say how.
+# Make sure that redis-server, rabbitmq-server and PostgreSQL are installed: install them where that is allowed, else say how.
 set -eu
 missing=""
 [ -x "$(command -v redis-server || true)" ] || missing="$missing redis-server"
 [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || [ -x "$(command -v rabbitmq-server || true)" ] || missing="$missing rabbitmq-server"
+[ -n "$(command -v postgres || ls /usr/lib/postgresql/*/bin/postgres 2>/dev/null || true)" ] || missing="$missing postgresql"
 [ -n "$missing" ] || exit 0
 
 how="apt-get install$missing"

@@ -230,7 +230,7 @@ def test_a_body_may_try_its_transaction_again(app: Celery, bank: Bank) -> None:
     """As one does whose transaction met another."""
 
     def work(x: int) -> str:
-        with pytest.raises(ValueError, match="met another"), bank.transaction() as connection:  # noqa: PT012
+        with pytest.raises(ValueError, match="met another"), bank.transaction() as connection:
             patterns.current_claim().commit_with(connection, "first")
             raise ValueError("met another")
         with bank.transaction() as connection:

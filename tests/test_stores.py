@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import redis
+import sqlalchemy as sa
 from celery import Celery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -258,6 +259,20 @@ def test_a_fence_grows_also_when_the_servers_clock_goes_back(database: str) -> N
     after = store.claim("k", run(), "fp", lease=LEASE, ttl=TTL)
     assert isinstance(after, Claimed)
     assert after.fence == ahead + 1
+
+
+def test_a_fence_grows_also_when_a_clock_of_ones_own_goes_back() -> None:
+    """By one, as long as the record is there."""
+    clock = Clock()
+    store = MemoryStore(clock)
+    me = run()
+    first = store.claim("k", me, "fp", lease=LEASE, ttl=TTL)
+    assert isinstance(first, Claimed)
+    store.release("k", me, first.fence, ended=None, ttl=TTL)
+    clock.now -= 1000
+    after = store.claim("k", run(), "fp", lease=LEASE, ttl=TTL)
+    assert isinstance(after, Claimed)
+    assert after.fence == first.fence + 1
 
 
 def test_a_release_without_an_end_lets_the_attempt_run_again(bench: Bench) -> None:
@@ -545,10 +560,12 @@ def test_keys_do_not_meet(bench: Bench) -> None:
         max_size=14,
     ),
 )
-def test_redis_and_memory_answer_alike(database: str, steps: list[Any]) -> None:
-    """Any history of claims, completions, releases and dead owners gets the same answers from both stores."""
+def test_all_stores_answer_alike(database: str, tmp_path: Path, steps: list[Any]) -> None:
+    """Any history of claims, completions, releases and dead owners gets the same answers from each store."""
     clock = Clock()
-    pair: list[Store] = [MemoryStore(clock), RedisStore(database, prefix=uuid.uuid4().hex)]
+    sql = SQLStore(f"sqlite:///{tmp_path}/{uuid.uuid4().hex}.db")
+    sql.create_table()
+    pair: list[Store] = [MemoryStore(clock), RedisStore(database, prefix=uuid.uuid4().hex), sql]
     client = redis.Redis.from_url(database)
     prefix = pair[1]._prefix  # type: ignore[attr-defined]
     holders: dict[int, tuple[Attempt, list[int]]] = {}
@@ -558,6 +575,7 @@ def test_redis_and_memory_answer_alike(database: str, steps: list[Any]) -> None:
             clock.now += 60
             if client.hexists(f"{prefix}:k", "l"):
                 client.hset(f"{prefix}:k", "l", 1)
+            sql._database.ask(sa.update(sql.table).values(lease_ends=0), {})
             continue
         if step[0] == "claim":
             who = run(f"t{step[1]}/0", step[2])
@@ -565,7 +583,7 @@ def test_redis_and_memory_answer_alike(database: str, steps: list[Any]) -> None:
             if isinstance(answers[0], Claimed):
                 holders[step[1]] = (who, [a.fence if isinstance(a, Claimed) else 0 for a in answers])
         else:
-            who, fences = holders.get(step[1], (run(f"t{step[1]}/0"), [1, 1]))
+            who, fences = holders.get(step[1], (run(f"t{step[1]}/0"), [1, 1, 1]))
             if step[0] == "renew":
                 answers = [
                     s.renew("k", who, f, lease=timedelta(seconds=50), ttl=timedelta(hours=1))
@@ -577,7 +595,7 @@ def test_redis_and_memory_answer_alike(database: str, steps: list[Any]) -> None:
                     for s, f in zip(pair, fences, strict=True)
                 ]
             else:
-                known: list[int | None] = [*fences] if step[0] == "release" else [None, None]
+                known: list[int | None] = [*fences] if step[0] == "release" else [None] * 3
                 answers = [
                     s.release("k", who, f, ended=step[2], ttl=timedelta(hours=1))
                     for s, f in zip(pair, known, strict=True)
@@ -585,7 +603,7 @@ def test_redis_and_memory_answer_alike(database: str, steps: list[Any]) -> None:
         kinds = [
             (type(a), a.starts if isinstance(a, Claimed) else None if isinstance(a, Running) else a) for a in answers
         ]
-        assert kinds[0] == kinds[1], (step, answers)
+        assert kinds[0] == kinds[1] == kinds[2], (step, answers)
 
 
 def test_a_record_in_flight_is_small(database: str) -> None:
@@ -702,12 +720,15 @@ def test_a_restarted_server_is_found_again() -> None:
 
 
 def test_a_store_is_named_by_its_url() -> None:
-    """``redis://``, ``rediss://`` and ``unix://`` open a store; anything else says what was expected, and no password."""
+    """Redis's, PostgreSQL's and SQLite's open a store; anything else says what was expected, and no password."""
     assert isinstance(open_store("redis://localhost/1"), RedisStore)
     mine = MemoryStore()
     assert open_store(mine) is mine
-    with pytest.raises(ConfigurationError, match="scheme 'postgresql'") as caught:
-        open_store("postgresql://me:secret@host/db")
+    assert isinstance(open_store("postgresql://me:secret@host/db"), SQLStore)
+    assert isinstance(open_store("postgres://me:secret@host/db"), SQLStore)
+    assert isinstance(open_store("sqlite:////a/file"), SQLStore)
+    with pytest.raises(ConfigurationError, match="scheme 'mysql'") as caught:
+        open_store("mysql://me:secret@host/db")
     assert "secret" not in str(caught.value)
     with pytest.raises(ConfigurationError, match="expected store to be a URL or a Store"):
         open_store(7)  # type: ignore[arg-type]

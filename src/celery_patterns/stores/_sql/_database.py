@@ -8,12 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+    StatementError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ...exceptions import ConfigurationError, StoreUnavailable
 
-__all__ = ["Database"]
+__all__ = ["Database", "execute"]
 
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "sqlite": "sqlite+pysqlite"}
 _KNOWN = {*_DRIVERS.values()}
@@ -76,7 +83,7 @@ class Database:
             self._pid = os.getpid()
         with self._engine.connect() as connection:
             try:
-                result = connection.execute(statement, values)
+                result = execute(connection, statement, values)
                 return list(result) if result.returns_rows else []
             except SQLAlchemyError:
                 raise
@@ -86,18 +93,29 @@ class Database:
                 raise
 
 
-def _read(url: str) -> sa.URL:
+def execute(connection: sa.Connection, statement: sa.Executable, values: Mapping[str, Any]) -> sa.CursorResult[Any]:
+    """Run a statement; what strikes meanwhile, such as a time limit, is raised as itself.
+
+    SQLAlchemy makes an error of its own of whatever is raised before the driver is asked.
+    """
     try:
-        read = sa.make_url(url)
-        read = read.set(drivername=_DRIVERS.get(read.drivername, read.drivername))
+        return connection.execute(statement, values)
+    except DBAPIError:
+        raise
+    except StatementError as error:
+        raise error.orig or error from None
+
+
+def _read(url: str) -> sa.URL:
+    scheme, is_url, _ = str(url).partition("://")
+    expected = "expected the store's URL to be postgresql://user:password@host/database or sqlite:////path/to/a/file"
+    # Only its scheme is shown: the rest may hold a password.
+    if not is_url or _DRIVERS.get(scheme, scheme) not in _KNOWN:
+        raise ConfigurationError(f"{expected}, got {f'one of scheme {scheme!r}' if is_url else 'one without ://'}")
+    try:
+        read = sa.make_url(url).set(drivername=_DRIVERS.get(scheme, scheme))
     except (ArgumentError, ValueError):
-        read = None
-    if read is None or read.drivername not in _KNOWN:
-        # Only its scheme is shown: the rest may hold a password.
-        raise ConfigurationError(
-            "expected the store's URL to be postgresql://user:password@host/database or sqlite:////path/to/a/file, got one "
-            f"of scheme {str(url).partition(':')[0]!r}"
-        )
+        raise ConfigurationError(f"{expected}, got one of scheme {scheme!r} that cannot be read") from None
     if read.get_backend_name() == "sqlite" and read.database in (None, "", ":memory:"):
         raise ConfigurationError(
             "a database in memory is another one in each process; expected the path of a file, as in "

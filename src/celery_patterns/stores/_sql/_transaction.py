@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ...exceptions import ConfigurationError
+from ._database import execute
 
 __all__ = ["speaking"]
 
@@ -42,7 +43,7 @@ def _in_sqlalchemy(connection: sa.Connection) -> Callable[[sa.Executable, Mappin
     autocommit = getattr(driver, "autocommit", None)  # of sqlite3 no bool, where it leaves it to its isolation level
     if autocommit is True or (not isinstance(autocommit, bool) and driver.isolation_level is None):
         raise _commits_by_itself("another isolation level than AUTOCOMMIT")
-    return lambda statement, values: connection.execute(statement, values).first() is not None
+    return lambda statement, values: execute(connection, statement, values).first() is not None
 
 
 def _in_django(connection: Any, kind: str) -> Callable[[sa.Executable, Mapping[str, Any]], bool]:

@@ -1,0 +1,351 @@
+"""The store in SQL as a client: its statements, its table, its connections, and servers that are away."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery
+
+from celery_patterns import idempotent, use_patterns, use_store
+from celery_patterns.exceptions import ConfigurationError, StoreUnavailable
+from celery_patterns.stores import SQLStore
+from celery_patterns.stores._sql import _store
+from celery_patterns.typing import Attempt, Claimed, Done, Running
+
+from .cable import Cable
+from .conftest import POSTGRES
+from .here import run_here, soft_limit
+from .servers import PostgresServer, free_port, postgres_url
+
+LEASE, TTL = timedelta(milliseconds=400), timedelta(seconds=3)
+DAY = timedelta(days=1)
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/keys.db"
+    return str(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture
+def store(url: str) -> SQLStore:
+    made = SQLStore(url)
+    made.create_table()
+    return made
+
+
+@contextmanager
+def said_to(store: SQLStore) -> Iterator[list[str]]:
+    """Every statement that goes to the database."""
+    said: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        said.append(statement.split(maxsplit=1)[0])
+
+    sa.event.listen(store._database._engine, "before_cursor_execute", note)
+    yield said
+    sa.event.remove(store._database._engine, "before_cursor_execute", note)
+
+
+def me(run_id: str = "a/0") -> Attempt:
+    return Attempt(run_id, 0, uuid.uuid4().hex)
+
+
+def claimed(store: SQLStore, key: str = "k", who: Attempt | None = None, lease: timedelta = DAY) -> Claimed:
+    answer = store.claim(key, who or me(), "fp", lease=lease, ttl=DAY)
+    assert isinstance(answer, Claimed)
+    return answer
+
+
+def test_a_task_costs_two_statements(store: SQLStore) -> None:
+    """One before its body and one behind it; nothing when it is sent, and one for a duplicate more than it has to learn."""
+    app = Celery("statements", broker="memory://", set_as_current=False)
+    use_patterns(app)
+    use_store(app, store)
+    store._claims = 0
+
+    @app.task(shared=False, name="t")
+    @idempotent(key="x", ttl=DAY)
+    def t(x: int) -> int:
+        return x
+
+    with closing(app), said_to(store) as said:
+        t.delay(1)
+        assert said == []
+        run_here(t, 1)
+        assert said == ["INSERT", "UPDATE"]
+        run_here(t, 1)
+        assert said[2:] == ["INSERT", "SELECT"]
+
+
+def test_each_statement_is_a_transaction(store: SQLStore) -> None:
+    """Nothing is locked, and no connection is in a transaction, while a body runs."""
+    claimed(store)
+    other = sa.create_engine(store._database._engine.url)
+    with other.begin() as connection:
+        if store._database.kind == "postgresql":
+            state = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+            assert connection.execute(sa.text(state)).scalar() == 0
+        connection.execute(sa.update(store.table).values(owner="x"))
+    other.dispose()
+
+
+def test_the_table_can_be_made_by_hand(store: SQLStore, url: str) -> None:
+    """What ``ddl()`` prints makes the table that Alembic expects; to make it twice does no harm."""
+    with store._database._engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), store.table.metadata) == []
+    store.create_table()
+    by_hand = SQLStore(url, table="by_hand")
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as raw:
+            raw.executescript(by_hand.ddl())
+    else:
+        with psycopg.connect(url, autocommit=True) as raw:
+            raw.execute(by_hand.ddl())
+    with by_hand._database._engine.connect() as connection:
+        ours = MigrationContext.configure(connection, opts={"include_name": lambda name, *_: name != store.table.name})
+        assert compare_metadata(ours, by_hand.table.metadata) == []
+    claimed(by_hand)
+
+
+def test_a_table_that_is_missing_is_named_with_the_cure(url: str) -> None:
+    """At the first step, and soon."""
+    store = SQLStore(url, table="nowhere", patience=timedelta(seconds=0.2))
+    with pytest.raises(StoreUnavailable, match=r"SQLStore\(…\)\.create_table\(\).*nowhere"):
+        claimed(store)
+
+
+def test_rows_that_have_expired_are_deleted_as_keys_are_claimed(store: SQLStore, monkeypatch: Any) -> None:
+    """Each process does it by itself, in batches, and leaves the others."""
+    monkeypatch.setattr(_store, "PURGE_EVERY", 20)
+    monkeypatch.setattr(_store, "PURGED", 40)
+    for number in range(70):
+        who = me()
+        held = claimed(store, f"old-{number}", who)
+        store.complete(f"old-{number}", who, "fp", held.fence, b"1", ttl=timedelta(milliseconds=1))
+    time.sleep(0.02)
+    store._claims = 0
+    for number in range(40):
+        claimed(store, f"new-{number}")
+    with store._database._engine.connect() as connection:
+        keys = connection.execute(sa.select(store.table.c.key)).scalars().all()
+    assert sorted(keys) == sorted(f"new-{number}" for number in range(40))
+
+
+def test_all_that_has_expired_can_be_deleted_at_once(store: SQLStore) -> None:
+    """And counted."""
+    store._claims = 0
+    for number in range(30):
+        store.claim(f"k-{number}", me(), "fp", lease=timedelta(microseconds=1), ttl=timedelta(microseconds=1))
+    claimed(store)
+    time.sleep(0.02)
+    assert (store.purge(), store.purge()) == (30, 0)
+    assert isinstance(store.claim("k", me("b/0"), "fp", lease=DAY, ttl=DAY), Running)
+
+
+def test_a_server_that_is_away_is_store_unavailable_and_soon() -> None:
+    """Within the store's patience, and no password is shown."""
+    store = SQLStore(f"postgresql://me:hunter2@127.0.0.1:{free_port()}/db", patience=timedelta(seconds=0.3))
+    begun = time.monotonic()
+    with pytest.raises(StoreUnavailable) as caught:
+        claimed(store)
+    assert time.monotonic() - begun < 3
+    assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__!r} {store!r}"
+
+
+def test_no_value_is_shown_in_an_error(store: SQLStore) -> None:
+    """A result is the user's."""
+    store._database.ask(sa.text(f"DROP TABLE {store.table.name}"), {})
+    with pytest.raises(StoreUnavailable) as caught:
+        store.complete("k", me(), "fp", 1, b"a secret result", ttl=DAY)
+    assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__cause__}"
+
+
+def test_a_server_that_was_restarted_is_found_again() -> None:
+    """Its old connections are replaced, within one step."""
+    with closing(PostgresServer()) as server:
+        server.start()
+        store = SQLStore(server.url(), patience=timedelta(seconds=5))
+        store.create_table()
+        who = me()
+        held = claimed(store, who=who)
+        server.stop()
+        with pytest.raises(StoreUnavailable):
+            SQLStore(server.url(), patience=timedelta(0)).claim("k", me(), "fp", lease=DAY, ttl=DAY)
+        server.start()
+        assert store.complete("k", who, "fp", held.fence, b"1", ttl=DAY) == Done(b"1")
+
+
+def test_a_database_that_is_not_there_is_named() -> None:
+    """The server's own words are the reason."""
+    url = postgres_url(int(os.environ[POSTGRES]), "none_of_these")
+    with pytest.raises(StoreUnavailable, match='"none_of_these" does not exist'):
+        claimed(SQLStore(url, patience=timedelta(seconds=0.2)))
+
+
+def test_a_network_that_is_cut_and_whole_again(postgres: str) -> None:
+    """The step that was under way is asked again on a new connection."""
+    port = int(os.environ[POSTGRES])
+    with closing(Cable(port)) as cable:
+        store = SQLStore(postgres.replace(f":{port}/", f":{cable.port}/"), patience=timedelta(seconds=10))
+        store.create_table()
+        claimed(store, "before")
+        answers: list[Any] = []
+        with cable.cut():
+            asking = threading.Thread(target=lambda: answers.append(claimed(store, "meanwhile")))
+            asking.start()
+            time.sleep(0.5)
+            assert answers == []
+        asking.join(20)
+        assert [answer.starts for answer in answers] == [1]
+
+
+def test_a_child_of_a_fork_has_connections_of_its_own(url: str, tmp_path: Path) -> None:
+    """Both go on, each with its own answers."""
+    code = f"""
+import os, sys
+from datetime import timedelta
+from celery_patterns.stores import SQLStore
+from celery_patterns.typing import Attempt, Claimed
+store = SQLStore({url!r})
+store.create_table()
+def work(who):
+    for n in range(100):
+        held = store.claim(f"{{who}}-{{n}}", Attempt(f"{{who}}/{{n}}", 0, f"{{who}}-{{n}}"), "fp", lease=timedelta(days=1), ttl=timedelta(days=1))
+        assert isinstance(held, Claimed), held
+work("before")
+child = os.fork()
+work("child" if child == 0 else "parent")
+if child:
+    sys.exit(os.waitpid(child, 0)[1])
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_threads_share_a_store_and_get_their_own_answers(store: SQLStore) -> None:
+    """One of them has each key."""
+    wrong: list[str] = []
+
+    def work(number: int) -> None:
+        for turn in range(20):
+            key, who = f"k-{number}-{turn}", Attempt(f"run-{number}-{turn}", 0, f"me-{number}")
+            held = store.claim(key, who, "fp", lease=DAY, ttl=DAY)
+            done = store.complete(key, who, "fp", held.fence, key.encode(), ttl=DAY)  # type: ignore[union-attr]
+            again = store.claim(key, Attempt("other", 0, "you"), "fp", lease=DAY, ttl=DAY)
+            if not (done == again == Done(key.encode())):
+                wrong.append(f"{key}: {held} {done} {again}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+
+
+def test_of_many_who_ask_for_one_key_one_has_it(store: SQLStore) -> None:
+    """At the same moment, when it is new, and when its owner is dead."""
+    for key, lease in (("new", None), ("dead", timedelta(microseconds=1))):
+        if lease is not None:
+            store.claim(key, me(), "fp", lease=lease, ttl=DAY)
+        ready, answers = threading.Barrier(8), []
+
+        def ask(key: str = key, ready: Any = ready, answers: list[Any] = answers) -> None:
+            ready.wait(20)
+            answers.append(store.claim(key, me(uuid.uuid4().hex), "fp", lease=DAY, ttl=DAY))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert sorted(type(answer).__name__ for answer in answers) == ["Claimed", *["Running"] * 7]
+
+
+def test_a_soft_limit_between_question_and_answer(store: SQLStore) -> None:
+    """The answer does not become the next question's."""
+    right = 0
+    for turn in range(60):
+        who = me()
+        try:
+            with soft_limit(0.0002 * (turn % 20 + 1)):
+                store.claim(f"k-{turn}", who, "fp", lease=DAY, ttl=DAY)
+                time.sleep(0.01)
+        except SoftTimeLimitExceeded:
+            pass
+        answer = store.claim(f"k-{turn}", who, "fp", lease=DAY, ttl=DAY)
+        assert isinstance(answer, Claimed)
+        right += store.complete(f"k-{turn}", who, "fp", answer.fence, str(turn).encode(), ttl=DAY) == Done(
+            str(turn).encode()
+        )
+    assert right == 60
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("mysql://me:secret@host/db", "got one of scheme 'mysql'"),
+        ("postgresql+psycopg2://me:secret@host/db", "got one of scheme 'postgresql+psycopg2'"),
+        ("sqlite://", "a database in memory is another one in each process"),
+        ("sqlite:///:memory:", "or MemoryStore() in a test"),
+        ("secret", "got one without ://"),
+        ("postgresql://me:secret@host:port/db", "cannot be read"),
+    ],
+)
+def test_another_url_is_refused(given: str, said: str) -> None:
+    """It says what was expected, and shows no password."""
+    with pytest.raises(ConfigurationError, match=re.escape(said)) as caught:
+        SQLStore(given)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("table", ""), ("table", 7), ("patience", 2), ("patience", -LEASE)])
+def test_a_wrong_option_is_refused(name: str, value: Any) -> None:
+    """When the store is made."""
+    with pytest.raises(ConfigurationError, match=f"expected {name} to be"):
+        SQLStore("sqlite:////a/file", **{name: value})
+
+
+def test_without_sqlalchemy_the_store_says_what_to_install() -> None:
+    """And the rest of the library works without it."""
+    code = """
+import sys
+sys.modules["sqlalchemy"] = None
+import celery_patterns
+from celery_patterns.exceptions import ConfigurationError
+for ask in (lambda: celery_patterns.stores.SQLStore, lambda: celery_patterns.stores.open_store("sqlite:////a/file")):
+    try:
+        ask()
+    except ConfigurationError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    assert done.stdout.count("pip install 'celery-patterns[sql]'") == 2
+
+
+def test_it_is_loaded_only_where_it_is_wanted() -> None:
+    """A producer that uses Redis imports no SQLAlchemy."""
+    code = "import celery_patterns, sys; celery_patterns.stores.open_store('redis://'); sys.exit('sqlalchemy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
