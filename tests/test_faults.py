@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+
+from celery_patterns.stores import SQLStore
 
 from .apps.floor import WITNESSED_LEASE
 from .cable import Cable
-from .conftest import RABBIT, REDIS
+from .conftest import POSTGRES, RABBIT, REDIS
 from .harness import Floor, Worker, floor
 
 #: How many workers, each with cables of its own.
@@ -127,18 +130,24 @@ FAULTS = [_kill_child, _kill_worker, _stop_child, _cut_store, _kill_child, _stop
 
 
 @pytest.fixture
-def own(environment: dict[str, str], tmp_path: Path) -> Iterator[Floor]:
+def own(environment: dict[str, str], store: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Floor]:
+    if store == "postgresql":
+        environment["FLOOR_STORE"] = request.getfixturevalue("postgres")
+        SQLStore(environment["FLOOR_STORE"]).create_table()
     with floor(environment, tmp_path) as made:
         yield made
 
 
-def _work(own: Floor, kind: str, number: int, usual: float, seed: int) -> dict[str, Any]:
+def _work(own: Floor, kind: str, store: str, number: int, usual: float, seed: int) -> dict[str, Any]:
     """Send the orders, do harm until they are done, and count what the witness saw."""
     dice = random.Random(seed)
     sent: dict[int, list[Any]] = {}
     for order in range(number):
         _send(own, sent, order, usual)
-    ports = (int(os.environ[REDIS]), int(os.environ[REDIS if kind == "redis" else RABBIT]))
+    ports = (
+        int(os.environ[REDIS if store == "redis" else POSTGRES]),
+        int(os.environ[REDIS if kind == "redis" else RABBIT]),
+    )
     done: Counter[str] = Counter()
     with ExitStack() as stack:
         party = stack.enter_context(closing(_Party(own, ports)))
@@ -220,6 +229,12 @@ def _harm(party: _Party, dice: random.Random, done: Counter[str]) -> Iterator[th
 
 def _held(own: Floor) -> list[str]:
     """The keys that somebody still holds: one whose lease is over is anybody's, and stands where the work was not recorded."""
+    if not own.environment["FLOOR_STORE"].startswith("redis"):
+        store = SQLStore(own.environment["FLOOR_STORE"])
+        held = sa.select(store.table.c.key).where(
+            store.table.c.state == "running", store.table.c.lease_ends > time.time() * 1_000_000
+        )
+        return [row.key for row in store._database.ask(held, {})]
     client = own.traces.redis
     names = client.scan_iter(f"cp-{own.environment['FLOOR_NAMESPACE']}:*", count=1000)
     records = [(str(name), client.hgetall(name)) for name in names if client.type(name) == b"hash"]
@@ -236,15 +251,18 @@ def _judge(told: dict[str, Any]) -> None:
     assert told["steps behind a later run's"] == 0, told
 
 
-@pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
-def test_every_fault_once(own: Floor, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("broker", "store"), [("redis", "redis"), ("rabbitmq", "redis"), ("rabbitmq", "postgresql")], indirect=["broker"]
+)
+def test_every_fault_once(own: Floor, store: str, request: pytest.FixtureRequest) -> None:
     """Some hundred orders: each is done, none again, none by two at once, and no key is stuck."""
-    _judge(_work(own, request.node.callspec.params["broker"], 60, 0.3, 1))
+    _judge(_work(own, request.node.callspec.params["broker"], store, 60, 0.3, 1))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("store", ["redis", "postgresql"])
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
-def test_faults_all_the_time(own: Floor, request: pytest.FixtureRequest) -> None:
+def test_faults_all_the_time(own: Floor, store: str, request: pytest.FixtureRequest) -> None:
     """Two thousand orders: the same."""
-    _judge(_work(own, request.node.callspec.params["broker"], 2000, 0.3, 2))
+    _judge(_work(own, request.node.callspec.params["broker"], store, 2000, 0.3, 2))

@@ -24,6 +24,8 @@ import celery_patterns as patterns
 from celery_patterns.exceptions import ClaimLost
 from celery_patterns.typing import Done
 
+from . import bank
+
 #: How long a key of ``witnessed`` is held by the dead, in seconds.
 WITNESSED_LEASE = 3
 
@@ -74,8 +76,8 @@ class Traces:
             time.sleep(0.01)
 
 
-class CrashingStore(patterns.stores.RedisStore):
-    """A Redis store whose worker dies once, at one point: ``claim.after``, ``release.before``, and so on."""
+class Crashing:
+    """A store whose worker dies once, at one point: ``claim.after``, ``release.before``, and so on."""
 
     point: str
     whole: bool
@@ -106,6 +108,21 @@ class CrashingStore(patterns.stores.RedisStore):
         answer = super().release(*args, **kwargs)
         self._crash("release.after")
         return answer
+
+
+class CrashingStore(Crashing, patterns.stores.RedisStore):
+    """One in Redis."""
+
+
+def store_of(environment: Any, traces: Traces, namespace: str) -> Any:
+    url, soon = environment["FLOOR_STORE"], timedelta(seconds=0.3)
+    if url.startswith("redis"):
+        store: Any = CrashingStore(url, prefix=f"cp-{namespace}", patience=soon)
+    else:
+        store = type("CrashingSQLStore", (Crashing, patterns.stores.SQLStore), {})(url, patience=soon)
+    store.point, store.whole = environment.get("FLOOR_CRASH", ""), bool(environment.get("FLOOR_WHOLE"))
+    store.traces = traces
+    return store
 
 
 class CrashingProducer(Producer):
@@ -202,10 +219,7 @@ def make_app(environment: Any = os.environ) -> Celery:
     )
     patterns.use_patterns(app)
     if environment.get("FLOOR_STORE"):
-        store = CrashingStore(environment["FLOOR_STORE"], prefix=f"cp-{namespace}", patience=timedelta(seconds=0.3))
-        store.point, store.whole = environment.get("FLOOR_CRASH", ""), bool(environment.get("FLOOR_WHOLE"))
-        store.traces = traces
-        patterns.use_store(app, store)
+        patterns.use_store(app, store_of(environment, traces, namespace))
     patterns.use_strict_json(app)
     if environment.get("FLOOR_STRUCTLOG"):
         patterns.use_structlog(app)
@@ -248,6 +262,8 @@ def make_app(environment: Any = os.environ) -> Celery:
         if environment.get("FLOOR_POLLING"):
             app.conf.broker_transport_options["polling_interval"] = float(environment["FLOOR_POLLING"])
     app.traces = traces
+    if environment.get("FLOOR_BANK"):
+        bank.add_tasks(app, environment["FLOOR_BANK"])
     dead = f"q-{namespace}.dead"
 
     keyed = patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=3), same=("order",))
