@@ -41,6 +41,7 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 #: The server that the examples name. Here it is another one, which the tests started.
 LOCAL = re.compile(r"redis://localhost:6379/\d")
+LOCAL_SQL = re.compile(r"postgresql(\+psycopg)?://localhost/shop")
 FENCE = re.compile(r"^```python\n", re.MULTILINE)
 
 MARKDOWN = (myst.PythonCodeBlockParser(doctest_optionflags=ELLIPSIS),)
@@ -55,8 +56,12 @@ def _read(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-def _parsed(path: Path, database: str = "redis://localhost:6379/0") -> Document:
-    document = Document(LOCAL.sub(database, path.read_text(encoding="utf-8")), str(path))
+def _parsed(
+    path: Path, database: str = "redis://localhost:6379/0", postgres: str = "postgresql://localhost/shop"
+) -> Document:
+    text = LOCAL.sub(database, path.read_text(encoding="utf-8"))
+    text = LOCAL_SQL.sub(lambda found: postgres.replace(":", f"{found[1] or ''}:", 1), text)
+    document = Document(text, str(path))
     for parser in MARKDOWN:
         for region in parser(document):
             document.add(region)
@@ -120,9 +125,10 @@ def stage(database: str) -> Iterator[Stage]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_the_examples_of_a_page(page: Path, stage: Stage) -> None:
+def test_the_examples_of_a_page(page: Path, stage: Stage, request: pytest.FixtureRequest) -> None:
     """A page's examples share one namespace, and each gives what the page says."""
-    document = _parsed(page, stage.database)
+    in_sql = LOCAL_SQL.search(page.read_text(encoding="utf-8"))
+    document = _parsed(page, stage.database, *([request.getfixturevalue("postgres")] if in_sql else []))
     document.namespace.update(
         __name__="shop", serve=stage.serve, start_over=stage.start_over, importable=stage.importable
     )
@@ -177,26 +183,28 @@ def test_the_readmes_example_works_when_pasted(database: str, tmp_path: Path) ->
 
 def _rows(page: str, heading: str) -> list[list[str]]:
     """The cells of the first table under a heading, without its first two lines."""
-    section = _read(page).split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    heading = heading if heading.startswith("#") else f"## {heading}"
+    section = _read(page).split(f"\n{heading}\n", 1)[1].split("\n## ", 1)[0]
     table = section[section.index("\n|") + 1 :].split("\n\n", 1)[0]
     lines = table.splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 @pytest.mark.parametrize(
-    ("page", "pattern"),
+    ("page", "heading", "pattern"),
     [
-        ("docs/patterns/retry.md", patterns.retry),
-        ("docs/patterns/idempotent.md", patterns.idempotent),
-        ("docs/patterns/dead-letter.md", patterns.dead_letter),
-        ("docs/patterns/logged.md", patterns.logged),
-        ("docs/stores.md", patterns.stores.RedisStore),
+        ("docs/patterns/retry.md", "## Options", patterns.retry),
+        ("docs/patterns/idempotent.md", "## Options", patterns.idempotent),
+        ("docs/patterns/dead-letter.md", "## Options", patterns.dead_letter),
+        ("docs/patterns/logged.md", "## Options", patterns.logged),
+        ("docs/stores.md", "## Options", patterns.stores.RedisStore),
+        ("docs/stores.md", "### Options of SQLStore", patterns.stores.SQLStore),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_options_of_a_page_are_those_of_the_code(page: str, pattern: Callable[..., Any]) -> None:
+def test_the_options_of_a_page_are_those_of_the_code(page: str, heading: str, pattern: Callable[..., Any]) -> None:
     """A table of options names each option of the pattern, and no other."""
-    assert [row[0].strip("`*") for row in _rows(page, "Options")] == list(inspect.signature(pattern).parameters)
+    assert [row[0].strip("`*") for row in _rows(page, heading)] == list(inspect.signature(pattern).parameters)
 
 
 def test_the_events_of_the_page_are_those_of_the_code() -> None:
@@ -224,4 +232,4 @@ def test_every_public_name_stands_in_the_reference() -> None:
     assert set(patterns.__all__) - modules <= named
     for module in (patterns.exceptions, patterns.typing):
         assert set(module.__all__) <= named | {"Answer"}, module.__name__
-    assert {"MemoryStore", "RedisStore"} <= named
+    assert {"MemoryStore", "RedisStore", "SQLStore"} <= named
