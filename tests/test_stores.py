@@ -26,7 +26,17 @@ from celery_patterns import idempotent, use_patterns, use_store
 from celery_patterns.exceptions import ConfigurationError, StoreUnavailable
 from celery_patterns.stores import MemoryStore, RedisStore, SQLStore, open_store
 from celery_patterns.stores._marks import KEEP
-from celery_patterns.typing import Attempt, Claimed, Done, Ended, Mismatch, Running, Store
+from celery_patterns.typing import (
+    Attempt,
+    Claimed,
+    Done,
+    Ended,
+    InspectableStore,
+    KeyRecord,
+    Mismatch,
+    Running,
+    Store,
+)
 
 from .conftest import POSTGRES
 from .here import run_here
@@ -535,6 +545,85 @@ def test_what_an_unheard_owner_holds_passes_to_its_heir(bench: Bench) -> None:
     assert isinstance(bench.complete(lost, first.fence), Running)
     assert bench.complete(heir, taken.fence) == Done(b"1")
     assert bench.claim(replace(run("t3/0"), heir_of=(heir.owner,))) == Done(b"1")
+
+
+def told(bench: Bench, beginning: str = "") -> dict[str, KeyRecord]:
+    assert isinstance(bench.store, InspectableStore)
+    return {record.key: record for record in bench.store.records(beginning)}
+
+
+def test_each_key_is_told(bench: Bench) -> None:
+    """Who has it, since when and for how long, or that its work is done; starts that are counted are no keys."""
+    me, long = run(), timedelta(seconds=30)
+    held = {name: bench.claim(me, key=f"shop.{name}:1", lease=long) for name in ("runs", "done", "free")}
+    bench.store.complete("shop.done:1", me, "fp", held["done"].fence, b"x" * 10, ttl=TTL)
+    bench.store.release("shop.free:1", me, held["free"].fence, ended=Ended(failed=True), ttl=TTL)
+    bench.store.count_start("shop.runs", "a", ttl=TTL)
+    found = told(bench)
+    assert found.keys() == {"shop.runs:1", "shop.done:1", "shop.free:1"}
+    runs, done, free = (found[f"shop.{name}:1"] for name in ("runs", "done", "free"))
+    assert (runs.state, runs.owner, runs.fence, runs.starts) == ("running", me.owner, held["runs"].fence, 1)
+    assert runs.held_for is not None
+    assert timedelta(0) <= runs.held_for < timedelta(seconds=5)
+    assert runs.lease_left is not None
+    assert long - timedelta(seconds=5) < runs.lease_left <= long
+    assert long < runs.expires_in <= long + TTL
+    assert (done.state, done.owner, done.fence) == ("done", me.owner, held["done"].fence)
+    assert timedelta(0) < done.expires_in <= TTL
+    assert (free.state, free.owner, free.held_for, free.lease_left, done.lease_left) == ("free", "", None, None, None)
+
+
+def test_a_lease_that_is_over_is_told_so(bench: Bench) -> None:
+    """Nothing is left of it, and it is still held; what has expired is not told at all."""
+    bench.claim(run())
+    bench.store.claim("gone", run(), "fp", lease=timedelta(milliseconds=1), ttl=timedelta(milliseconds=1))
+    bench.let_pass(LEASE)
+    found = told(bench)
+    assert found.keys() == {"k"}
+    assert (found["k"].state, found["k"].lease_left) == ("running", timedelta(0))
+
+
+def test_keys_are_told_by_how_they_begin(bench: Bench) -> None:
+    """What begins so, to the letter: nothing in a name means anything else."""
+    names = ["a:1", "a:2", "ab:1", "a*:1", "[a]:1", "A:1", "a_:1", "a%:1", "é:1"]
+    for name in names:
+        bench.claim(run(), key=name)
+    assert told(bench).keys() == {*names}
+    for beginning in ("a:", "a:1", "a*", "[a]", "A", "a_", "a%", "é"):
+        assert told(bench, beginning).keys() == {name for name in names if name.startswith(beginning)}, beginning
+
+
+def test_many_keys_are_told(bench: Bench) -> None:
+    """Each once."""
+    for number in range(2100):
+        bench.store.claim(f"k-{number}", run(), "fp", lease=TTL, ttl=timedelta(days=1))
+    records = list(bench.store.records())  # type: ignore[attr-defined]
+    assert sorted(record.key for record in records) == sorted(f"k-{number}" for number in range(2100))
+
+
+def test_finished_work_can_be_forgotten(bench: Bench) -> None:
+    """It is run again then, with a greater fence, whatever its arguments; what has ended stays ended."""
+    first, second = run(), run(number=1)
+    bench.release(first, bench.claim(first).fence, Ended(failed=False))
+    held = bench.claim(second)
+    assert bench.complete(second, held.fence) == Done(b"1")
+    assert bench.store.forget("k") is True  # type: ignore[attr-defined]
+    assert bench.claim(run()) == Ended(failed=False)
+    assert bench.complete(second, held.fence) == Running(timedelta(0))
+    again = bench.claim(run("t2/0"), "other")
+    assert isinstance(again, Claimed)
+    assert (again.starts, again.fence > held.fence) == (1, True)
+
+
+def test_only_finished_work_is_forgotten(bench: Bench) -> None:
+    """Neither what runs, nor what is free or unknown."""
+    me = run()
+    held = bench.claim(me)
+    assert bench.store.forget("k") is False  # type: ignore[attr-defined]
+    assert isinstance(bench.claim(run("t2/0")), Running)
+    bench.release(me, held.fence)
+    assert bench.store.forget("k") is False  # type: ignore[attr-defined]
+    assert bench.store.forget("unknown") is False  # type: ignore[attr-defined]
 
 
 def test_keys_do_not_meet(bench: Bench) -> None:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
-__all__ = ["Answer", "Attempt", "Claimed", "Done", "Ended", "Mismatch", "Running", "Store", "TransactionalStore"]
+__all__ = [
+    "Answer",
+    "Attempt",
+    "Claimed",
+    "Done",
+    "Ended",
+    "InspectableStore",
+    "KeyRecord",
+    "Mismatch",
+    "Running",
+    "Store",
+    "TransactionalStore",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +195,52 @@ class Store(Protocol):
 
     def forget_starts(self, key: str) -> None:
         """Forget what :meth:`count_start` counted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """What a store knows of one key.
+
+    Attributes:
+        key: The key's name in the store: the task's name, a colon, and the digest that ``current_claim().key`` is.
+        state: ``running``, ``done``, or ``free``: then only the ends of earlier attempts are remembered.
+        owner: Who has the key, or has done its work: the task id, a dot, and what tells its deliveries apart.
+        fence: That of the last claim: the store's clock then, in microseconds.
+        starts: Of what runs, how many runs in a row began without coming to an end, the last one included.
+        held_for: Since when it is held, if it is.
+        lease_left: For how long its lease still is, if it is held; 0 when that is over, and anybody may have the key.
+        expires_in: For how long the record is kept, unless it is renewed.
+    """
+
+    key: str
+    state: Literal["running", "done", "free"]
+    owner: str
+    fence: int
+    starts: int
+    held_for: timedelta | None
+    lease_left: timedelta | None
+    expires_in: timedelta
+
+
+@runtime_checkable
+class InspectableStore(Store, Protocol):
+    """A store that can be looked through, as ``celery patterns claims`` does."""
+
+    def records(self, beginning: str = "") -> Iterator[KeyRecord]:
+        """Each key whose name begins like this, in no order; one that changes meanwhile may be told as it was or as it is.
+
+        Args:
+            beginning: The first characters of a key's name in the store.
+        """
+        ...
+
+    def forget(self, key: str) -> bool:
+        """Forget that a key's work is done, so that it is run again.
+
+        Returns:
+            False when it was not done, and nothing was changed.
+        """
         ...
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from ..typing import Answer, Attempt, Ended
+from ..typing import Answer, Attempt, Ended, KeyRecord
 from . import _record as rules
-from ._record import Record, Spans
+from ._record import STARTS, Record, Spans
 from ._spans import microseconds
 
 __all__ = ["MemoryStore"]
@@ -54,18 +54,31 @@ class MemoryStore:
         return self._step(key, rules.release, attempt.owner, fence, ended, microseconds(ttl))
 
     def count_start(self, key: str, owner: str, *, ttl: timedelta) -> int:
-        return self._step(f"starts:{key}", rules.count_start, owner, microseconds(ttl))
+        return self._step(f"{STARTS}{key}", rules.count_start, owner, microseconds(ttl))
 
     def excuse_start(self, key: str, *, ttl: timedelta) -> None:
         self.count_start(key, "", ttl=ttl)
 
     def forget_starts(self, key: str) -> None:
         with self._lock:
-            self._records.pop(f"starts:{key}", None)
+            self._records.pop(f"{STARTS}{key}", None)
+
+    def records(self, beginning: str = "") -> Iterator[KeyRecord]:
+        with self._lock:
+            now, records = self._now(), dict(self._records)
+        for key, record in records.items():
+            if record.expires > now and key.startswith(beginning) and not key.startswith(STARTS):
+                yield rules.told(key, record, now)
+
+    def forget(self, key: str) -> bool:
+        return self._step(key, rules.forget)
+
+    def _now(self) -> int:
+        return int(self._clock() * 1_000_000)
 
     def _step(self, key: str, rule: Callable[..., tuple[Record | None, _A]], *asked: Any) -> _A:
         with self._lock:
-            now = int(self._clock() * 1_000_000)
+            now = self._now()
             record = self._records.get(key)
             if record is not None and record.expires <= now:
                 record = None

@@ -9,11 +9,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from ..typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running
+from ..typing import Answer, Attempt, Claimed, Done, Ended, KeyRecord, Mismatch, Running
 from ._marks import mark_of, marked, run_digest
 from ._spans import span
 
-__all__ = ["Record", "Spans", "claim", "complete", "count_start", "release", "renew", "run_digest"]
+__all__ = [
+    "STARTS",
+    "Record",
+    "Spans",
+    "claim",
+    "complete",
+    "count_start",
+    "forget",
+    "release",
+    "renew",
+    "run_digest",
+    "told",
+]
+
+
+#: What the names of records begin with that count the starts of messages without a key. No task is called so.
+STARTS = ":starts:"
 
 
 class Spans(NamedTuple):
@@ -139,3 +155,25 @@ def count_start(record: Record | None, owner: str, ttl: int, now: int) -> tuple[
     owners = {*(record.marks.split(";")[:-1] if record else ()), owner}
     counted = Record(marks="".join(f"{one};" for one in sorted(owners)), expires=now + ttl)
     return counted, len(owners - {""}) + ("" not in owners)
+
+
+def forget(record: Record | None, _now: int) -> tuple[Record | None, bool]:
+    """Let finished work be run again; the fence is kept, and what ended stays ended."""
+    if record is None or record.state != "done":
+        return None, False
+    return Record(fence=record.fence, marks=record.marks, expires=record.expires), True
+
+
+def told(key: str, record: Record, now: int) -> KeyRecord:
+    """The record for people."""
+    held = record.state == "running"
+    return KeyRecord(
+        key=key,
+        state=record.state,
+        owner=record.owner,
+        fence=record.fence,
+        starts=record.starts,
+        held_for=span(now - record.fence) if held else None,
+        lease_left=span(record.lease_ends - now) if held else None,
+        expires_in=span(record.expires - now),
+    )

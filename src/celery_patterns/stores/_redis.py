@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
+import re
 import time
 from collections import deque
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from redis import ConnectionPool
+from redis import ConnectionPool, Redis
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..exceptions import ConfigurationError, StoreUnavailable
-from ..typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running
+from ..typing import Answer, Attempt, Claimed, Done, Ended, KeyRecord, Mismatch, Running
+from . import _record as rules
 from ._marks import KEEP, run_digest
+from ._record import Record
 
 __all__ = ["RedisStore"]
 
@@ -156,6 +161,14 @@ return 1
 """
 )
 
+_FORGET = """
+local key = KEYS[1]
+if redis.call('HGET', key, 's') ~= 'd' then return 0 end
+redis.call('HSET', key, 's', 'f')
+redis.call('HDEL', key, 'o', 'p', 'v')
+return 1
+"""
+
 # A set of owners; an empty one stands for a first delivery that was no start.
 _COUNT = """
 redis.call('SADD', KEYS[1], ARGV[1])
@@ -189,10 +202,17 @@ _SCRIPTS = {
         "renew": _RENEW,
         "complete": _COMPLETE,
         "release": _RELEASE,
+        "forget": _FORGET,
         "count": _COUNT,
     }.items()
 }
 
+
+#: So many keys are looked at in one question where all are.
+LOOKED = 500
+_STATES: Mapping[str, Any] = {"r": "running", "d": "done", "f": "free"}
+#: What Redis's patterns do not take for itself.
+_GLOB = re.compile(r"[\\*?\[\]^-]")
 
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -229,10 +249,12 @@ class RedisStore:
         self._prefix = prefix
         self._patience = patience.total_seconds()
         try:
-            pool = ConnectionPool.from_url(url)
-            options = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0, **pool.connection_kwargs}
-            # Only redis-py's connections are used: its pool would count those that we let go.
-            self._connection = functools.partial(pool.connection_class, **{**options, "decode_responses": False})
+            self._pool = pool = ConnectionPool.from_url(url)
+            given = pool.connection_kwargs
+            options = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0, **given, "decode_responses": False}
+            pool.connection_kwargs = options
+            # The steps use redis-py's connections alone: its pool would count those that we let go.
+            self._connection = functools.partial(pool.connection_class, **options)
             self._connection()  # connects nothing, and refuses an option that it does not know
         except (ValueError, TypeError, RedisError) as error:
             raise ConfigurationError(
@@ -290,13 +312,26 @@ class RedisStore:
         return bool(self._run("release", self._name(key), attempt.owner, held, _ms(ttl), how))
 
     def count_start(self, key: str, owner: str, *, ttl: timedelta) -> int:
-        return int(self._run("count", f"{self._prefix}:starts:{key}", owner, _ms(ttl)))
+        return int(self._run("count", f"{self._prefix}:{rules.STARTS}{key}", owner, _ms(ttl)))
 
     def excuse_start(self, key: str, *, ttl: timedelta) -> None:
-        self._run("count", f"{self._prefix}:starts:{key}", "", _ms(ttl))
+        self._run("count", f"{self._prefix}:{rules.STARTS}{key}", "", _ms(ttl))
 
     def forget_starts(self, key: str) -> None:
-        self._command("DEL", b"*2\r\n" + _packed(("DEL", f"{self._prefix}:starts:{key}")))
+        self._command("DEL", b"*2\r\n" + _packed(("DEL", f"{self._prefix}:{rules.STARTS}{key}")))
+
+    def records(self, beginning: str = "") -> Iterator[KeyRecord]:
+        start = f"{self._prefix}:"
+        try:
+            with Redis(connection_pool=self._pool) as client:
+                pattern = _GLOB.sub(r"\\\g<0>", start + beginning) + "*"
+                for names in _batches(client.scan_iter(match=pattern, count=LOOKED, _type="hash"), LOOKED):
+                    yield from _told(client, names, len(start.encode()))
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"redis did not answer: {type(error).__name__}") from error
+
+    def forget(self, key: str) -> bool:
+        return bool(self._run("forget", self._name(key)))
 
     def __repr__(self) -> str:
         return f"<RedisStore prefix={self._prefix!r}>"
@@ -371,6 +406,27 @@ class RedisStore:
             return self._free.pop()
         except IndexError:
             return self._connection()
+
+
+def _batches(names: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
+    while batch := list(itertools.islice(names, size)):
+        yield batch
+
+
+def _told(client: Any, names: list[bytes], start: int) -> Iterator[KeyRecord]:
+    asked = client.pipeline(transaction=False).time()
+    for name in names:
+        asked.hmget(name, "s", "o", "f", "n", "l").pttl(name)
+    (seconds, micros), *answers = asked.execute()
+    now = seconds * 1_000_000 + micros
+    for name, fields, expires in zip(names, answers[::2], answers[1::2], strict=True):
+        state, owner, fence, starts, lease = (one.decode() if one else "" for one in fields)
+        if state in _STATES:  # it may have expired meanwhile, or be no record of ours
+            record = Record(
+                _STATES[state], owner, fence=int(fence), starts=int(starts or 0), lease_ends=int(lease or 0) * 1000,
+                expires=now + expires * 1000,
+            )  # fmt: skip
+            yield rules.told(name[start:].decode(), record, now)
 
 
 def _run(attempt: Attempt) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from ...exceptions import ConfigurationError, StoreUnavailable
-from ...typing import Answer, Attempt, Claimed, Done, Ended, Running
+from ...typing import Answer, Attempt, Claimed, Done, Ended, KeyRecord, Running
 from .. import _record as rules
 from .._record import Record, Spans
 from .._spans import microseconds, span
@@ -27,6 +27,8 @@ _A = TypeVar("_A")
 
 #: So many claims of a process after the last time, it deletes rows that have expired: twice as many as it can have made.
 PURGE_EVERY, PURGED = 500, 1000
+#: So many rows are read at once where all are.
+PAGE = 1000
 
 
 class SQLStore:
@@ -99,13 +101,13 @@ class SQLStore:
         return self._step(key, rules.release, attempt.owner, fence, ended, microseconds(ttl))
 
     def count_start(self, key: str, owner: str, *, ttl: timedelta) -> int:
-        return self._step(_starts(key), rules.count_start, owner, microseconds(ttl))
+        return self._step(f"{rules.STARTS}{key}", rules.count_start, owner, microseconds(ttl))
 
     def excuse_start(self, key: str, *, ttl: timedelta) -> None:
         self.count_start(key, "", ttl=ttl)
 
     def forget_starts(self, key: str) -> None:
-        self._database.ask(self._statements.delete, {"its_key": _starts(key)})
+        self._database.ask(self._statements.delete, {"its_key": f"{rules.STARTS}{key}"})
 
     def commit(
         self,
@@ -127,6 +129,21 @@ class SQLStore:
                 f"database of the store, {self!r}"
             )
         return False
+
+    # Looking through it
+
+    def records(self, beginning: str = "") -> Iterator[KeyRecord]:
+        after = ""
+        while rows := self._database.ask(
+            self._statements.page, {"after": after, "beginning": beginning, "limit": PAGE}
+        ):
+            for row in rows:
+                if not row.key.startswith(rules.STARTS):
+                    yield rules.told(row.key, _record_of(row), row.now)
+            after = rows[-1].key
+
+    def forget(self, key: str) -> bool:
+        return self._step(key, rules.forget)
 
     # The table
 
@@ -180,7 +197,7 @@ class SQLStore:
         deadline, seen = time.monotonic() + self._database.patience, None
         while True:
             row = self._database.ask(self._statements.look, {"its_key": key})[0]
-            record = None if row.version is None else Record(*(getattr(row, name) for name in FIELDS))
+            record = None if row.version is None else _record_of(row)
             stands, answer = rule(None if record is None or record.expires <= row.now else record, *asked, row.now)
             if stands is None or self._is_written(key, row.version, stands):
                 return answer
@@ -201,9 +218,8 @@ class SQLStore:
         return bool(self._database.ask(self._statements.update, {**values, "seen": version}))
 
 
-def _starts(key: str) -> str:
-    """Where the starts of a message without a key are counted: in the same table."""
-    return f"starts:{key}"
+def _record_of(row: Any) -> Record:
+    return Record(*(getattr(row, name) for name in FIELDS))
 
 
 def _still_held(record: Record, now: int, asks: Attempt) -> Answer | None:

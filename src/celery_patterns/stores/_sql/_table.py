@@ -101,6 +101,15 @@ class Statements:
         )
         self.insert = unless_there(made).returning(row.key)
         self.update = sa.update(table).where(unlocked(*as_seen)).values({**given, **changed}).returning(row.key)
+        begins = sa.func.substr(row.key, 1, sa.func.length(sa.bindparam("beginning", type_=sa.Text)))
+        pages = (row.key > sa.bindparam("after", type_=sa.Text), row.expires > now)
+        #: So many rows that have not expired, in the order of their keys.
+        self.page = (
+            sa.select(now.label("now"), *row)
+            .where(*pages, begins == sa.bindparam("beginning", type_=sa.Text))
+            .order_by(row.key)
+            .limit(limit)
+        )
         self.delete = sa.delete(table).where(row.key == key).returning(row.key)
         self.purge = sa.delete(table).where(unlocked(row.expires <= now, limit=limit)).returning(row.key)
 
