@@ -674,6 +674,23 @@ def test_a_correction_that_no_key_can_be_made_of(app: Celery, queue: str, dead: 
     assert letters.replay(newest, correct={"order": 1.5})
 
 
+def test_a_correction_that_leaves_a_key_without_its_scope(app: Celery, queue: str, dead: str) -> None:
+    """A key of the call's own stays what it is, and would be nobody's: it is refused before anything is sent."""
+
+    @app.task(shared=False, name="scoped")
+    @idempotent(key="order", scope="tenant", ttl=timedelta(hours=1))
+    @dead_letter(dead)
+    def scoped(tenant: str | None, order: str) -> None:
+        raise ValueError
+
+    run_here(scoped, "a", "o-1", headers={HEADER: {"key": "chosen"}})
+    letters = dead_letters(app, dead)
+    with pytest.raises(ConfigurationError, match=r"cannot be corrected: .*tenant is None"):
+        letters.replay_all(correct={"tenant": None})
+    assert (letters.count(), messages(app, queue)) == (1, [])
+    assert letters.replay_all(correct={"tenant": "b"}).sent == 1
+
+
 def test_without_the_task_only_what_was_named_is_corrected(app: Celery, queue: str, dead: str) -> None:
     """An operator's app may not know the task: an argument that was given by name can be found all the same."""
     body = json.dumps([["o-1"], {"amount": 5}, {"chord": None}]).encode()

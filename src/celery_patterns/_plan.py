@@ -125,8 +125,10 @@ class Pattern:
     def check(self, task: str, signature: inspect.Signature) -> None:
         """Refuse a task that cannot wear this pattern; called when the task is created."""
 
-    def check_call(self, task: str, bound: Binder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse a call whose arguments do not suit this pattern; called when the task is sent."""
+    def check_call(
+        self, task: str, bound: Binder, args: tuple[Any, ...], kwargs: dict[str, Any], given: str | None = None
+    ) -> None:
+        """Refuse a call whose arguments, or own key, do not suit this pattern; called when the task is sent."""
 
     def around(self, proceed: Proceed, call: Call) -> Any:
         """Run the rest of the call, ``proceed(call)``, and decide on its end."""

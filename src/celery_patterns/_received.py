@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-__all__ = ["ATOMS", "received"]
+__all__ = ["ATOMS", "as_sent", "received"]
 
 #: Types of values that cannot change.
 ATOMS = frozenset(
@@ -40,3 +40,9 @@ def received(value: Any, copied: Callable[[Any], Any] = copy.deepcopy) -> Any:
             return value
         return tuple([item if type(item) in ATOMS else received(item, copied) for item in value])
     return copied(value)
+
+
+def as_sent(task: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """A caller's arguments as a worker receives them: of models, what a task with ``pydantic=True`` sends them as."""
+    dump = getattr(task, "_dump_pydantic_arguments", None)
+    return (args, kwargs) if dump is None else dump(args, kwargs)

@@ -9,6 +9,7 @@ from celery._state import get_current_task
 
 from ._call import MARK
 from ._message import HEADER
+from ._received import as_sent
 from ._republish import STRICT
 from .exceptions import ConfigurationError
 
@@ -29,10 +30,10 @@ def prepared(
         InvalidKey: When no key can be made from the arguments.
         ConfigurationError: When the call's own key is none.
     """
-    keyed, handed_on = "idempotency_key" in options, _is_handed_on(options)
+    handed_on = _is_handed_on(options)
     options = with_key(task, plan, _without_header_around(task_id, options))
-    if plan is not None and plan.checks and not handed_on and not keyed and "retries" not in options:
-        _check(task, plan, args, kwargs)
+    if plan is not None and plan.checks and not handed_on and "retries" not in options:
+        _check(task, plan, args, kwargs, options)
     if plan is not None and plan.timed:
         options = _carrying(options, sent=time.time())
     if handed_on and task.serializer == STRICT:
@@ -100,9 +101,10 @@ def _is_handed_on(options: dict[str, Any]) -> bool:
     return bool(request.chord or request.chain or request.callbacks)
 
 
-def _check(task: Task, plan: Plan, args: Any, kwargs: Any) -> None:
-    dump = getattr(task, "_dump_pydantic_arguments", None)
-    if dump is not None:  # the worker sees what models are sent as
-        args, kwargs = dump(args, kwargs)
+def _check(task: Task, plan: Plan, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+    headers = options.get("headers")
+    carried = headers.get(HEADER) if headers else None
+    given = carried.get("key") if isinstance(carried, dict) else None
+    args, kwargs = as_sent(task, args, kwargs)
     for check in plan.checks:
-        check(task.name, plan.terms.bound, tuple(args or ()), kwargs or {})
+        check(task.name, plan.terms.bound, tuple(args or ()), kwargs or {}, given)

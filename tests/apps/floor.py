@@ -579,6 +579,28 @@ def make_app(environment: Any = os.environ) -> Celery:
     task(keyed_ends, shared=False, name="ends_keyed_early", patterns=(ends_dead, by_name), acks_late=False)
     task(keyed_ends, shared=False, name="ends_keyed_by", patterns=(ends_dead, by_function))
 
+    def scope_of(order: Any, how: str) -> Any:
+        traces.add("asked for a scope", os.getpid())
+        return order["tenant"]
+
+    for name, scope in (("ends_scoped", "order.tenant"), ("ends_scoped_by", scope_of)):
+        scoped = patterns.idempotent(
+            key="order.id", scope=scope, ttl=timedelta(hours=1), lease=timedelta(minutes=10), same=("order",)
+        )
+        task(keyed_ends, shared=False, name=name, patterns=(ends_dead, scoped))
+
+    def placed(order: dict[str, Any], flag: str | None = None) -> str:
+        traces.add("placed", [order["tenant"], order["id"]])
+        if flag is not None:
+            traces.wait_for(flag, 60)
+        return f"{order['tenant']} {order['id']}"
+
+    # A lease that outlives a test, and one that a kill is to end.
+    for name, lease in (("placed", 600), ("placed_shortly", 3)):
+        options = {"key": "order.id", "scope": "order.tenant", "same": ("order",)}
+        placing = patterns.idempotent(ttl=timedelta(hours=1), lease=timedelta(seconds=lease), **options)
+        task(placed, shared=False, name=name, patterns=(patterns.dead_letter(dead), placing))
+
     @task(shared=False, name="fanned")
     @patterns.retry(on=ConnectionError, attempts=2, wait=now)
     def fanned(x: int) -> int:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from uuid import UUID
 
-from billiard.exceptions import SoftTimeLimitExceeded
-
 from .._call import Claim
 from .._equipment import equipment_of
-from .._events import type_name
 from .._keys import argument_names, canonical, digest
 from .._plan import Layer, Pattern
+from .._received import as_sent
 from ..exceptions import ConfigurationError, InvalidKey
 from ._renewal import Unclaimed, local_fence
 from ._run import Run
+from ._source import Key, Source, expect_names
 
 if TYPE_CHECKING:
     from .._call import Call, Proceed
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["idempotent"]
 
 WhenStoreDown = Literal["wait", "run"]
-Key = str | tuple[str, ...] | Callable[..., Any]
 
 #: Types that a key is made of without any doubt.
 _SURE = frozenset({str, int, bool, bytes, UUID})
@@ -50,9 +47,12 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
     smaller one.
 
     Args:
-        key: What makes two calls the same work: an argument's name, a tuple of names, or a function that takes the
-            task's arguments and returns the value. One call's own key: ``.set(idempotency_key="…")``.
+        key: What makes two calls the same work: an argument's name, a path into an argument, as ``"order.id"``, a tuple of
+            these, or a function that takes the task's arguments and returns the value. A path steps into a mapping by key,
+            and into any other object by attribute. One call's own key: ``.set(idempotency_key="…")``.
         ttl: How long the record, and with it the result, is kept after the work is done.
+        scope: Whose key it is, said like ``key``: calls of different tenants never meet, not even where both bring the same
+            key of their own. It must not be None. By default all calls of the task share one scope.
         same: The arguments that duplicates must agree on, by name; all by default. Others may differ.
         lease: How long a killed worker keeps the key; 30 seconds by default. A body that runs for a third of it has it
             renewed, and so on until it ends.
@@ -69,16 +69,23 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
 
     key: Key
     ttl: timedelta
+    scope: Key | None
     same: tuple[str, ...] | None
     lease: timedelta
     wait_within: timedelta
     when_store_down: WhenStoreDown
+    #: What key and scope are made of.
+    _key: Source = field(repr=False, compare=False)
+    _scope: Source | None = field(repr=False, compare=False)
+    #: The arguments of which both are made, when it is whole ones.
+    _whole: tuple[str, ...] = field(repr=False, compare=False)
 
     def __init__(
         self,
         *,
         key: Key,
         ttl: timedelta,
+        scope: Key | None = None,
         same: tuple[str, ...] | None = None,
         lease: timedelta = timedelta(seconds=30),
         wait_within: timedelta = timedelta(hours=1),
@@ -91,36 +98,38 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
                 )
             if span <= timedelta(0):
                 raise ConfigurationError(f"expected {name} to be longer than nothing, got {span}")
-        if not callable(key):
-            _expect_names("key", key if isinstance(key, tuple) else (key,))
-        elif inspect.iscoroutinefunction(key):
-            raise ConfigurationError("expected key to be a plain function, got an async one")
+        made_of = Source("key", key)
+        kept_apart = None if scope is None else Source("scope", scope)
         if same is not None:
             if not isinstance(same, tuple):
                 raise ConfigurationError(f"expected same to be a tuple of argument names, got {same!r}")
-            _expect_names("same", same, empty=True)
+            expect_names("same", same, empty=True)
         if when_store_down not in get_args(WhenStoreDown):
             raise ConfigurationError(f'expected when_store_down to be "wait" or "run", got {when_store_down!r}')
-        for name, value in (("key", key), ("ttl", ttl), ("same", same), ("lease", lease), ("wait_within", wait_within)):
+        sources = [made_of] if kept_apart is None else [made_of, kept_apart]
+        whole = tuple([name for one in sources for name in one.arguments]) if all(one.plain for one in sources) else ()
+        for name, value in (
+            *(("key", key), ("ttl", ttl), ("scope", scope), ("same", same), ("lease", lease)),
+            *(("wait_within", wait_within), ("when_store_down", when_store_down)),
+            *(("_key", made_of), ("_scope", kept_apart), ("_whole", whole)),
+        ):
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "when_store_down", when_store_down)
 
     def check(self, task: str, signature: inspect.Signature) -> None:
         names = argument_names(signature)
-        for role, wanted in (("key", self._key_names()), ("same", self.same or ())):
+        scope = self._scope.arguments if self._scope is not None else ()
+        for role, wanted in (("key", self._key.arguments), ("scope", scope), ("same", self.same or ())):
             for name in wanted:
                 if name not in names:
                     takes = ", ".join(names) or "no named arguments"
                     raise ConfigurationError(f"{role} names {name!r}, but {task}() takes ({takes})")
 
-    def _key_names(self) -> tuple[str, ...]:
-        if callable(self.key):
-            return ()
-        return self.key if isinstance(self.key, tuple) else (self.key,)
-
     def around(self, proceed: Proceed, call: Call) -> Any:
-        arguments = call.terms.bound(call.received_args, call.received_kwargs)
-        key = self.key_of(call.task, arguments, call.received_args, call.received_kwargs, call.header.get("key"))
+        args, kwargs = call.received_args, call.received_kwargs
+        if call.eager:  # they are the caller's own still
+            args, kwargs = as_sent(call.instance, args, kwargs)
+        arguments = call.terms.bound(args, kwargs)
+        key = self.key_of(call.task, arguments, args, kwargs, call.header.get("key"))
         if call.eager:
             # Nothing is claimed, but a body that hands its key on can be run.
             call.lease = Unclaimed(self.lease.total_seconds(), mine=True)
@@ -129,19 +138,20 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         run = Run(self, call, equipment_of(call.app).store, key, self.fingerprint(call.terms.bound.stated(arguments)))
         return run.claim(proceed)
 
-    def check_call(self, task: str, bound: Binder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        names = self._key_names()
-        for name in names:  # what is no doubt a key is let pass without making it
-            if type(bound.one(name, args, kwargs)) not in _SURE:
-                break
-        else:
-            if names:
+    def check_call(
+        self, task: str, bound: Binder, args: tuple[Any, ...], kwargs: dict[str, Any], given: str | None = None
+    ) -> None:
+        if given is None and self._whole:
+            for name in self._whole:  # what is no doubt a key is let pass without making it
+                if type(bound.one(name, args, kwargs)) not in _SURE:
+                    break
+            else:
                 return
         try:
             arguments = bound(args, kwargs)
         except TypeError:
             return  # Celery's own check, which can be switched off, speaks of missing arguments
-        self.key_of(task, arguments, args, kwargs)
+        self.key_of(task, arguments, args, kwargs, given)
 
     def key_of(
         self,
@@ -154,26 +164,28 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         """The key's digest for these arguments; the task's name is in it.
 
         Raises:
-            InvalidKey: When a value in the key is no plain value, or is a float, and when the key function fails.
+            InvalidKey: When a value in the key or its scope is missing, is no plain value, or is a float, and when a
+                function that makes one fails.
         """
-        if given is not None:
-            if not isinstance(given, str) or not given:
-                raise InvalidKey(
-                    f"{task} was sent with a key of its own that is none: expected a str that is not empty"
-                )
-            return digest(task, "given", canonical(given, where="idempotency_key", floats=False))
-        if callable(self.key):
-            try:
-                value = self.key(*args, **kwargs)
-            except SoftTimeLimitExceeded:
-                raise
-            except Exception as error:
-                raise InvalidKey(f"the key function of {task} raised {type_name(error)}") from error
-            if value is None:
-                raise InvalidKey(f"the key function of {task} returned None; expected a value that names the work")
-            return digest(task, "function", canonical(value, where=f"the key of {task}", floats=False))
-        parts = [canonical(arguments[name], where=f"{task}(): {name}", floats=False) for name in self._key_names()]
-        return digest(task, "names", *parts)
+        if given is None:
+            parts = self._key.parts(task, arguments, args, kwargs)
+        elif isinstance(given, str) and given:
+            parts = ("given", canonical(given, where="idempotency_key", floats=False))
+        else:
+            raise InvalidKey(f"{task} was sent with a key of its own that is none: expected a str that is not empty")
+        if self._scope is None:
+            return digest(task, *parts)
+        return digest(task, "scope", digest(*self._scope.parts(task, arguments, args, kwargs)), *parts)
+
+    def key_without_code(
+        self, task: str, bound: Binder, args: tuple[Any, ...], kwargs: dict[str, Any], given: str | None
+    ) -> str | None:
+        """The key's digest as the main process may make it; None when code of the user's would run, which may hang."""
+        arguments = bound(args, kwargs)
+        used = (self._key if given is None else None, self._scope)
+        if any(source.runs_code(arguments) for source in used if source is not None):
+            return None
+        return self.key_of(task, arguments, args, kwargs, given)
 
     def fingerprint(self, arguments: dict[str, Any]) -> str:
         """A digest of the arguments that duplicates must agree on.
@@ -186,13 +198,3 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         """
         agreed = {name: value for name, value in arguments.items() if self.same is None or name in self.same}
         return digest(canonical(agreed, where="arguments", floats=True))
-
-
-def _expect_names(role: str, names: tuple[Any, ...], *, empty: bool = False) -> None:
-    if not names and not empty:
-        raise ConfigurationError(f"expected {role} to name at least one argument, got an empty tuple")
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise ConfigurationError(
-                f"expected {role} to be an argument's name, a tuple of names or a function, got {name!r}"
-            )

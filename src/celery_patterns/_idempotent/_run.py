@@ -302,7 +302,9 @@ class Run:
         ended = None if outcome == REQUEUED else Ended(failed=outcome in (FAILED, REJECTED))
         if outcome == REJECTED and self.call.instance.plan.buries is not None:
             # Its letter is still to be written, by the main process, which then gives back a key that it can make.
-            if not callable(self.pattern.key) or self.call.header.get("key") is not None:
+            call, bound = self.call, self.call.terms.bound
+            given, args, kwargs = call.header.get("key"), call.received_args, call.received_kwargs
+            if self.pattern.key_without_code(call.task, bound, args, kwargs, given) is not None:
                 return
             ended = None  # marked as failed, what comes back without a letter would be let go
         try:

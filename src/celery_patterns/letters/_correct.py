@@ -152,7 +152,7 @@ class Correction:
     def _check_key(self, entry: Entry, task: str, new: _Arguments) -> None:
         """As a sender's call is checked."""
         plan = getattr(self._app.tasks[task], "plan", None)
-        if not isinstance(plan, Plan) or not plan.checks or "key" in _header_of(entry):
+        if not isinstance(plan, Plan) or not plan.checks:
             return
         try:
             args, kwargs = kombu_json.loads(json.dumps([new.args, new.kwargs]))
@@ -160,7 +160,7 @@ class Correction:
             return  # the worker reads it no better, and says so
         try:
             for check in plan.checks:
-                check(task, plan.terms.bound, tuple(args), kwargs)
+                check(task, plan.terms.bound, tuple(args), kwargs, _header_of(entry).get("key"))
         except InvalidKey as error:
             raise ConfigurationError(f"{_of(entry)} {error}") from None
 

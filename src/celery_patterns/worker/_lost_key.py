@@ -25,7 +25,7 @@ def free_lost_key(request: Request, *, failed: bool = True) -> None:
     """Free the key that a lost run held.
 
     The run is known by the owner that its delivery was given; a key that is done, or that another run has taken since, is
-    left as it is. A key that a function of the user's makes is left to its lease: the function may be what hung.
+    left as it is. A key that code of the user's has a part in is left to its lease: that may be what hung.
 
     Args:
         request: The request of that run.
@@ -50,7 +50,5 @@ def free_lost_key(request: Request, *, failed: bool = True) -> None:
 def _key_of(pattern: idempotent, request: Request) -> str | None:
     carried = request.request_dict.get(HEADER)
     given = carried.get("key") if isinstance(carried, dict) else None
-    if callable(pattern.key) and given is None:
-        return None
-    task, args, kwargs = request.task, tuple(request.args), request.kwargs
-    return pattern.key_of(task.name, task.plan.terms.bound(args, kwargs), args, kwargs, given)
+    task = request.task
+    return pattern.key_without_code(task.name, task.plan.terms.bound, tuple(request.args), request.kwargs, given)
