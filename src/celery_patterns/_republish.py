@@ -176,6 +176,7 @@ def _send_next(call: Call, retry: Retry) -> None:
         **remembering(call.header, call.attempt, call.started, cause),
         "waiting": None,
         "looks": 0,
+        "patient": None,
         # It exists only when this body is over, and need not wait for a release that a kill may swallow.
         "asked_by": [call.lease.owner] if call.lease is not None else None,
     }

@@ -10,7 +10,7 @@
     ├── BackendUnavailable      the result backend did not answer
     ├── PublishFailed           the broker did not confirm a message
     ├── KeyMismatch             the key was used before, with other arguments
-    ├── InProgress              the first run of the key did not end in time
+    ├── InProgress              another run of the key is not over
     ├── ClaimLost               the run does not know that its key is still its own
     ├── NotCommitted            the body ended before its own transaction did
     ├── ResultNotKept           the work is done, but its result could not be stored
@@ -116,7 +116,7 @@ class KeyMismatch(PatternsError):
 
 
 class InProgress(PatternsError):
-    """The first run of the key did not end within ``wait_within``."""
+    """Another run of the key did not end within ``wait_within``, or is not over and ``when_running="raise"`` was said."""
 
 
 class ClaimLost(PatternsError):

@@ -595,9 +595,9 @@ def make_app(environment: Any = os.environ) -> Celery:
             traces.wait_for(flag, 60)
         return f"{order['tenant']} {order['id']}"
 
-    # A lease that outlives a test, and one that a kill is to end.
+    # It fails at once where another call's work runs; a lease that outlives a test, and one that a kill is to end.
     for name, lease in (("placed", 600), ("placed_shortly", 3)):
-        options = {"key": "order.id", "scope": "order.tenant", "same": ("order",)}
+        options = {"key": "order.id", "scope": "order.tenant", "same": ("order",), "when_running": "raise"}
         placing = patterns.idempotent(ttl=timedelta(hours=1), lease=timedelta(seconds=lease), **options)
         task(placed, shared=False, name=name, patterns=(patterns.dead_letter(dead), placing))
 

@@ -17,6 +17,7 @@ idempotent(key="a", ttl=60)  # wrong
 idempotent("a", ttl=timedelta(1))  # wrong
 idempotent(key=7, ttl=timedelta(1))  # wrong
 idempotent(key="a", scope=7, ttl=timedelta(1))  # wrong
+idempotent(key="a", ttl=timedelta(1), when_running="stop")  # wrong
 dead_letter(7)  # wrong
 logged(7)  # wrong
 without(retry(on=OSError))  # wrong

@@ -30,8 +30,8 @@ as_callable: Callable[[str, Decimal], dict[str, str]] = charge
 @retry(on=retry_if_exception_message(match="later"), wait=lambda state: state.attempt_number * 2.0)
 @idempotent(key=("a", "b"), ttl=timedelta(1))
 @idempotent(key=lambda a, b: a, ttl=timedelta(1))
-@idempotent(key="a.id", scope="b", ttl=timedelta(1))
-@idempotent(key=("a", "b.id"), scope=("a", "b.tenant"), ttl=timedelta(1))
+@idempotent(key="a.id", scope="b", ttl=timedelta(1), when_running="raise")
+@idempotent(key=("a", "b.id"), scope=("a", "b.tenant"), ttl=timedelta(1), when_running="wait")
 @idempotent(key="a", scope=lambda a, b: b, ttl=timedelta(1))
 @idempotent(key="a", scope=None, ttl=timedelta(1))
 def other(a: int, b: int) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["idempotent"]
 
+WhenRunning = Literal["wait", "raise"]
 WhenStoreDown = Literal["wait", "run"]
 
 #: Types that a key is made of without any doubt.
@@ -36,9 +37,9 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
 
     It promises that a key's work is never run by two workers at once while its lease holds, and never again once it is
     done and recorded, for ``ttl``; a duplicate returns the first run's result. The lease is renewed as long as the body
-    runs. A duplicate of running work waits, using no worker slot and no attempt. A failure frees the key: the next call
-    with it runs. When a worker is killed, the redelivered message takes the key over once the lease is over; after the
-    ``max_crashes`` of :class:`dead_letter`, 3 without it, it is not run again.
+    runs. A duplicate of running work waits, using no worker slot and no attempt, or fails at once, as ``when_running``
+    says. A failure frees the key: the next call with it runs. When a worker is killed, the redelivered message takes the
+    key over once the lease is over; after the ``max_crashes`` of :class:`dead_letter`, 3 without it, it is not run again.
 
     It does not promise exactly-once effects in another system: a worker killed between the effect and the record
     runs the effect again. Hand ``current_claim().key`` to that system for this case. Nor does it promise one worker at a
@@ -57,6 +58,9 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         lease: How long a killed worker keeps the key; 30 seconds by default. A body that runs for a third of it has it
             renewed, and so on until it ends.
         wait_within: How long a duplicate waits for running work before it fails with ``InProgress``; 1 hour by default.
+        when_running: ``"wait"``, the default: a duplicate of running work waits for it. ``"raise"``: it fails with
+            ``InProgress`` at once, in the worker. Another delivery of the very task that runs, and a run that has lost its
+            key, wait all the same: to fail would be to fail that task.
         when_store_down: ``"wait"``, the default: while the store does not answer, the message waits, for ``wait_within`` at
             most, and no attempt is used. ``"run"``: it is run without a claim, and so perhaps more than once: nothing is
             recorded, and the event ``run_without_claim`` says so.
@@ -73,6 +77,7 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
     same: tuple[str, ...] | None
     lease: timedelta
     wait_within: timedelta
+    when_running: WhenRunning
     when_store_down: WhenStoreDown
     #: What key and scope are made of.
     _key: Source = field(repr=False, compare=False)
@@ -89,6 +94,7 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         same: tuple[str, ...] | None = None,
         lease: timedelta = timedelta(seconds=30),
         wait_within: timedelta = timedelta(hours=1),
+        when_running: WhenRunning = "wait",
         when_store_down: WhenStoreDown = "wait",
     ) -> None:
         for name, span in (("ttl", ttl), ("lease", lease), ("wait_within", wait_within)):
@@ -104,13 +110,15 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
             if not isinstance(same, tuple):
                 raise ConfigurationError(f"expected same to be a tuple of argument names, got {same!r}")
             expect_names("same", same, empty=True)
+        if when_running not in get_args(WhenRunning):
+            raise ConfigurationError(f'expected when_running to be "wait" or "raise", got {when_running!r}')
         if when_store_down not in get_args(WhenStoreDown):
             raise ConfigurationError(f'expected when_store_down to be "wait" or "run", got {when_store_down!r}')
         sources = [made_of] if kept_apart is None else [made_of, kept_apart]
         whole = tuple([name for one in sources for name in one.arguments]) if all(one.plain for one in sources) else ()
         for name, value in (
             *(("key", key), ("ttl", ttl), ("scope", scope), ("same", same), ("lease", lease)),
-            *(("wait_within", wait_within), ("when_store_down", when_store_down)),
+            *(("wait_within", wait_within), ("when_running", when_running), ("when_store_down", when_store_down)),
             *(("_key", made_of), ("_scope", kept_apart), ("_whole", whole)),
         ):
             object.__setattr__(self, name, value)

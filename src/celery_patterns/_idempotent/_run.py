@@ -76,6 +76,8 @@ class Run:
         #: Whether the body has recorded its work in a transaction of its own.
         self.committed = False
         self.looks = int(call.header.get("looks") or 0)
+        #: Whether it waits for running work whatever ``when_running`` says: the task has, or had, a run of its own.
+        self.patient = bool(call.header.get("patient"))
 
     def claim(self, proceed: Proceed) -> Any:
         answer: Answer | StoreUnavailable
@@ -331,8 +333,17 @@ class Run:
                 return self._wait(self._next_look(LONGEST_WAIT), None)
             raise KeyMismatch(f"{call.task}: the key was used before with other arguments; it belongs to that call")
         assert isinstance(answer, Running)
+        self.patient = self.patient or answer.same_run
+        if self.pattern.when_running == "raise" and not self._waits_all_the_same():
+            raise InProgress(f"{call.task}: another run of the same key is not over")
         # Another delivery of the same task is waited for as long as it runs: to fail would be to fail that task.
         return self._wait(self._next_look(answer.expires_in), None, bounded=not answer.same_run)
+
+    def _waits_all_the_same(self) -> bool:
+        """Whether to fail would be to fail a task that is no duplicate: one with a run of its own, or its replacement."""
+        # replace() publishes us from inside the body that holds the key.
+        heir = self.call.request.replaced_task_nesting and self.looks < HEIRS_LOOKS
+        return bool(heir) or self.patient or self.renewal is not None
 
     def _next_look(self, expires_in: timedelta) -> timedelta:
         """When to look again: soon at first, since most work is short, then twice as late each time.
@@ -360,5 +371,6 @@ class Run:
             wait,
             waiting=since,
             looks=self.looks + 1,
+            patient=self.patient or self.renewal is not None or None,
             asked_by=self.bequests or None,
         )
