@@ -358,9 +358,10 @@ def test_a_scope_takes_every_form_of_a_key(app: Celery, scope: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("own", [{}, {"idempotency_key": "mine"}, {"headers": {HEADER: {"key": "mine"}}}])
-def test_a_call_that_is_nobodys_is_not_sent(app: Celery, scope: Any, args: Any, said: str, own: Any) -> None:
+@pytest.mark.parametrize("key", ["tenant", lambda tenant, order: 1], ids=["a plain key", "a function"])
+def test_a_call_that_is_nobodys_is_not_sent(app: Celery, key: Any, scope: Any, args: Any, said: str, own: Any) -> None:
     """A tenant that was forgotten would share its keys with all that were: also of a call with its own key."""
-    task = keeper(app, lambda tenant, order: 0, key=lambda tenant, order: 1, scope=scope)
+    task = keeper(app, lambda tenant, order: 0, key=key, scope=scope)
     with pytest.raises(InvalidKey) as caught:
         task.apply_async(args, **own)
     assert str(caught.value).startswith(said)
