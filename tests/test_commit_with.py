@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import pytest
 import sqlalchemy as sa
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
+from django.db import transaction
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import celery_patterns as patterns
@@ -31,7 +35,7 @@ from celery_patterns.typing import Attempt, Claimed, Done, Running, Transactiona
 from .conftest import POSTGRES
 from .harness import wait_until
 from .here import run_here
-from .servers import postgres_url
+from .servers import new_database, postgres_url
 from .test_retry import published
 
 DAY = timedelta(days=1)
@@ -217,11 +221,8 @@ def test_a_body_that_did_not_commit_has_failed(app: Celery, bank: Bank, how: str
 
     task = keyed(app, work)
     ran = run_here(task, 7)
-    if (bank.kind, how) == ("sqlite", "still open"):  # the file is locked: the next delivery will see
-        assert ran.state == "IGNORED"
-    else:
-        assert (ran.state, type(ran.value)) == ("FAILURE", NotCommitted)
-        assert "t: commit_with() was called, and its transaction was not committed" in str(ran.value)
+    assert (ran.state, type(ran.value)) == ("FAILURE", NotCommitted)
+    assert "t: commit_with() was called, and its transaction had not been committed" in str(ran.value)
     left[0].close()
     assert bank.booked() == []
 
@@ -256,6 +257,7 @@ OTHER = Attempt("other/0", 0, "other")
 
 
 def _claim(bank: Bank, key: str, who: Attempt = OTHER) -> Any:
+    key = f"t:{key}"
     with bank.engine.connect() as connection:
         fingerprint = connection.execute(
             sa.select(bank.store.table.c.fingerprint).where(bank.store.table.c.key == key)
@@ -374,9 +376,9 @@ def test_what_is_no_connection_to_the_stores_database_is_refused(app: Celery, ba
         raise ValueError
 
     run_here(keyed(app, work), 7)
-    assert said[0].endswith("a Django connection, got a int")
-    assert said[1].endswith("a Django connection, got a Engine")
-    assert bank.kind != "sqlite" or "found no record of the key in the connection's database" in said[2]
+    assert said[0].endswith("a Django connection, got an int")
+    assert said[1].endswith("a Django connection, got an Engine")
+    assert bank.kind != "sqlite" or "does not see the record of the key in the connection's database" in said[2]
     other.dispose()
 
 
@@ -416,7 +418,7 @@ def test_a_store_that_is_away_at_the_end_decides_nothing(app: Celery, bank: Bank
     def work(x: int) -> Any:
         with bank.transaction() as connection:
             patterns.current_claim().commit_with(connection, "booked")
-        monkeypatch.setattr(bank.store, "claim", lambda *_, **__: (_ for _ in ()).throw(StoreUnavailable("away")))
+        monkeypatch.setattr(bank.store, "committed", lambda *_, **__: (_ for _ in ()).throw(StoreUnavailable("away")))
         return "booked"
 
     task = keyed(app, work)
@@ -429,15 +431,15 @@ def test_a_store_that_is_away_at_the_end_decides_nothing(app: Celery, bank: Bank
 
 def test_a_soft_limit_after_the_commit_undoes_nothing(app: Celery, bank: Bank, monkeypatch: Any) -> None:
     """It strikes while the store is asked whether the transaction was committed."""
-    claim, struck = bank.store.claim, [False]
+    committed, struck = bank.store.committed, [False]
 
     def slow(*args: Any, **kwargs: Any) -> Any:
-        if bank.booked() and not struck[0]:
+        if not struck[0]:
             struck[0] = True
             raise SoftTimeLimitExceeded
-        return claim(*args, **kwargs)
+        return committed(*args, **kwargs)
 
-    monkeypatch.setattr(bank.store, "claim", slow)
+    monkeypatch.setattr(bank.store, "committed", slow)
 
     def work(x: int) -> Any:
         with bank.transaction() as connection:
@@ -499,13 +501,257 @@ def test_a_letter_of_work_that_was_rolled_back_can_be_replayed(app: Celery, bank
 
     task = keyed(app, work, dead_letter("dead", max_crashes=None))
     assert run_here(task, 7).state == "FAILURE"
-    assert (
-        len(
-            patterns.dead_letters(app, "dead").all()
-            if hasattr(patterns.dead_letters(app, "dead"), "all")
-            else list(patterns.dead_letters(app, "dead"))
-        )
-        == 1
-    )
+    assert len(list(patterns.dead_letters(app, "dead"))) == 1
     with bank.engine.connect() as connection:
         assert connection.execute(sa.select(bank.store.table.c.state)).scalars().all() == ["free"]
+
+
+# What a transaction of the body's own does to others
+
+
+def test_open_transactions_take_the_renewer_no_time(bank: Bank) -> None:
+    """The leases of other bodies in the process are renewed in time, however many transactions are open for how long."""
+    if bank.kind == "sqlite":
+        return  # it has one writer at a time
+    app = Celery("threads", broker="memory://", set_as_current=False)
+    patterns.use_patterns(app)
+    patterns.use_store(app, SQLStore(postgres_url(int(os.environ[POSTGRES]), "postgres"), table=bank.store.table.name))
+    begun, over, plain = threading.Semaphore(0), threading.Event(), threading.Event()
+    lost: list[Any] = []
+
+    def work(x: int) -> Any:
+        claim = patterns.current_claim()
+        if x == 0:
+            plain.set()
+            while not over.wait(0.05):
+                lost.append(isinstance(_claim(bank, claim.key), Claimed))
+            return "plain"
+        with bank.transaction() as connection:
+            claim.commit_with(connection, x)
+            begun.release()
+            over.wait(30)
+        return x
+
+    task = keyed(app, work, lease=1.5)
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda x=x: results.append(run_here(task, x).value)) for x in range(9)]
+    for thread in threads:
+        thread.start()
+    assert plain.wait(20)
+    for _ in range(8):
+        assert begun.acquire(timeout=20)
+    time.sleep(4)
+    over.set()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(map(str, results)) == [*map(str, range(1, 9)), "plain"]
+    assert True not in lost
+    assert len(lost) > 20
+    app.close()
+
+
+def test_the_key_is_still_mine_in_the_open_transaction(app: Celery, bank: Bank) -> None:
+    """Also when the lease is over; and no longer once it was rolled back and somebody else has the key."""
+    told: list[Any] = []
+
+    def work(x: int) -> Any:
+        claim = patterns.current_claim()
+        with contextlib.suppress(ValueError), bank.transaction() as connection:
+            claim.commit_with(connection, "booked")
+            wait_until(lambda: claim.expires_in == timedelta(0), 5, "the lease is over")
+            begun = time.monotonic()
+            told.append(claim.still_mine() or bank.kind == "sqlite")  # there it is not known: the file is locked
+            told.append(time.monotonic() - begun < 0.6)
+            raise ValueError
+        told.append(claim.still_mine())
+        bank.store.renew = lambda *_, **__: False  # type: ignore[method-assign]
+        told.append(claim.still_mine())
+
+    run_here(keyed(app, work, lease=0.4), 7)
+    assert told == [True, True, True, False]
+
+
+@pytest.mark.parametrize("how", ["refused by the database", "refused by us", "lost", "a soft limit"])
+def test_a_body_that_makes_nothing_of_a_refusal_has_not_done_its_work(
+    app: Celery, bank: Bank, how: str, monkeypatch: Any
+) -> None:
+    """It asked for its record to be committed, and returned without it."""
+    errors: dict[str, Any] = {
+        "refused by the database": sa.exc.OperationalError("UPDATE", {}, Exception("could not serialize access")),
+        "refused by us": ConfigurationError("another database"),
+        "a soft limit": SoftTimeLimitExceeded(),
+    }
+
+    def refuse(*_: Any, **__: Any) -> bool:
+        if how == "lost":
+            return False
+        raise errors[how]
+
+    monkeypatch.setattr(bank.store, "commit", refuse)
+
+    def work(x: int) -> str:
+        with contextlib.suppress(Exception), bank.transaction() as connection:
+            patterns.current_claim().commit_with(connection, "booked")
+        return "booked"
+
+    task = keyed(app, work)
+    assert type(run_here(task, 7).value) is NotCommitted
+    monkeypatch.undo()
+    assert (run_here(task, 7).value, bank.booked()) == ("booked", [1])
+
+
+def test_a_serialization_failure_is_the_bodys_own(app: Celery, bank: Bank) -> None:
+    """Of a transaction that began before the lease was renewed; and the text of the error shows no result."""
+    if bank.kind == "sqlite":
+        return
+    said: list[str] = []
+
+    def work(x: int) -> str:
+        claim = patterns.current_claim()
+        with Session(bank.engine.execution_options(isolation_level="REPEATABLE READ")) as session:
+            session.execute(sa.text(bank.book()))
+            assert claim.still_mine()  # renewed meanwhile
+            with pytest.raises(sa.exc.OperationalError) as caught:
+                claim.commit_with(session, "a secret result")
+            said.append(str(caught.value))
+            session.rollback()
+        with bank.transaction() as connection:
+            return str(claim.commit_with(connection, "booked"))
+
+    assert run_here(keyed(app, work), 7).value == "booked"
+    assert "could not serialize access" in said[0]
+    assert "secret" not in said[0]
+
+
+def test_committed_work_is_done_however_late_the_body_ends(app: Celery, bank: Bank) -> None:
+    """Also after the record's own time, and when it was deleted then."""
+
+    def work(x: int) -> str:
+        with bank.transaction() as connection:
+            patterns.current_claim().commit_with(connection, "booked")
+        time.sleep(0.1)
+        if x:
+            assert bank.store.purge() > 0
+        return "booked"
+
+    own = idempotent(key="x", ttl=timedelta(milliseconds=50), lease=timedelta(seconds=30))
+    task = app.task(shared=False, name="t", patterns=(own,))(work)
+    assert [run_here(task, x).value for x in (0, 1)] == ["booked", "booked"]
+
+
+@pytest.mark.parametrize("by", ["session", "connection", "django"])
+def test_a_savepoint_is_refused(app: Celery, bank: Bank, by: str) -> None:
+    """It can be rolled back while the work around it is committed; the transaction itself will do afterwards."""
+    said: list[str] = []
+
+    def work(x: int) -> str:
+        claim = patterns.current_claim()
+        with bank.transaction(by) as connection:
+            nested: Any = (
+                connection.begin_nested if by != "django" else partial(transaction.atomic, using=connection.alias)
+            )
+            with pytest.raises(ConfigurationError) as caught, nested():
+                claim.commit_with(connection, "booked")
+            said.append(str(caught.value))
+            return str(claim.commit_with(connection, "booked"))
+
+    assert run_here(keyed(app, work), 7).value == "booked"
+    assert said[0].startswith("commit_with() was called in a savepoint")
+    assert bank.booked() == [1]
+
+
+def test_a_second_record_in_one_transaction_changes_nothing(app: Celery, bank: Bank) -> None:
+    """What was recorded first stays."""
+
+    def work(x: int) -> str:
+        claim = patterns.current_claim()
+        with bank.transaction() as connection:
+            claim.commit_with(connection, "first")
+            return str(claim.commit_with(connection, "second"))
+
+    task = keyed(app, work)
+    run_here(task, 7)
+    assert (run_here(task, 7).value, bank.booked()) == ("first", [1])
+
+
+def test_a_transaction_that_is_older_than_the_task_is_told(app: Celery, bank: Bank) -> None:
+    """It does not see the key, which its database has."""
+    if bank.kind == "sqlite":
+        return
+    old = Session(bank.engine.execution_options(isolation_level="REPEATABLE READ"))
+    old.execute(sa.text("SELECT 1 FROM " + bank.books))
+
+    def work(x: int) -> None:
+        patterns.current_claim().commit_with(old, 1)
+
+    ran = run_here(keyed(app, work), 7)
+    assert isinstance(ran.value, ConfigurationError)
+    assert "with a transaction that has begun after the task has" in str(ran.value)
+    old.close()
+
+
+def test_a_key_that_the_database_has_lost_cannot_be_committed(app: Celery, bank: Bank) -> None:
+    """It was deleted by hand: the message waits, and the task runs again."""
+
+    def work(x: int) -> None:
+        if not bank.booked():
+            with bank.engine.begin() as connection:
+                connection.execute(sa.delete(bank.store.table))
+        with bank.transaction() as connection:
+            patterns.current_claim().commit_with(connection, 1)
+
+    task = keyed(app, work)
+    assert run_here(task, 7).state == "IGNORED"
+    assert bank.booked() == []
+
+
+def test_a_database_without_the_table_is_refused(app: Celery, bank: Bank, tmp_path: Path) -> None:
+    """It is another one."""
+    other = sa.create_engine(
+        f"sqlite:///{tmp_path}/empty.db"
+        if bank.kind == "sqlite"
+        else new_database(int(os.environ[POSTGRES])).replace("postgresql", "postgresql+psycopg", 1)
+    )
+
+    def work(x: int) -> None:
+        with other.begin() as connection:
+            patterns.current_claim().commit_with(connection, 1)
+
+    ran = run_here(keyed(app, work), 7)
+    assert isinstance(ran.value, ConfigurationError)
+    assert "found no table of the store's in the connection's database" in str(ran.value)
+    other.dispose()
+
+
+def test_sessions_that_have_no_connection_of_their_own_are_told_what_to_give(app: Celery, bank: Bank) -> None:
+    """One that is bound to no one database, and one of asyncio's."""
+    said: list[str] = []
+
+    def work(x: int) -> None:
+        for given in (Session(), AsyncSession()):
+            with pytest.raises(ConfigurationError) as caught:
+                patterns.current_claim().commit_with(given, 1)
+            said.append(str(caught.value))
+        raise ValueError
+
+    run_here(keyed(app, work), 7)
+    assert "expected session.connection(bind_arguments=…)" in said[0]
+    assert "got an AsyncSession; its run_sync() gives you one" in said[1]
+
+
+def test_sqlites_transactions_by_hand_are_transactions(app: Celery, bank: Bank) -> None:
+    """The driver commits each statement by itself, unless one was begun."""
+    if bank.kind != "sqlite":
+        return
+    by_hand = sa.create_engine(bank.url)
+    sa.event.listen(by_hand, "connect", lambda raw, _: setattr(raw, "isolation_level", None))
+    sa.event.listen(by_hand, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+
+    def work(x: int) -> Any:
+        with by_hand.begin() as connection:
+            connection.execute(sa.text(bank.book()))
+            return patterns.current_claim().commit_with(connection, "booked")
+
+    task = keyed(app, work)
+    assert (run_here(task, 7).value, run_here(task, 7).value, bank.booked()) == ("booked", "booked", [1])
+    by_hand.dispose()

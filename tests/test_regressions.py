@@ -450,7 +450,7 @@ def test_a_message_that_waited_and_was_killed_takes_its_key_over(app: Celery) ->
     long_ago = {HEADER: {"waiting": time.time() - 100, "looks": 3}}
     pattern = t.plan.patterns[0]
     dead = Attempt("a/0", 0, "the killed run")
-    key = pattern.key_of("t", {"x": 1}, (1,), {})
+    key = f"t:{pattern.key_of('t', {'x': 1}, (1,), {})}"
     store.claim(key, dead, pattern.fingerprint({"x": 1}), lease=timedelta(seconds=1), ttl=DAY)
     waits = run_here(t, 1, task_id="a", redelivered=True, headers={"headers": long_ago})
     assert waits.state == "IGNORED"
@@ -913,7 +913,7 @@ def test_what_crashed_and_cannot_be_buried_is_not_run_again(app: Celery, monkeyp
         if keyed:
             pattern = next(one for one in t.plan.patterns if isinstance(one, idempotent))
             who = Attempt("a/0", 0, f"dead {number}")
-            key, seen = pattern.key_of("t", {"x": 1}, (1,), {}), pattern.fingerprint({"x": 1})
+            key, seen = f"t:{pattern.key_of('t', {'x': 1}, (1,), {})}", pattern.fingerprint({"x": 1})
             store.claim(key, who, seen, lease=timedelta(milliseconds=10), ttl=DAY)
             time.sleep(0.05)
         else:

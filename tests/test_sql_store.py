@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -66,6 +67,9 @@ def said_to(store: SQLStore) -> Iterator[list[str]]:
     sa.event.remove(store._database._engine, "before_cursor_execute", note)
 
 
+OTHER = Attempt("other/0", 0, "other")
+
+
 def me(run_id: str = "a/0") -> Attempt:
     return Attempt(run_id, 0, uuid.uuid4().hex)
 
@@ -125,6 +129,42 @@ def test_the_table_can_be_made_by_hand(store: SQLStore, url: str) -> None:
         ours = MigrationContext.configure(connection, opts={"include_name": lambda name, *_: name != store.table.name})
         assert compare_metadata(ours, by_hand.table.metadata) == []
     claimed(by_hand)
+
+
+def test_many_processes_make_the_table_at_once(url: str) -> None:
+    """One of them makes it, and none fails."""
+    stores = [SQLStore(url, table="at_once") for _ in range(8)]
+    ready, wrong = threading.Barrier(8), []
+
+    def make(store: SQLStore) -> None:
+        ready.wait(20)
+        try:
+            store.create_table()
+        except StoreUnavailable as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=make, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+    claimed(stores[0])
+
+
+def test_a_table_that_is_there_is_only_looked_at(store: SQLStore) -> None:
+    """No lock is waited for that an open transaction holds, and no right is needed to make one."""
+    if store._database.kind == "sqlite":
+        return
+    who = me()
+    held = claimed(store, who=who)
+    engine = sa.create_engine(store._database._engine.url)
+    with engine.begin() as connection:
+        assert store.commit(connection, "k", who, "fp", held.fence, None, ttl=DAY)
+        with said_to(store) as said:
+            store.create_table()
+        assert set(said) == {"SELECT"}
+    engine.dispose()
 
 
 def test_a_table_that_is_missing_is_named_with_the_cure(url: str) -> None:
@@ -200,6 +240,49 @@ def test_a_database_that_is_not_there_is_named() -> None:
     url = postgres_url(int(os.environ[POSTGRES]), "none_of_these")
     with pytest.raises(StoreUnavailable, match='"none_of_these" does not exist'):
         claimed(SQLStore(url, patience=timedelta(seconds=0.2)))
+
+
+def test_a_server_that_only_reads_is_left(postgres: str) -> None:
+    """A standby that a worker met during a failover: the connection is not kept."""
+    store = SQLStore(postgres, patience=timedelta(seconds=5))
+    store.create_table()
+    name = sa.make_url(postgres).database
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        store._database._let_all_go()
+        with pytest.raises(StoreUnavailable, match="read-only"):
+            SQLStore(postgres, patience=timedelta(0)).claim("k", me(), "fp", lease=DAY, ttl=DAY)
+        answers: list[Any] = []
+        asking = threading.Thread(target=lambda: answers.append(claimed(store)))
+        asking.start()
+        time.sleep(0.3)
+        admin.execute("SET default_transaction_read_only = off")
+        admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+        asking.join(20)
+    assert [type(answer) for answer in answers] == [Claimed]
+
+
+def test_a_time_limit_leaves_no_lock_behind(store: SQLStore) -> None:
+    """Wherever it strikes: another thread, as the one that renews leases, is answered."""
+    for turn in range(400):
+        with contextlib.suppress(SoftTimeLimitExceeded), soft_limit(0.00002 * (turn % 60 + 1)):
+            while True:
+                store.renew("k", OTHER, 7, lease=DAY, ttl=DAY)
+    answers: list[Any] = []
+    renewing = threading.Thread(
+        target=lambda: answers.append(store.renew("k", OTHER, 7, lease=DAY, ttl=DAY)), daemon=True
+    )
+    renewing.start()
+    renewing.join(20)
+    assert answers == [False]
+    assert len(store._database._free) <= 2
+
+
+def test_a_purge_that_fails_does_no_harm_to_a_claim(store: SQLStore, monkeypatch: Any) -> None:
+    """What has expired may be deleted by the next one."""
+    monkeypatch.setattr(store._statements, "purge", sa.text("DELETE FROM nowhere WHERE :limit = 1"))
+    store._claims = _store.PURGE_EVERY
+    claimed(store)
 
 
 def test_a_network_that_is_cut_and_whole_again(postgres: str) -> None:

@@ -181,7 +181,10 @@ def _contract(guard: str) -> list[str]:
         return ["tests/test_stores.py", "-k", "redis or fence_grows"]
     if guard.startswith("rules"):
         return ["tests/test_stores.py", "-k", "memory or fence_grows"]
-    return ["tests/test_stores.py", "tests/test_commit_with.py", "tests/test_store_steps.py", "-k", "sql or two_steps"]
+    return [
+        *("tests/test_stores.py", "tests/test_commit_with.py", "tests/test_store_steps.py", "tests/test_sql_store.py"),
+        *("-k", "sql or two_steps"),
+    ]
 
 
 @pytest.mark.long

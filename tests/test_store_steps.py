@@ -6,8 +6,10 @@ what one of the two orders of whole steps gives. What holds for whole steps, the
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ import greenlet
 import pytest
 import sqlalchemy as sa
 
+from celery_patterns.exceptions import StoreUnavailable
 from celery_patterns.stores import SQLStore
 from celery_patterns.stores._marks import run_digest
 from celery_patterns.stores._record import Record
@@ -197,6 +200,50 @@ def test_two_steps_are_two_whole_steps(row: str, tmp_path: Path) -> None:
         for names in itertools.combinations_with_replacement(STEPS, 2):
             _holds(made, row, names, kill=True)
         assert made.runs > 200
+
+
+@pytest.mark.parametrize("row", ["held", "held, the lease over"])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_while_a_transaction_is_open(name: str, row: str, tmp_path: Path) -> None:
+    """Of a row that a task's own transaction has changed: it takes nothing, changes nothing, and does not wait."""
+    before, step = ROWS[row], STEPS[name]
+    with orders("postgresql", tmp_path) as made:
+        made.put(before)
+        engine = sa.create_engine(made.store._database._engine.url)
+        with engine.connect() as connection:
+            assert made.store.commit(connection, "k", MINE, "fp", 7, b'"in a transaction"', ttl=TTL)
+            begun = time.monotonic()
+            try:
+                answer = step(made.store)
+            except StoreUnavailable as error:
+                assert error.locked
+                answer = error
+            assert time.monotonic() - begun < 1
+        engine.dispose()
+        whole = made.one_after_the_other(before, [step])[0][0]
+        assert isinstance(answer, StoreUnavailable | Running) or _told(answer) == whole
+        assert not isinstance(answer, Claimed | Done) or name == "mine claims"
+
+
+@pytest.mark.parametrize("row", ["held", "held, the lease over"])
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+def test_what_stands_after_the_transaction(ends: str, row: str, tmp_path: Path) -> None:
+    """Whatever was asked meanwhile, the work is done, or the key is as it was."""
+    with orders("postgresql", tmp_path) as made:
+        engine = sa.create_engine(made.store._database._engine.url)
+        for step in STEPS.values():
+            made.put(ROWS[row])
+            with engine.connect() as connection:
+                assert made.store.commit(connection, "k", MINE, "fp", 7, b'"mine"', ttl=TTL)
+                with contextlib.suppress(StoreUnavailable):
+                    step(made.store)
+                getattr(connection, ends)()
+            stands = made.stands(ROWS[row])
+            if ends == "rollback":
+                assert stands == ROWS[row]
+            else:
+                assert (stands.state, stands.owner, stands.result) == ("done", "mine", b'"mine"')
+        engine.dispose()
 
 
 @pytest.mark.long

@@ -155,7 +155,7 @@ def test_a_run_that_lost_its_key_waits_for_the_other_one(app: Celery, store: Swi
 
 def key_of(task: Any) -> str:
     pattern = next(one for one in task.plan.patterns if isinstance(one, idempotent))
-    return pattern.key_of("work", {"x": 1}, (1,), {})
+    return f"work:{pattern.key_of('work', {'x': 1}, (1,), {})}"
 
 
 def task_seen(task: Any) -> str:

@@ -45,6 +45,11 @@ class Lease(Protocol):
         """For how many seconds it surely does, on this process's clock."""
         ...
 
+    @property
+    def committing(self) -> bool:
+        """Whether the body has recorded its work in a transaction of its own, which holds the key while it is open."""
+        ...
+
     def renew(self) -> bool:
         """Ask the store for another lease; False when the key is this run's no longer."""
         ...
@@ -93,16 +98,16 @@ class Claim:
         """
         try:
             return self._lease.renew()
-        except StoreUnavailable:
-            return self._lease.left > 0
+        except StoreUnavailable as error:
+            return self._lease.left > 0 or (error.locked and self._lease.committing)
 
     def commit_with(self, connection: Any, result: Any = None) -> Any:
         """Record in a transaction of your own that the work is done, with its result.
 
         It promises that the record and what else the transaction writes stand together, or not at all. Once it is
-        committed, no delivery runs the body again, whatever is killed, and each returns ``result``; when it is rolled back,
-        nothing has happened. A run that has lost its key cannot commit, and from here to the end of the transaction nobody
-        else can have the key.
+        committed, no delivery runs the body again for the pattern's ``ttl``, whatever is killed, and each returns
+        ``result``; when it is rolled back, nothing has happened. A run that has lost its key cannot commit, and from here
+        to the end of the transaction nobody else can have the key.
 
         It does not commit: end the transaction before the body ends, or the task fails with
         :class:`~celery_patterns.exceptions.NotCommitted`. In eager mode nothing is claimed, and nothing is recorded.
@@ -117,8 +122,8 @@ class Claim:
 
         Raises:
             ClaimLost: When the key is this run's no longer: let it pass, so that the transaction is rolled back.
-            ConfigurationError: When the app's store is none in SQL, or the connection none of these, or one to another
-                database, or one that commits each statement by itself.
+            ConfigurationError: When the app's store is none in SQL, or the connection none of these, one to another
+                database, one that commits each statement by itself, or one in a savepoint.
         """
         self._commit(connection, result)
         return result

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from .exceptions import InvalidKey
 
-__all__ = ["Binder", "argument_names", "canonical", "digest"]
+__all__ = ["Binder", "argument_names", "canonical", "digest", "name_in_store"]
 
 VERSION = "1"
 
@@ -133,6 +133,11 @@ def digest(*parts: str) -> str:
     """32 hexadecimal digits for the parts: 128 bits of SHA-256, version included."""
     text = "\x00".join([VERSION, *[f"{len(part)}:{part}" for part in parts]])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def name_in_store(task: str, key: str) -> str:
+    """What a store calls the key of a task: people who look through it see whose it is."""
+    return f"{task}:{key}"
 
 
 def argument_names(signature: Signature) -> list[str]:

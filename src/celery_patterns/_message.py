@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = [
     "first_sent",
     "is_brokers_own",
     "moment",
+    "new_owner",
     "remembered",
     "run_name",
     "undelayed",
@@ -38,11 +40,20 @@ KEPT = "celery_patterns_kept"
 # A delayed delivery puts its 28 bits before the routing key.
 _DELAY = re.compile(r"^(?:[01]\.){28}")
 
+#: A task id that is shown as it is: a store keeps it short, and tells names apart by the spaces between them.
+_SHOWN = re.compile(r"[!-~]{1,40}")
+
 #: What the first message of a task remembers, when it is logged.
 _FIRST = {"sent"}
 
 # CC and BCC are orders to RabbitMQ, which has carried them out: each queue they name has a copy of its own.
 _BROKERS_OWN = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "redelivered", "CC", "BCC"})
+
+
+def new_owner(task_id: str) -> str:
+    """Who a delivery claims a key as: its task id, for people, and what no other delivery of it has."""
+    shown = task_id if _SHOWN.fullmatch(task_id) else secrets.token_hex(4)
+    return f"{shown}.{secrets.token_hex(4)}"
 
 
 def run_name(request: Mapping[str, Any]) -> str:

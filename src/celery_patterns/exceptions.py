@@ -88,7 +88,18 @@ class InvalidKey(PatternsError, ValueError):
 
 
 class StoreUnavailable(PatternsError):
-    """The store did not answer, or answered with an error of its own."""
+    """The store did not answer, or answered with an error of its own.
+
+    Attributes:
+        locked: True when it answers, and the record of the key is part of a transaction that has not ended.
+    """
+
+    def __init__(self, message: str = "", locked: bool = False) -> None:
+        self.locked = locked
+        super().__init__(message, locked)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class BackendUnavailable(PatternsError):

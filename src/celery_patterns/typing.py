@@ -29,7 +29,8 @@ class Attempt:
     Attributes:
         run_id: The task id, with the number of times the task was replaced.
         number: Celery's counter of retries, 0 for the first attempt.
-        owner: Random for each run, so that two deliveries of one message are two owners.
+        owner: Another one for each run, so that two deliveries of one message are two owners: the task id and random
+            digits.
         heir_of: The owners whose key passes to this one at once: the attempt before, whose body is over, or earlier
             deliveries of the same attempt, which gave up or heard no answer, and were no start.
     """
@@ -270,7 +271,16 @@ class TransactionalStore(Store, Protocol):
             False when the key is no longer the attempt's own, and nothing was changed.
 
         Raises:
-            ConfigurationError: When the connection is of no known kind, commits each statement by itself, or is to a
-                database without this key.
+            ConfigurationError: When the connection is of no known kind, commits each statement by itself, is in a savepoint,
+                or is to a database without this key.
+        """
+        ...
+
+    def committed(self, key: str, attempt: Attempt, fingerprint: str, fence: int) -> Answer:
+        """What became of the transaction of :meth:`commit`; nothing is changed.
+
+        Returns:
+            Done, and ``ours``, when it was committed; Claimed when it was not, and the key is still the attempt's; otherwise
+            what a claim would be answered: the key was lost to a later owner.
         """
         ...

@@ -55,12 +55,15 @@ class Renewal:
         asked: When the key was asked for, on this process's clock.
     """
 
-    __slots__ = ("_call", "_deadline", "_holder", "_seconds", "_store", "due", "lost", "over")
+    __slots__ = ("_call", "_deadline", "_holder", "_seconds", "_store", "committing", "due", "lost", "over")
 
     def __init__(self, call: Call, store: Store, holder: Holder, asked: float) -> None:
         self._call, self._store, self._holder, self._seconds = call, store, holder, holder.lease.total_seconds()
         #: Whether the run gives the key back, or has: a refusal then is no loss.
         self.over = False
+        #: Whether the body has recorded its work in a transaction of its own: while that is open, the store cannot renew the
+        #: lease, and nobody else can have the key.
+        self.committing = False
         #: Whether the store has said that the key is another's, and the log has been told.
         self.lost = False
         self._held_since(asked)
@@ -113,6 +116,8 @@ class Renewal:
             self.renew()
         except StoreUnavailable as error:
             self.due = now() + self._seconds * AGAIN
+            if error.locked and self.committing:
+                return
             told = {"reason": str(error), "expires_in": round(self.left, 3)}
             emit(logging.WARNING, "claim_not_renewed", self._call, error=error, **told)
 
@@ -132,6 +137,7 @@ class Unclaimed:
     left: float
     mine: bool
     owner: str = ""
+    committing: bool = False
 
     def renew(self) -> bool:
         return self.mine

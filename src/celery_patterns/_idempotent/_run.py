@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-import secrets
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -18,6 +17,8 @@ from celery.result import ResultBase
 from .. import _codec
 from .._call import Claim
 from .._events import emit
+from .._keys import name_in_store
+from .._message import new_owner
 from .._plan import FAILED, REJECTED, REQUEUED
 from .._republish import send_waiting_copy
 from ..exceptions import (
@@ -59,6 +60,8 @@ class Run:
         self.call = call
         self.store = store
         self.key = key
+        #: What the store calls it.
+        self.name = name_in_store(call.task, key)
         self.fingerprint = fingerprint
         #: Who asked before for this message, and heard no answer.
         self.unheard = tuple(str(owner) for owner in call.header.get("asked_by", ()))
@@ -67,14 +70,14 @@ class Run:
         anew = call.header.get("anew")
         run_id = call.run_id if anew is None else f"{call.run_id}/{anew}"
         # Random for each run: a redelivery has the same task id, and must not pass for the first run.
-        self.attempt = Attempt(run_id, call.attempt - 1, call.owner or secrets.token_hex(8), self.unheard)
+        self.attempt = Attempt(run_id, call.attempt - 1, call.owner or new_owner(call.id), self.unheard)
         self.fence = 0
         #: When the key was asked for, on this process's clock: before the store begins to count the lease.
         self.asked = 0.0
         self.renewal: Renewal | None = None
         self.crashed = False
-        #: Whether the body has recorded its work in a transaction of its own.
-        self.committed = False
+        #: The store that knows whether the body's own transaction was committed, when it has one.
+        self.ledger: TransactionalStore | None = None
         self.looks = int(call.header.get("looks") or 0)
         #: Whether it waits for running work whatever ``when_running`` says: the task has, or had, a run of its own.
         self.patient = bool(call.header.get("patient"))
@@ -115,12 +118,12 @@ class Run:
     def _release_unheard(self, _outcome: str) -> None:
         """The question may have been heard, and only its answer lost: a key that nobody holds would count as a crash."""
         with contextlib.suppress(StoreUnavailable):  # then the lease ends it
-            self.store.release(self.key, self.attempt, None, ended=None, ttl=self.pattern.ttl)
+            self.store.release(self.name, self.attempt, None, ended=None, ttl=self.pattern.ttl)
 
     def _ask(self) -> Answer:
         pattern = self.pattern
         self.asked = now()
-        answer = self.store.claim(self.key, self.attempt, self.fingerprint, lease=pattern.lease, ttl=pattern.ttl)
+        answer = self.store.claim(self.name, self.attempt, self.fingerprint, lease=pattern.lease, ttl=pattern.ttl)
         if isinstance(answer, Claimed):
             self.fence = answer.fence
             if self._release not in self.call.settlements:
@@ -140,7 +143,7 @@ class Run:
 
     def _hold(self, claimed: Claimed, proceed: Proceed) -> Any:
         call, pattern = self.call, self.pattern
-        holder = Holder(self.key, self.attempt, claimed.fence, pattern.lease, pattern.ttl)
+        holder = Holder(self.name, self.attempt, claimed.fence, pattern.lease, pattern.ttl)
         renewal = self.renewal = call.lease = Renewal(call, self.store, holder, self.asked)
         call.claim = Claim(self.key, claimed.fence, renewal, self._commit)
         limit = call.terms.crash_limit
@@ -160,7 +163,7 @@ class Run:
             return self._give_up(error)
         if call.asked is not None:
             return result  # it asked with throw=False: the work is not done, and the next attempt needs the key
-        return self._confirm(result) if self.committed else self._complete(result)
+        return self._complete(result) if self.ledger is None else self._confirm(result, self.ledger)
 
     def _give_up(self, error: Exception) -> Any:
         """What a body that failed leaves: its failure, or, when that is not the key's, what a duplicate does.
@@ -225,26 +228,29 @@ class Run:
                 f'equip(app, store="postgresql://…"), got a {type(store).__name__}'
             )
         encoded, ttl = self._encoded(result), self.pattern.ttl
-        if not store.commit(connection, self.key, self.attempt, self.fingerprint, self.fence, encoded, ttl=ttl):
-            raise ClaimLost(f"{self.call.task}: the key is another run's by now, so nothing is to be committed")
-        self.committed = True
+        self.ledger = store  # from here on its answer counts, also when the body makes nothing of an error
+        if not store.commit(connection, self.name, self.attempt, self.fingerprint, self.fence, encoded, ttl=ttl):
+            raise ClaimLost(f"{self.call.task}: the key is this run's no longer, so nothing is to be committed")
+        if self.renewal is not None:
+            self.renewal.committing = True
 
     def _commit_nothing(self, _connection: Any, _result: Any) -> None:
         raise ClaimLost(f"{self.call.task}: nothing was claimed, since the store was away, so nothing can be recorded")
 
-    def _confirm(self, result: Any) -> Any:
+    def _confirm(self, result: Any, ledger: TransactionalStore) -> Any:
         """The body's own transaction has recorded its work, if it was committed."""
+        asked = (self.name, self.attempt, self.fingerprint, self.fence)
         try:
             try:
-                answer = self._ask()
+                answer = ledger.committed(*asked)
             except SoftTimeLimitExceeded:  # it strikes once, and the body is over
-                answer = self._ask()
+                answer = ledger.committed(*asked)
         except StoreUnavailable as trouble:  # the next delivery will see
             return self._bequeath(LONGEST_WAIT, trouble)
         if isinstance(answer, Claimed):
             raise NotCommitted(
-                f"{self.call.task}: commit_with() was called, and its transaction was not committed when the task's body "
-                "ended, so nothing is recorded; expected it to be committed before"
+                f"{self.call.task}: commit_with() was called, and its transaction had not been committed when the task's "
+                "body ended; expected it to be committed before"
             )
         if isinstance(answer, Done) and answer.ours:
             assert self.renewal is not None
@@ -277,7 +283,7 @@ class Run:
         while True:
             try:
                 self.renewal.end()
-                answer = self.store.complete(self.key, self.attempt, self.fingerprint, self.fence, encoded, ttl=ttl)
+                answer = self.store.complete(self.name, self.attempt, self.fingerprint, self.fence, encoded, ttl=ttl)
                 self._forget_release()
                 return answer
             except SoftTimeLimitExceeded:
@@ -310,7 +316,7 @@ class Run:
                 return
             ended = None  # marked as failed, what comes back without a letter would be let go
         try:
-            self.store.release(self.key, self.attempt, self.fence, ended=ended, ttl=self.pattern.ttl)
+            self.store.release(self.name, self.attempt, self.fence, ended=ended, ttl=self.pattern.ttl)
         except StoreUnavailable as error:
             emit(logging.ERROR, "claim_not_released", self.call, error=error, reason=str(error), fence=self.fence)
 

@@ -33,10 +33,10 @@ class MemoryStore:
         self._records: dict[str, Record] = {}
 
     def claim(self, key: str, attempt: Attempt, fingerprint: str, *, lease: timedelta, ttl: timedelta) -> Answer:
-        return self._step(key, rules.claim, attempt, fingerprint, Spans(microseconds(lease), microseconds(ttl)))
+        return self._apply(key, rules.claim, attempt, fingerprint, Spans(microseconds(lease), microseconds(ttl)))
 
     def renew(self, key: str, attempt: Attempt, fence: int, *, lease: timedelta, ttl: timedelta) -> bool:
-        return self._step(key, rules.renew, attempt.owner, fence, Spans(microseconds(lease), microseconds(ttl)))
+        return self._apply(key, rules.renew, attempt.owner, fence, Spans(microseconds(lease), microseconds(ttl)))
 
     def complete(
         self,
@@ -48,13 +48,13 @@ class MemoryStore:
         *,
         ttl: timedelta,
     ) -> Answer:
-        return self._step(key, rules.complete, attempt, fingerprint, fence, result, microseconds(ttl))
+        return self._apply(key, rules.complete, attempt, fingerprint, fence, result, microseconds(ttl))
 
     def release(self, key: str, attempt: Attempt, fence: int | None, *, ended: Ended | None, ttl: timedelta) -> bool:
-        return self._step(key, rules.release, attempt.owner, fence, ended, microseconds(ttl))
+        return self._apply(key, rules.release, attempt.owner, fence, ended, microseconds(ttl))
 
     def count_start(self, key: str, owner: str, *, ttl: timedelta) -> int:
-        return self._step(f"{STARTS}{key}", rules.count_start, owner, microseconds(ttl))
+        return self._apply(f"{STARTS}{key}", rules.count_start, owner, microseconds(ttl))
 
     def excuse_start(self, key: str, *, ttl: timedelta) -> None:
         self.count_start(key, "", ttl=ttl)
@@ -71,12 +71,12 @@ class MemoryStore:
                 yield rules.told(key, record, now)
 
     def forget(self, key: str) -> bool:
-        return self._step(key, rules.forget)
+        return self._apply(key, rules.forget)
 
     def _now(self) -> int:
         return int(self._clock() * 1_000_000)
 
-    def _step(self, key: str, rule: Callable[..., tuple[Record | None, _A]], *asked: Any) -> _A:
+    def _apply(self, key: str, rule: Callable[..., tuple[Record | None, _A]], *asked: Any) -> _A:
         with self._lock:
             now = self._now()
             record = self._records.get(key)

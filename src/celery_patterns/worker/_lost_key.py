@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .._equipment import equipment_of
 from .._events import announce, type_name
 from .._idempotent import idempotent
+from .._keys import name_in_store
 from .._message import HEADER, OWNER
 from .._plan import worn
 from ..exceptions import StoreUnavailable
@@ -39,7 +40,8 @@ def free_lost_key(request: Request, *, failed: bool = True) -> None:
         key = _key_of(pattern, request)
         if key is not None:
             attempt, ended = Attempt("", 0, owner), Ended(failed=True) if failed else None
-            equipment_of(request.app).store.release(key, attempt, None, ended=ended, ttl=pattern.ttl)
+            name = name_in_store(request.task.name, key)
+            equipment_of(request.app).store.release(name, attempt, None, ended=ended, ttl=pattern.ttl)
     except StoreUnavailable as error:
         told = {"task": request.task.name, "messaging.message.id": request.id, "error.type": type_name(error)}
         announce(logging.ERROR, "claim_not_released", {**told, "reason": str(error)})

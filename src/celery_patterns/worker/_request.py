@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
@@ -12,7 +11,7 @@ from celery.worker import request
 from kombu.exceptions import EncodeError
 
 from .._equipment import equipment_of
-from .._message import KEPT, OWNER, run_name
+from .._message import KEPT, OWNER, new_owner, run_name
 from .._plan import Plan
 from ..exceptions import OutOfMemory
 from ._lost_key import free_lost_key
@@ -57,7 +56,7 @@ class Request(request.Request):  # type: ignore[misc]
             return
         if plan.terms.keyed:
             # Of this delivery, and of no message: a child that is lost held its key in this name.
-            self.delivery_info[OWNER] = secrets.token_hex(8)
+            self.delivery_info[OWNER] = new_owner(self.id)
         if recorder is not None and plan.buries is not None:
             self._pattern = plan.buries
             counted = plan.terms.crash_limit is not None and not plan.terms.keyed

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +18,11 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
     StatementError,
 )
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import NullPool
 
 from ...exceptions import ConfigurationError, StoreUnavailable
 
-__all__ = ["Database", "execute"]
+__all__ = ["Database", "execute", "names_no_table"]
 
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "sqlite": "sqlite+pysqlite"}
 _KNOWN = {*_DRIVERS.values()}
@@ -36,6 +38,8 @@ _POSTGRESQL: Mapping[str, Any] = {
 }
 #: The classes of PostgreSQL's refusals that are as right a second time: who we are, which database, what we ask.
 _FINAL = ("28", "3D", "42")
+#: What a server says that only reads: one that was the first until a moment ago, perhaps.
+_READS_ONLY = "25006"
 
 
 class Database:
@@ -51,7 +55,9 @@ class Database:
 
     def __init__(self, url: str, patience: float) -> None:
         self.patience = patience
-        self._engine, self._pid = _engine(_read(url), patience), os.getpid()
+        self._engine = _engine(_read(url), patience)
+        self._pid, self._free = os.getpid(), deque[sa.Connection]()
+        self._parents: list[deque[sa.Connection]] = []
         #: Which dialect it speaks.
         self.kind = self._engine.dialect.name
 
@@ -68,29 +74,64 @@ class Database:
             except DBAPIError as error:
                 if not _passes(error) or time.monotonic() + pause > deadline:
                     raise StoreUnavailable(_complaint(error)) from error
-            except PoolTimeout as error:
-                raise StoreUnavailable("no connection to the database was free in time") from error
+                self._let_all_go()  # the others were opened to the same server
             time.sleep(pause)
             pause = min(max(pause * 2, 0.05), 0.5)
+
+    def made(self, table: sa.Table) -> set[str]:
+        """Which of a table and its indexes are there, by name.
+
+        Raises:
+            StoreUnavailable: When the database does not answer.
+        """
+        try:
+            with self._engine.connect() as connection:
+                look = sa.inspect(connection)
+                if not look.has_table(table.name):
+                    return set()
+                return {table.name, *(str(index["name"]) for index in look.get_indexes(table.name))}
+        except DBAPIError as error:
+            raise StoreUnavailable(_complaint(error)) from error
 
     def said(self, statement: Any) -> str:
         """A statement in the database's own words."""
         return str(statement.compile(self._engine)).strip()
 
     def _ask_once(self, statement: sa.Executable, values: Mapping[str, Any]) -> list[Any]:
-        if self._pid != os.getpid():  # a forked child must not speak on its parent's sockets
-            self._engine.dispose(close=False)
-            self._pid = os.getpid()
-        with self._engine.connect() as connection:
-            try:
-                result = execute(connection, statement, values)
-                return list(result) if result.returns_rows else []
-            except SQLAlchemyError:
-                raise
-            except BaseException:
-                # A time limit may strike between question and answer: the answer must not become the next question's.
-                connection.invalidate()
-                raise
+        connection = self._take()
+        try:
+            result = execute(connection, statement, values)
+            rows = list(result) if result.returns_rows else []
+        except BaseException:
+            # It may be dead, or of a server that only reads by now; and where a time limit struck between question and
+            # answer, the answer must not become the next question's.
+            _let_go(connection)
+            raise
+        self._free.append(connection)
+        return rows
+
+    def _take(self) -> sa.Connection:
+        # As many are kept as are used at once, so threads and greenlets share them. SQLAlchemy's pool takes locks: a soft
+        # time limit that strikes as one is taken would leave it locked for the thread that renews the leases.
+        if self._pid != os.getpid():
+            # A forked child must not speak on its parent's sockets, and not even close them: that would say goodbye.
+            self._parents.append(self._free)
+            self._free, self._pid = deque(), os.getpid()  # in this order: another thread looks at the id first
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._engine.connect()
+
+    def _let_all_go(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                _let_go(self._free.pop())
+
+
+def _let_go(connection: sa.Connection) -> None:
+    with contextlib.suppress(SQLAlchemyError):
+        connection.invalidate()
+        connection.close()
 
 
 def execute(connection: sa.Connection, statement: sa.Executable, values: Mapping[str, Any]) -> sa.CursorResult[Any]:
@@ -125,11 +166,13 @@ def _read(url: str) -> sa.URL:
 
 
 def _engine(url: sa.URL, patience: float) -> sa.Engine:
-    options: dict[str, Any] = {"timeout": patience}
+    options: dict[str, Any] = {"timeout": patience, "check_same_thread": False}
     if url.get_backend_name() == "postgresql":
         options = {name: value for name, value in _POSTGRESQL.items() if name not in url.query}
     try:
-        return sa.create_engine(url, isolation_level="AUTOCOMMIT", connect_args=options, hide_parameters=True)
+        return sa.create_engine(
+            url, isolation_level="AUTOCOMMIT", connect_args=options, hide_parameters=True, poolclass=NullPool
+        )
     except (ImportError, SQLAlchemyError) as error:
         raise ConfigurationError(
             f"the driver {url.drivername} cannot be used: {type(error).__name__}; expected psycopg to be installed: "
@@ -138,16 +181,21 @@ def _engine(url: sa.URL, patience: float) -> sa.Engine:
 
 
 def _passes(error: DBAPIError) -> bool:
-    """Whether it may be over in a moment: the server is away, or busy, or two statements met."""
+    """Whether it may be over in a moment: the server is away, busy, or a standby, or two statements met."""
     state = getattr(error.orig, "sqlstate", None) or ""
     if state.startswith(_FINAL):
         return False
-    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    return state == _READS_ONLY or error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+
+
+def names_no_table(error: DBAPIError) -> bool:
+    """Whether the table is not there."""
+    return getattr(error.orig, "sqlstate", None) == "42P01" or "no such table" in str(error.orig)
 
 
 def _complaint(error: DBAPIError) -> str:
     said = str(error.orig).strip().partition("\n")[0]
-    if getattr(error.orig, "sqlstate", None) == "42P01" or "no such table" in said:
+    if names_no_table(error):
         return (
             "the store's table is not there; expected it to be made before, by SQLStore(…).create_table(), or by a "
             f"migration with what its ddl() says ({said})"

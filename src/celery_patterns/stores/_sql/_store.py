@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from .._spans import microseconds, span
 from ._database import Database
 from ._table import FIELDS, Statements, completion, written
 from ._table import table as table_named
-from ._transaction import speaking
+from ._transaction import asking
 
 __all__ = ["SQLStore"]
 
@@ -27,6 +28,9 @@ _A = TypeVar("_A")
 
 #: So many claims of a process after the last time, it deletes rows that have expired: twice as many as it can have made.
 PURGE_EVERY, PURGED = 500, 1000
+#: For how many seconds a step asks for a row that another one is about to change. No step takes so long: it is a
+#: transaction of a task's then, and who renews leases has others to renew.
+LOCKED = 0.1
 #: So many rows are read at once where all are.
 PAGE = 1000
 
@@ -120,15 +124,22 @@ class SQLStore:
         *,
         ttl: timedelta,
     ) -> bool:
-        ask = speaking(connection, self._database.kind)
+        ask = asking(connection, self._database.kind)
         if ask(self._statements.commit, completion(key, attempt, fingerprint, fence, result, ttl)):
             return True
-        if not ask(self._statements.find, {"its_key": key}):
-            raise ConfigurationError(
-                "commit_with() found no record of the key in the connection's database; expected a connection to the "
-                f"database of the store, {self!r}"
-            )
-        return False
+        found = ask(self._statements.find, {"its_key": key})
+        if found is not None:  # a second time in one transaction: what was recorded first stays
+            return tuple(found) == ("done", attempt.owner, fence)
+        if self._look(key)[1] is None:
+            return False
+        raise ConfigurationError(
+            "commit_with() does not see the record of the key in the connection's database; expected a connection to the "
+            f"database of the store, {self!r}, with a transaction that has begun after the task has"
+        )
+
+    def committed(self, key: str, attempt: Attempt, fingerprint: str, fence: int) -> Answer:
+        now, record = self._look(key)
+        return rules.committed(record, attempt, fingerprint, fence, now)
 
     # Looking through it
 
@@ -149,9 +160,13 @@ class SQLStore:
 
     def ddl(self) -> str:
         """What :meth:`create_table` says to the database, for a migration of your own."""
-        indexes = [CreateIndex(index, if_not_exists=True) for index in self.table.indexes]
-        made = [CreateTable(self.table, if_not_exists=True), *indexes]
-        return "".join(f"{self._database.said(one)};\n" for one in made)
+        return "".join(f"{statement};\n" for statement in self._makings().values())
+
+    def _makings(self) -> dict[str, str]:
+        """How the table and its index are made, by name."""
+        said, table = self._database.said, self.table
+        made = {table.name: said(CreateTable(table, if_not_exists=True))}
+        return made | {str(one.name): said(CreateIndex(one, if_not_exists=True)) for one in table.indexes}
 
     def create_table(self) -> None:
         """Make the table, and its index, where there is none.
@@ -159,8 +174,14 @@ class SQLStore:
         Raises:
             StoreUnavailable: When the database does not answer, or does not allow it.
         """
-        for statement in self.ddl().split(";\n")[:-1]:
-            self._database.ask(sa.text(statement), {})
+        for name, statement in self._makings().items():
+            # Looked for first: even a statement that then makes nothing asks for a right, and may wait for a lock.
+            if name not in self._database.made(self.table):
+                try:
+                    self._database.ask(sa.text(statement), {})
+                except StoreUnavailable:
+                    if name not in self._database.made(self.table):  # another process has made it at the same moment
+                        raise
 
     def purge(self) -> int:
         """Delete all rows that have expired, 1,000 at a time, and say how many there were.
@@ -182,7 +203,8 @@ class SQLStore:
         self._claims += 1
         if self._claims >= PURGE_EVERY:
             self._claims = 0
-            self._database.ask(self._statements.purge, {"limit": PURGED})
+            with contextlib.suppress(StoreUnavailable):  # the claim itself will say
+                self._database.ask(self._statements.purge, {"limit": PURGED})
 
     # How it is asked
 
@@ -194,7 +216,7 @@ class SQLStore:
         locked: Callable[[Record, int, Attempt], _A | None] | None = None,
     ) -> _A:
         """Read the row, and write what the rule makes of it, if it is still as it was read; otherwise read it again."""
-        deadline, seen = time.monotonic() + self._database.patience, None
+        deadline, seen = None, None
         while True:
             row = self._database.ask(self._statements.look, {"its_key": key})[0]
             record = None if row.version is None else _record_of(row)
@@ -206,10 +228,16 @@ class SQLStore:
                 held = locked and locked(record, row.now, asked[0])
                 if held:
                     return held
+                deadline = deadline or time.monotonic() + LOCKED
                 if time.monotonic() > deadline:
-                    raise StoreUnavailable("the key's row is locked by a transaction that has not ended")
-                time.sleep(0.02)
+                    raise StoreUnavailable("the key's row is locked by a transaction that has not ended", locked=True)
+                time.sleep(0.01)
             seen = row.version
+
+    def _look(self, key: str) -> tuple[int, Record | None]:
+        """The clock, and what stands there, expired or not."""
+        row = self._database.ask(self._statements.look, {"its_key": key})[0]
+        return row.now, None if row.version is None else _record_of(row)
 
     def _is_written(self, key: str, version: int | None, record: Record) -> bool:
         values = {"its_key": key, **written(record)}

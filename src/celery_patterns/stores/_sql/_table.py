@@ -94,7 +94,7 @@ class Statements:
         self.complete = sa.update(table).where(unlocked(*mine)).values(done).returning(row.key)
         #: The same in somebody's transaction, which waits for a step that is under way.
         self.commit = sa.update(table).where(*mine).values(done).returning(row.key)
-        self.find = sa.select(row.key).where(row.key == key)
+        self.find = sa.select(row.state, row.owner, row.fence).where(row.key == key)
         #: The clock, and the row if there is one.
         self.look = sa.select(now.label("now"), *row).select_from(
             sa.select(sa.literal(1).label("always")).subquery().outerjoin(table, row.key == key)

@@ -7,55 +7,92 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 
 from ...exceptions import ConfigurationError
-from ._database import execute
+from ._database import execute, names_no_table
 
-__all__ = ["speaking"]
+__all__ = ["Asking", "asking"]
+
+#: Runs a statement, and gives the row that it returns, or None.
+Asking = Callable[[Any, Mapping[str, Any]], Any]
 
 _DIALECTS: Mapping[str, Any] = {"postgresql": postgresql.dialect, "sqlite": sqlite.dialect}
+_EXPECTED = "expected commit_with() to be given a SQLAlchemy Session or Connection, or a Django connection"
 
 
-def speaking(connection: Any, kind: str) -> Callable[[sa.Executable, Mapping[str, Any]], bool]:
-    """How to run a statement in the open transaction of a connection, and learn whether it found a row.
+def asking(connection: Any, kind: str) -> Asking:
+    """How to run a statement in the open transaction of a connection.
 
     Args:
         connection: A SQLAlchemy ``Connection`` or ``Session``, or a Django connection.
         kind: Which dialect the store's database speaks.
 
     Raises:
-        ConfigurationError: When it is none of these, or commits each statement by itself.
+        ConfigurationError: When it is none of these, commits each statement by itself, or is in a savepoint.
     """
+    if type(connection).__module__.startswith("sqlalchemy.ext.asyncio"):
+        raise ConfigurationError(f"{_EXPECTED}, got an {type(connection).__name__}; its run_sync() gives you one")
     if hasattr(connection, "in_atomic_block"):
         return _in_django(connection, kind)
     if not isinstance(connection, sa.Connection) and callable(getattr(connection, "connection", None)):
-        connection = connection.connection()  # a Session's, or a scoped_session's
+        connection = _of_session(connection)
     if isinstance(connection, sa.Connection):
         return _in_sqlalchemy(connection)
-    raise ConfigurationError(
-        "expected commit_with() to be given a SQLAlchemy Session or Connection, or a Django connection, got a "
-        f"{type(connection).__name__}"
-    )
+    raise ConfigurationError(f"{_EXPECTED}, got {_a(type(connection).__name__)}")
 
 
-def _in_sqlalchemy(connection: sa.Connection) -> Callable[[sa.Executable, Mapping[str, Any]], bool]:
+def _of_session(session: Any) -> Any:
+    try:
+        return session.connection()
+    except UnboundExecutionError:
+        raise ConfigurationError(
+            "commit_with() was given a Session that is bound to no one database; expected "
+            "session.connection(bind_arguments=…), for the database of the store"
+        ) from None
+
+
+def _in_sqlalchemy(connection: sa.Connection) -> Asking:
     driver: Any = connection.connection.dbapi_connection
-    autocommit = getattr(driver, "autocommit", None)  # of sqlite3 no bool, where it leaves it to its isolation level
-    if autocommit is True or (not isinstance(autocommit, bool) and driver.isolation_level is None):
+    if _commits_each(driver):
         raise _commits_by_itself("another isolation level than AUTOCOMMIT")
-    return lambda statement, values: execute(connection, statement, values).first() is not None
+    if connection.in_nested_transaction():
+        raise _in_savepoint()
+
+    def ask(statement: Any, values: Mapping[str, Any]) -> Any:
+        try:
+            return execute(connection, statement, values).first()
+        except DBAPIError as error:
+            error.hide_parameters = True  # the task's result is among them
+            if names_no_table(error):
+                raise ConfigurationError(
+                    "commit_with() found no table of the store's in the connection's database; expected a connection to the "
+                    "store's own database"
+                ) from error
+            raise
+
+    return ask
 
 
-def _in_django(connection: Any, kind: str) -> Callable[[sa.Executable, Mapping[str, Any]], bool]:
+def _commits_each(driver: Any) -> bool:
+    autocommit = getattr(driver, "autocommit", None)  # of sqlite3 no bool, where it leaves it to its isolation level
+    if isinstance(autocommit, bool):
+        return autocommit
+    return driver.isolation_level is None and not driver.in_transaction
+
+
+def _in_django(connection: Any, kind: str) -> Asking:
     if not connection.in_atomic_block:
         raise _commits_by_itself("it inside of transaction.atomic()")
+    if any(connection.savepoint_ids):
+        raise _in_savepoint()
 
-    def ask(statement: Any, values: Mapping[str, Any]) -> bool:
+    def ask(statement: Any, values: Mapping[str, Any]) -> Any:
         compiled = statement.compile(dialect=_DIALECTS[kind](paramstyle="format"))
         bound = compiled.construct_params(values)
         with connection.cursor() as cursor:
             cursor.execute(str(compiled), [bound[name] for name in compiled.positiontup])
-            return cursor.fetchone() is not None
+            return cursor.fetchone()
 
     return ask
 
@@ -64,3 +101,14 @@ def _commits_by_itself(expected: str) -> ConfigurationError:
     return ConfigurationError(
         f"commit_with() was given a connection that commits each statement by itself; expected {expected}"
     )
+
+
+def _in_savepoint() -> ConfigurationError:
+    return ConfigurationError(
+        "commit_with() was called in a savepoint, which can be rolled back while the work around it is committed; expected "
+        "the call in the transaction itself: outside of begin_nested(), and in the outermost atomic()"
+    )
+
+
+def _a(word: str) -> str:
+    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
