@@ -20,6 +20,7 @@
     ├── OutOfMemory             the body raised MemoryError
     ├── BodyAborted             the body raised what is no Exception
     ├── NotInTask               there is no running call, or no claim, to ask about
+    ├── KeyNotFound             no such key                                          (also LookupError)
     └── LetterNotFound          no such dead letter                                  (also LookupError)
 
 Every one of them survives pickle: ``args`` are the arguments of ``__init__``.
@@ -39,6 +40,7 @@ __all__ = [
     "InProgress",
     "InvalidKey",
     "KeyMismatch",
+    "KeyNotFound",
     "LetterNotFound",
     "NotCommitted",
     "NotInTask",
@@ -178,6 +180,10 @@ class BodyAborted(PatternsError):
 
 class NotInTask(PatternsError):
     """There is no running call, or no claim, to ask about."""
+
+
+class KeyNotFound(PatternsError, LookupError):
+    """The store knows no such key."""
 
 
 class LetterNotFound(PatternsError, LookupError):

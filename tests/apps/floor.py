@@ -347,6 +347,14 @@ def make_app(environment: Any = os.environ) -> Celery:
         traces.add("effects", order)
         return f"done {order} by {claim.fence}"
 
+    @task(shared=False, name="claim_then_wait")
+    @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=30))
+    def claim_then_wait(order: str) -> str:
+        run = str(patterns.current_claim().fence)
+        traces.add("begun", run)
+        traces.wait_for("go", 60)
+        return run
+
     @task(shared=False, name="witnessed")
     @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=WITNESSED_LEASE), same=("order",))
     @patterns.dead_letter(dead, max_crashes=None)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from celery.bin.base import handle_preload_options
 
+from ._claims import claims
 from ._letters import letters
 from ._options import HELP
 
@@ -23,4 +24,5 @@ def patterns(ctx: click.Context, /, **_: Any) -> None:
     """Reliable tasks: what celery-patterns can do from here."""
 
 
+patterns.add_command(claims)
 patterns.add_command(letters)

@@ -7,7 +7,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from .._letter import LETTER
@@ -18,8 +18,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from .._letter import Letter
+    from ..typing import KeyRecord
 
-__all__ = ["SHORT_ID", "causes_table", "facts_of", "letter_page", "letters_table", "visible"]
+__all__ = [
+    "SHORT_ID",
+    "causes_table",
+    "claim_facts",
+    "claim_page",
+    "claims_table",
+    "facts_of",
+    "letter_page",
+    "letters_table",
+    "task_id_of",
+    "visible",
+]
 
 #: How many characters of an id are shown where many letters are; the commands take fewer where they are one letter's alone.
 SHORT_ID = 8
@@ -227,3 +239,66 @@ def _block(console: Console, title: str, text: str) -> None:
         console.print(Text(visible(title), style="bold"))
         console.print(Text(visible(text.strip("\n"), lines=True)), soft_wrap=True)
         console.print()
+
+
+def claims_table(records: Iterable[KeyRecord]) -> Table:
+    """Keys, each in a row of two lines."""
+    table = _table(("key", _FOLDED), ("state", _WHOLE), ("of the task", _FOLDED))
+    table.leading = 1
+    for record in records:
+        task, _, digest = record.key.rpartition(":")
+        table.add_row(_lines(task, digest[:SHORT_ID]), _lines(*_state(record)), _plain(task_id_of(record)))
+    return table
+
+
+def _state(record: KeyRecord) -> list[str]:
+    """In words, and for how long."""
+    if record.held_for is None or record.lease_left is None:
+        return [record.state, f"kept for {_span(record.expires_in)}"]
+    begun = f"since {_span(record.held_for)}"
+    crashed = f", start {record.starts}" if record.starts > 1 else ""
+    if not record.lease_left:
+        return ["lost", f"{begun}{crashed}"]
+    return ["running", f"{begun}{crashed}"]
+
+
+def _span(length: timedelta) -> str:
+    """A span of time in its largest two units."""
+    seconds = int(length.total_seconds())
+    for unit, size, smaller in (("d", 86400, "h"), ("h", 3600, "m"), ("m", 60, "s")):
+        if seconds >= size:
+            rest = seconds % size // {"h": 3600, "m": 60, "s": 1}[smaller]
+            return f"{seconds // size}{unit} {rest}{smaller}"
+    return f"{seconds}s"
+
+
+def task_id_of(record: KeyRecord) -> str:
+    """Which task's delivery has the key, or has done its work."""
+    return record.owner.rpartition(".")[0]
+
+
+def claim_facts(record: KeyRecord) -> dict[str, Any]:
+    """All that is known of a key; spans in seconds."""
+    task, _, digest = record.key.rpartition(":")
+    told = {name: one.total_seconds() if isinstance(one, timedelta) else one for name, one in asdict(record).items()}
+    return {"task": task, "digest": digest, "task_id": task_id_of(record), **told}
+
+
+def claim_page(console: Console, record: KeyRecord, workers: list[str] | None) -> None:
+    """All that is known of one key.
+
+    Args:
+        console: Where to.
+        record: What the store says of it.
+        workers: Who says that it runs the task; None where nobody was asked.
+    """
+    table = _table(("", {**_WHOLE, "style": "bold"}), ("", _FOLDED))
+    table.show_header = False
+    for name, value in claim_facts(record).items():
+        if value in (None, ""):
+            continue
+        span = isinstance(getattr(record, name, None), timedelta)
+        table.add_row(name, _plain(_span(timedelta(seconds=value)) if span else str(value)))
+    if workers is not None:
+        table.add_row("worker", _lines(*(workers or ["none that answers runs its task"])))
+    console.print(table)

@@ -16,7 +16,7 @@ from ._terminal import ask, bar_of, count_of, say
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["Target", "nowhere", "queue_to_fill", "target", "targets"]
+__all__ = ["Target", "app_of", "nowhere", "queue_to_fill", "target", "targets"]
 
 #: How many tasks, reasons or errors are named where none of them was meant, and how.
 _NAMED = 10
@@ -90,7 +90,7 @@ class Target:
 
 def target(ctx: click.Context, filters: dict[str, Any]) -> Target:
     """The letters that these options mean, in the one queue that is named, or is the only one that holds letters."""
-    app, queue = _app_of(ctx), filters.pop("queue")
+    app, queue = app_of(ctx), filters.pop("queue")
     if queue is None:
         queue = _only(dead_queues(app), _holding(app, filters), named_queues(app))
     else:
@@ -102,14 +102,14 @@ def targets(ctx: click.Context, filters: dict[str, Any]) -> list[Target]:
     """The same in all the queues that hold letters, when none is named."""
     if filters["queue"] is not None or _in_one(filters):
         return [target(ctx, filters)]
-    app = _app_of(ctx)
+    app = app_of(ctx)
     filters.pop("queue")
     return [_chosen(app, queue, filters) for queue in _held(app)]
 
 
 def nowhere(ctx: click.Context) -> str:
     """That no queue holds letters, and which were looked at."""
-    app = _app_of(ctx)
+    app = app_of(ctx)
     return f"0 letters in {', '.join(map(visible, dead_queues(app)))}{unseen(app)}."
 
 
@@ -127,7 +127,7 @@ def _in_one(filters: dict[str, Any]) -> bool:
 
 def queue_to_fill(ctx: click.Context, queue: str | None, *, yes: bool) -> Target:
     """The queue that letters are put back into: the one that is named, or the only one that the app's tasks name."""
-    app = _app_of(ctx)
+    app = app_of(ctx)
     named = named_queues(app)
     if queue is None and len(named) != 1:
         names = f"the app's tasks name {', '.join(named)}" if named else "none of the app's tasks wears dead_letter"
@@ -147,7 +147,7 @@ def queue_to_fill(ctx: click.Context, queue: str | None, *, yes: bool) -> Target
     return Target(app, dead_letters(app, queue or named[0]), frozenset())
 
 
-def _app_of(ctx: click.Context) -> Celery:
+def app_of(ctx: click.Context) -> Celery:
     """The app that was asked for: without -A, Celery would hand us one that has no broker."""
     if ctx.find_root().params.get("app") is None:
         raise click.UsageError(f"which app? expected celery -A proj {ctx.command_path.partition(' ')[2]}", ctx)
