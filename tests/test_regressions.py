@@ -222,7 +222,7 @@ def test_an_interrupted_step_does_not_answer_the_next(database: str, monkeypatch
     me = Attempt("a/0", 0, "me")
     held = store.claim("k1", me, "fp", lease=DAY, ttl=DAY)
     assert isinstance(held, Claimed)
-    connection = store._free[-1]
+    connection = store._server._free[-1]
     send = connection.send_packed_command
 
     def interrupted(*words: Any) -> None:

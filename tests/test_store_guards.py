@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from celery_patterns.stores import _redis
+from celery_patterns.stores._redis import _scripts
 
 from .servers import RedisServer
 
@@ -144,9 +144,9 @@ def leave_out() -> None:
     guard = os.environ[WITHOUT]
     name, stands, instead = (GUARDS | IN_PYTHON)[guard]
     if guard in GUARDS:
-        source = _redis._SCRIPTS[name].source
+        source = _scripts.SCRIPTS[name].source
         assert stands in source, f"there is no such guard any more: {stands}"
-        _redis._SCRIPTS[name] = _redis._Script(source.replace(stands, instead, 1))
+        _scripts.SCRIPTS[name] = _scripts.Script(source.replace(stands, instead, 1))
         return
     module = importlib.import_module(f"celery_patterns.stores.{name}")
     without = dict(vars(module))
@@ -170,7 +170,7 @@ def test_a_guard_stands(guard: str) -> None:
     """Each is still where it was, so that the next test leaves out what it says."""
     name, stands, _ = (GUARDS | IN_PYTHON)[guard]
     if guard in GUARDS:
-        assert stands in _redis._SCRIPTS[name].source
+        assert stands in _scripts.SCRIPTS[name].source
     else:
         assert stands in inspect.getsource(importlib.import_module(f"celery_patterns.stores.{name}"))
 

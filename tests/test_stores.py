@@ -849,7 +849,7 @@ def test_threads_share_a_store_and_get_their_own_answers(database: str) -> None:
     for thread in threads:
         thread.join(60)
     assert wrong == []
-    assert 1 <= len(store._free) <= 12
+    assert 1 <= len(store._server._free) <= 12
 
 
 def _hang_up(url: str) -> None:
@@ -874,7 +874,7 @@ def test_a_server_that_hangs_up_is_asked_again(lonely: RedisServer) -> None:
         who = Attempt(f"run-{turn}", 0, f"me-{turn}")
         assert isinstance(store.claim(f"k-{turn}", who, "fp", lease=TTL, ttl=TTL), Claimed)
         _hang_up(lonely.url())
-    assert len(store._free) == 1
+    assert len(store._server._free) == 1
 
 
 def test_many_stale_connections_are_no_outage(lonely: RedisServer) -> None:
@@ -883,20 +883,20 @@ def test_many_stale_connections_are_no_outage(lonely: RedisServer) -> None:
     ready = threading.Barrier(30)
 
     def work(number: int) -> None:
-        connection = store._take()
+        connection = store._server._take()
         connection.connect()
         ready.wait(20)
-        store._free.append(connection)
+        store._server._free.append(connection)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(30)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert len(store._free) == 30
+    assert len(store._server._free) == 30
     _hang_up(lonely.url())
     assert isinstance(store.claim("k", Attempt("run", 0, "me"), "fp", lease=TTL, ttl=TTL), Claimed)
-    assert len(store._free) == 1
+    assert len(store._server._free) == 1
 
 
 def test_a_hundred_threads_at_once(database: str) -> None:

@@ -32,7 +32,9 @@ def __getattr__(name: str) -> Any:
 
 
 def open_store(store: str | Store) -> Store:
-    """The store itself, or the one a URL names: ``redis://``, ``rediss://``, ``unix://``, ``postgresql://`` or ``sqlite://``.
+    """The store itself, or the one that a URL names.
+
+    It is ``redis://``, ``rediss://``, ``unix://``, ``sentinel://``, ``postgresql://`` or ``sqlite://``.
 
     Raises:
         ConfigurationError: For any other URL, and for one whose store needs what is not installed.
@@ -46,7 +48,7 @@ def open_store(store: str | Store) -> Store:
             f"expected store to be a URL or a Store, got a {type(store).__name__}, which has no {_missing(store)}"
         )
     scheme, is_url, _ = store.partition("://")
-    if is_url and scheme in ("redis", "rediss", "unix"):
+    if is_url and scheme in ("redis", "rediss", "unix", "sentinel"):
         return RedisStore(store)
     if is_url and scheme.partition("+")[0] in ("postgresql", "postgres", "sqlite"):
         sql: Store = __getattr__("SQLStore")(store)
@@ -54,7 +56,7 @@ def open_store(store: str | Store) -> Store:
     # Only the scheme is shown: the rest may hold a password.
     got = f"one of scheme {scheme!r}" if is_url else "one without ://"
     raise ConfigurationError(
-        f"expected store to be a redis://, rediss://, unix://, postgresql:// or sqlite:// URL, got {got}"
+        f"expected store to be a redis://, rediss://, unix://, sentinel://, postgresql:// or sqlite:// URL, got {got}"
     )
 
 
