@@ -626,6 +626,24 @@ def test_only_finished_work_is_forgotten(bench: Bench) -> None:
     assert bench.store.forget("unknown") is False  # type: ignore[attr-defined]
 
 
+def test_a_certain_result_can_be_forgotten(bench: Bench) -> None:
+    """One that begins so: what has been recorded since stays, and so does what runs, and what was not kept."""
+    forget: Any = bench.store.forget  # type: ignore[attr-defined]
+    first, second, third = run(), run("t2/0"), run("t3/0")
+    held = bench.claim(first)
+    assert forget("k", beginning=b"!1") is False
+    assert bench.complete(first, held.fence, b"!1\x00\xff[") == Done(b"!1\x00\xff[")
+    assert [forget("k", beginning=one) for one in (b"!2", b"1", b"!1\x00\xff[[")] == [False] * 3
+    assert forget("k", beginning=b"!1\x00\xff") is True
+    assert bench.complete(second, bench.claim(second).fence, b"!2") == Done(b"!2")
+    assert forget("k", beginning=b"!1") is False
+    assert bench.claim(third) == Done(b"!2")
+    assert forget("k") is True
+    assert bench.complete(third, bench.claim(third).fence, None) == Done(None)
+    assert forget("k", beginning=b"!") is False
+    assert forget("k") is True
+
+
 def test_keys_do_not_meet(bench: Bench) -> None:
     """Each key has its own owner."""
     assert isinstance(bench.claim(run(), key="a"), Claimed)

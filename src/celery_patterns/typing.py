@@ -72,7 +72,7 @@ class Done:
     """The key's work is done.
 
     Attributes:
-        result: The first run's result as it was stored; None when it was not kept.
+        result: The first run's result as it was stored, or its failure; None when it was not kept.
         ours: True when the owner who asks recorded the work; always said to a completion, and by a store with transactions.
     """
 
@@ -150,7 +150,7 @@ class Store(Protocol):
         """Write that the work is done.
 
         Args:
-            result: The encoded result, or None when it could not be encoded.
+            result: The encoded result, or failure, which is any bytes to the store; None when it is not to be kept.
             ttl: How long the record is kept from now on.
 
         Returns:
@@ -236,11 +236,16 @@ class InspectableStore(Store, Protocol):
         """
         ...
 
-    def forget(self, key: str) -> bool:
-        """Forget that a key's work is done, so that it is run again.
+    def forget(self, key: str, *, fence: int | None = None, beginning: bytes = b"") -> bool:
+        """Forget that a key's work is done, or that its failure is remembered, so that it is run again.
+
+        Args:
+            key: The key's name in the store.
+            fence: That of the claim whose work is meant; whichever by default.
+            beginning: What the recorded result must begin with; nothing by default.
 
         Returns:
-            False when it was not done, and nothing was changed.
+            False when it was not done, or its result is another one, and nothing was changed.
         """
         ...
 

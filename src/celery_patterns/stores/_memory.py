@@ -70,8 +70,8 @@ class MemoryStore:
             if record.expires > now and key.startswith(beginning) and not key.startswith(STARTS):
                 yield rules.told(key, record, now)
 
-    def forget(self, key: str) -> bool:
-        return self._apply(key, rules.forget)
+    def forget(self, key: str, *, fence: int | None = None, beginning: bytes = b"") -> bool:
+        return self._apply(key, rules.forget, fence, beginning)
 
     def _now(self) -> int:
         return int(self._clock() * 1_000_000)

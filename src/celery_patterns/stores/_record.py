@@ -170,9 +170,11 @@ def count_start(record: Record | None, owner: str, ttl: int, now: int) -> tuple[
     return counted, len(owners - {""}) + ("" not in owners)
 
 
-def forget(record: Record | None, _now: int) -> tuple[Record | None, bool]:
+def forget(record: Record | None, fence: int | None, beginning: bytes, _now: int) -> tuple[Record | None, bool]:
     """Let finished work be run again; the fence is kept, and what ended stays ended."""
-    if record is None or record.state != "done":
+    if record is None or record.state != "done" or fence not in (None, record.fence):
+        return None, False
+    if not (record.result or b"").startswith(beginning):
         return None, False
     return Record(fence=record.fence, marks=record.marks, expires=record.expires), True
 

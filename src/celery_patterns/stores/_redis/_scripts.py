@@ -145,8 +145,10 @@ return 1
 )
 
 _FORGET = """
-local key = KEYS[1]
-if redis.call('HGET', key, 's') ~= 'd' then return 0 end
+local key, my_fence, beginning = KEYS[1], ARGV[1], ARGV[2]
+local state, fence, value = unpack(redis.call('HMGET', key, 's', 'f', 'v'))
+if state ~= 'd' or (my_fence ~= '' and fence ~= my_fence) then return 0 end
+if string.sub(value or '', 1, #beginning) ~= beginning then return 0 end
 redis.call('HSET', key, 's', 'f')
 redis.call('HDEL', key, 'o', 'p', 'v')
 return 1

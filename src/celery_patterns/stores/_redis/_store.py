@@ -138,8 +138,8 @@ class RedisStore:
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"redis did not answer: {type(error).__name__}") from error
 
-    def forget(self, key: str) -> bool:
-        return bool(self._server.run("forget", self._name(key)))
+    def forget(self, key: str, *, fence: int | None = None, beginning: bytes = b"") -> bool:
+        return bool(self._server.run("forget", self._name(key), "" if fence is None else fence, beginning))
 
     def __repr__(self) -> str:
         return f"<RedisStore prefix={self._prefix!r}>"

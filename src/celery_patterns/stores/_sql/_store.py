@@ -153,8 +153,8 @@ class SQLStore:
                     yield rules.told(row.key, _record_of(row), row.now)
             after = rows[-1].key
 
-    def forget(self, key: str) -> bool:
-        return self._step(key, rules.forget)
+    def forget(self, key: str, *, fence: int | None = None, beginning: bytes = b"") -> bool:
+        return self._step(key, rules.forget, fence, beginning)
 
     # The table
 
