@@ -28,6 +28,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import celery_patterns as patterns
 from celery_patterns import dead_letter, idempotent, retry
+from celery_patterns._message import HEADER
 from celery_patterns.exceptions import ClaimLost, ConfigurationError, NotCommitted, StoreUnavailable
 from celery_patterns.stores import MemoryStore, SQLStore
 from celery_patterns.typing import Attempt, Claimed, Done, Running, TransactionalStore
@@ -459,6 +460,54 @@ def test_a_result_that_is_no_json_is_committed_without_it(app: Celery, bank: Ban
     task = keyed(app, work)
     run_here(task, 7)
     assert type(run_here(task, 7).value).__name__ == "ResultNotKept"
+    assert bank.booked() == [1]
+
+
+def test_a_result_that_is_too_large_is_committed_without_it(app: Celery, bank: Bank) -> None:
+    """As one that is no JSON: the work stands, and is not done again."""
+
+    def work(x: int) -> Any:
+        with bank.transaction() as connection:
+            return patterns.current_claim().commit_with(connection, "x" * 2000)
+
+    task = keyed(app, work, max_result_bytes=1024)
+    run_here(task, 7)
+    assert type(run_here(task, 7).value).__name__ == "ResultNotKept"
+    assert bank.booked() == [1]
+
+
+def test_a_failure_after_the_commit_is_not_remembered(app: Celery, bank: Bank) -> None:
+    """The work was done, and its result is what each duplicate gets; also the replay of the letter, which forgets nothing."""
+
+    def work(x: int) -> Any:
+        with bank.transaction() as connection:
+            patterns.current_claim().commit_with(connection, "booked")
+        raise ValueError
+
+    task = keyed(app, work, dead_letter("dead"), remember=ValueError)
+    assert type(run_here(task, 7, task_id="a").value) is ValueError
+    (letter,) = published(app, "dead")
+    assert run_here(task, 7, headers=letter["headers"]).value == "booked"
+    assert run_here(task, 7).value == "booked"
+    assert bank.booked() == [1]
+
+
+def test_a_failure_that_rolls_back_is_remembered(app: Celery, bank: Bank) -> None:
+    """Nothing has happened but the failure; its letter's replay runs."""
+
+    def work(x: int) -> Any:
+        with bank.transaction() as connection:
+            patterns.current_claim().commit_with(connection, "booked")
+            if patterns.current_call().id == "a":
+                raise ValueError
+            return "booked"
+
+    task = keyed(app, work, dead_letter("dead"), remember=ValueError)
+    assert type(run_here(task, 7, task_id="a").value) is ValueError
+    assert type(run_here(task, 7, task_id="b").value).__name__ == "FailedBefore"
+    assert bank.booked() == []
+    (letter,) = published(app, "dead")
+    assert run_here(task, 7, headers={HEADER: letter["headers"][HEADER]}).value == "booked"
     assert bank.booked() == [1]
 
 

@@ -169,6 +169,7 @@ class Call:
         "over",
         "received_args",
         "received_kwargs",
+        "repeats",
         "request",
         "settlements",
         "shown",
@@ -192,6 +193,8 @@ class Call:
         self.asked: Retry | None = None
         #: Whether the body's own ``self.retry(max_retries=…)`` said that no attempt is left.
         self.spent = False
+        #: Whether its end is that of an earlier run once more, which has left a letter if the task leaves any.
+        self.repeats = False
         #: Run last, with how the attempt ended, after every durable copy exists.
         self.settlements: list[Callable[[str], None]] = []
         #: The arguments that may be shown, by name.

@@ -23,7 +23,7 @@ from ._keys import digest
 from ._message import KEPT, run_name
 from ._plan import REQUEUED, Layer, Pattern
 from ._queues import LONGEST_NAME, dead_queue
-from .exceptions import AlreadyFailed, ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
+from .exceptions import ConfigurationError, PublishFailed, StoreUnavailable, TooManyCrashes
 
 if TYPE_CHECKING:
     from ._call import Call, Proceed
@@ -63,7 +63,7 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
 
     It does not promise one copy: a worker killed between the letter and the acknowledgement writes the same letter
     again, under the same id, and reading shows one. What was revoked or has expired leaves a line in the log and no letter,
-    unless ``also`` asks for one.
+    unless ``also`` asks for one. What fails only because its key's work failed before leaves none: that failure has one.
 
     Args:
         queue: The dead-letter queue; by default the name of the task's queue with ``.dead`` behind it. It is taken as it
@@ -125,10 +125,10 @@ class dead_letter(Pattern):  # noqa: N801 - used as a call, like every pattern
             return proceed(call)
         except (Retry, Ignore, Reject):
             raise
-        except AlreadyFailed:  # its letter was written by the attempt that failed
-            call.keep()
-            raise
         except Exception as error:
+            if call.repeats:  # its letter was written by the run that failed
+                call.keep()
+                raise
             try:
                 self._bury(call, error)
             except SoftTimeLimitExceeded as over:

@@ -288,7 +288,7 @@ def replayed_headers(letter: Letter, headers: Mapping[str, Any]) -> dict[str, An
     ours: dict[str, Any] = {"replay": letter.replay + 1, "replay_of": letter.id, "replayed": now, "sent": now}
     if letter.first_published is not None:
         ours["first_sent"] = letter.first_published
-    for name in ("key", "corrected"):
+    for name in ("key", "corrected", "failure"):
         if carried.get(name) is not None:
             ours[name] = carried[name]
     if "task" not in kept:

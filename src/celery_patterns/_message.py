@@ -121,6 +121,7 @@ _REMEMBERED: dict[str, Callable[[Any], bool]] = {
     "corrected": _list,
     "asked_by": _list,
     "anew": _text,
+    "failure": _text,
 }
 
 

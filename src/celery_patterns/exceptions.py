@@ -13,7 +13,8 @@
     ├── InProgress              another run of the key is not over
     ├── ClaimLost               the run does not know that its key is still its own
     ├── NotCommitted            the body ended before its own transaction did
-    ├── ResultNotKept           the work is done, but its result could not be stored
+    ├── ResultNotKept           the work is done, but its result was not stored
+    ├── FailedBefore            the key's work failed before, and that is remembered
     ├── AlreadyFailed           this very attempt has failed before
     ├── AttemptTooLate          the attempt was delivered after the retry's deadline
     ├── TooManyCrashes          the task took down its worker too often
@@ -37,6 +38,7 @@ __all__ = [
     "BodyAborted",
     "ClaimLost",
     "ConfigurationError",
+    "FailedBefore",
     "InProgress",
     "InvalidKey",
     "KeyMismatch",
@@ -148,7 +150,29 @@ class NotCommitted(PatternsError):
 
 
 class ResultNotKept(PatternsError):
-    """The key's work is done and is not run again, but its result could not be stored."""
+    """The key's work is done and is not run again, but its result was no JSON, or too large, and so was not stored."""
+
+
+class FailedBefore(PatternsError):
+    """The key's work failed before, with an error that ``remember`` names, and was not run again.
+
+    It is never the first error itself: that one may hold more than its text, and a task that did not run is told apart.
+
+    Attributes:
+        task: The task's name.
+        error: The first error's type, with its module, as a letter says it.
+        message: The first error's text, of which at most 2,000 characters are kept.
+    """
+
+    def __init__(self, task: str, error: str, message: str) -> None:
+        self.task = task
+        self.error = error
+        self.message = message
+        super().__init__(task, error, message)
+
+    def __str__(self) -> str:
+        told = f"{self.error}: {self.message}" if self.message else self.error
+        return f"{self.task}: the key's work failed before, and was not run again: {told}"
 
 
 class AlreadyFailed(PatternsError):

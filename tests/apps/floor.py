@@ -609,6 +609,15 @@ def make_app(environment: Any = os.environ) -> Celery:
         placing = patterns.idempotent(ttl=timedelta(hours=1), lease=timedelta(seconds=lease), **options)
         task(placed, shared=False, name=name, patterns=(patterns.dead_letter(dead), placing))
 
+    @task(shared=False, name="declined")
+    @patterns.idempotent(key="order", ttl=timedelta(hours=1), lease=timedelta(seconds=3), remember=PermissionError)
+    @patterns.dead_letter(dead)
+    def declined(order: str) -> str:
+        traces.add("declined", order)
+        if traces.is_set("mended"):
+            return f"mended {order}"
+        raise PermissionError(f"{order} was declined")
+
     @task(shared=False, name="fanned")
     @patterns.retry(on=ConnectionError, attempts=2, wait=now)
     def fanned(x: int) -> int:

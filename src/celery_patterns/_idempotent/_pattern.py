@@ -14,6 +14,7 @@ from .._keys import argument_names, canonical, digest
 from .._plan import Layer, Pattern
 from .._received import as_sent
 from ..exceptions import ConfigurationError, InvalidKey
+from ._failure import Kinds, kinds_of
 from ._renewal import Unclaimed, local_fence
 from ._run import Run
 from ._source import Key, Source, expect_names
@@ -27,6 +28,11 @@ __all__ = ["idempotent"]
 WhenRunning = Literal["wait", "raise"]
 WhenStoreDown = Literal["wait", "run"]
 
+#: Each duplicate fetches it: what is larger belongs into a store of files.
+LARGEST_RESULT = 1024 * 1024
+#: What stands for nothing, such as None, is always kept; and a limit that was meant in another unit is found out.
+SMALLEST_LIMIT = 1024
+
 #: Types that a key is made of without any doubt.
 _SURE = frozenset({str, int, bool, bytes, UUID})
 
@@ -38,8 +44,9 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
     It promises that a key's work is never run by two workers at once while its lease holds, and never again once it is
     done and recorded, for ``ttl``; a duplicate returns the first run's result. The lease is renewed as long as the body
     runs. A duplicate of running work waits, using no worker slot and no attempt, or fails at once, as ``when_running``
-    says. A failure frees the key: the next call with it runs. When a worker is killed, the redelivered message takes the
-    key over once the lease is over; after the ``max_crashes`` of :class:`dead_letter`, 3 without it, it is not run again.
+    says. A failure frees the key, unless ``remember`` names it: the next call with it runs. When a worker is killed, the
+    redelivered message takes the key over once the lease is over; after the ``max_crashes`` of :class:`dead_letter`, 3
+    without it, it is not run again.
 
     It does not promise exactly-once effects in another system: a worker killed between the effect and the record
     runs the effect again. Hand ``current_claim().key`` to that system for this case. Nor does it promise one worker at a
@@ -64,6 +71,11 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         when_store_down: ``"wait"``, the default: while the store does not answer, the message waits, for ``wait_within`` at
             most, and no attempt is used. ``"run"``: it is run without a claim, and so perhaps more than once: nothing is
             recorded, and the event ``run_without_claim`` says so.
+        remember: Exception types, one or a tuple of them; none by default. A final failure of such a type is recorded like a
+            result, for ``ttl``: each later duplicate fails with ``FailedBefore`` at once, and leaves no letter. A replay of
+            that failure's letter forgets it. ``SoftTimeLimitExceeded`` and ``MemoryError`` must be named themselves.
+        max_result_bytes: The largest result that is kept, in bytes of JSON; 1 MiB by default. The work of a larger one is
+            recorded as done, without it: a duplicate gets ``ResultNotKept``. None: no limit.
 
     Raises:
         ConfigurationError: When an argument is wrong, and when a task without such an argument wears it.
@@ -79,6 +91,8 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
     wait_within: timedelta
     when_running: WhenRunning
     when_store_down: WhenStoreDown
+    remember: tuple[type[Exception], ...]
+    max_result_bytes: int | None
     #: What key and scope are made of.
     _key: Source = field(repr=False, compare=False)
     _scope: Source | None = field(repr=False, compare=False)
@@ -96,6 +110,8 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         wait_within: timedelta = timedelta(hours=1),
         when_running: WhenRunning = "wait",
         when_store_down: WhenStoreDown = "wait",
+        remember: Kinds = (),
+        max_result_bytes: int | None = LARGEST_RESULT,
     ) -> None:
         for name, span in (("ttl", ttl), ("lease", lease), ("wait_within", wait_within)):
             if not isinstance(span, timedelta):
@@ -114,11 +130,17 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
             raise ConfigurationError(f'expected when_running to be "wait" or "raise", got {when_running!r}')
         if when_store_down not in get_args(WhenStoreDown):
             raise ConfigurationError(f'expected when_store_down to be "wait" or "run", got {when_store_down!r}')
+        kinds = kinds_of(remember)
+        if max_result_bytes is not None and (type(max_result_bytes) is not int or max_result_bytes < SMALLEST_LIMIT):
+            raise ConfigurationError(
+                f"expected max_result_bytes to be at least {SMALLEST_LIMIT}, or None for no limit, got {max_result_bytes!r}"
+            )
         sources = [made_of] if kept_apart is None else [made_of, kept_apart]
         whole = tuple([name for one in sources for name in one.arguments]) if all(one.plain for one in sources) else ()
         for name, value in (
             *(("key", key), ("ttl", ttl), ("scope", scope), ("same", same), ("lease", lease)),
             *(("wait_within", wait_within), ("when_running", when_running), ("when_store_down", when_store_down)),
+            *(("remember", kinds), ("max_result_bytes", max_result_bytes)),
             *(("_key", made_of), ("_scope", kept_apart), ("_whole", whole)),
         ):
             object.__setattr__(self, name, value)

@@ -17,7 +17,7 @@ from celery.result import ResultBase
 from .. import _codec
 from .._call import Claim
 from .._events import emit
-from .._keys import name_in_store
+from .._keys import digest, name_in_store
 from .._message import new_owner
 from .._plan import FAILED, REJECTED, REQUEUED
 from .._republish import send_waiting_copy
@@ -25,6 +25,7 @@ from ..exceptions import (
     AlreadyFailed,
     ClaimLost,
     ConfigurationError,
+    FailedBefore,
     InProgress,
     KeyMismatch,
     NotCommitted,
@@ -32,7 +33,8 @@ from ..exceptions import (
     StoreUnavailable,
     TooManyCrashes,
 )
-from ..typing import Answer, Attempt, Claimed, Done, Ended, Mismatch, Running, TransactionalStore
+from ..typing import Answer, Attempt, Claimed, Done, Ended, InspectableStore, Mismatch, Running, TransactionalStore
+from . import _failure
 from ._renewal import Holder, Renewal, Unclaimed, local_fence, now, renewer
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ class Run:
         self.crashed = False
         #: The store that knows whether the body's own transaction was committed, when it has one.
         self.ledger: TransactionalStore | None = None
+        #: The failure that is to be remembered, once its letter stands.
+        self.failure: bytes | None = None
         self.looks = int(call.header.get("looks") or 0)
         #: Whether it waits for running work whatever ``when_running`` says: the task has, or had, a run of its own.
         self.patient = bool(call.header.get("patient"))
@@ -85,6 +89,7 @@ class Run:
     def claim(self, proceed: Proceed) -> Any:
         answer: Answer | StoreUnavailable
         try:
+            self._forget_failure()
             answer = self._ask()
             if isinstance(answer, Ended) and answer.failed and self._is_sent_anew():
                 # New work under an old id, and so are its later attempts and its copies that wait.
@@ -129,6 +134,12 @@ class Run:
             if self._release not in self.call.settlements:
                 self.call.settlements.append(self._release)
         return answer
+
+    def _forget_failure(self) -> None:
+        """Who sends a letter's message again, says: try again. What somebody else has recorded since stays."""
+        name = self.call.header.get("failure")
+        if name is not None and isinstance(self.store, InspectableStore):
+            self.store.forget(self.name, beginning=_failure.beginning(name))
 
     def _let_go(self) -> None:
         """The soft time limit struck while the key was asked for: it may be ours, and is asked for again to know."""
@@ -182,7 +193,19 @@ class Run:
             return self._follow(answer)
         if isinstance(error, ClaimLost):  # it is not, or is free by now
             return self._bequeath(self._next_look(LONGEST_WAIT), None)
+        self._note(error)
         raise error
+
+    def _note(self, error: Exception) -> None:
+        """Make ready what is to be remembered of a failure; its letter comes first, and says what to forget."""
+        call = self.call
+        # Where a next attempt was asked for, it could not be published: that is an end, but the broker's.
+        if call.asked is None and _failure.is_named(error, self.pattern.remember):
+            # Of all deliveries of an attempt it is the same one, as their letters are. A letter's message that is moved
+            # back by hand is another attempt of the same number.
+            name = digest(self.attempt.run_id, str(self.attempt.number), call.header.get("failure", ""))
+            self.failure = _failure.encoded(name, error)
+            call.header = {**call.header, "failure": name}
 
     def _answer_if_lost(self) -> Answer | None:
         assert self.renewal is not None
@@ -206,9 +229,9 @@ class Run:
         call, renewal = self.call, self.renewal
         assert renewal is not None
         try:
-            answer = self._record(result)
+            answer = self._record(self._encoded(result))
         except SoftTimeLimitExceeded:  # it strikes once, and the work is done
-            answer = self._record(result)
+            answer = self._record(self._encoded(result))
         if isinstance(answer, StoreUnavailable):
             return self._bequeath(LONGEST_WAIT, answer) if renewal.lost else result
         if isinstance(answer, Done) and answer.ours:
@@ -269,17 +292,23 @@ class Run:
             raise
         except Exception:  # noqa: BLE001 - a value's own __json__ may raise what it likes, and the work is done
             encoded = None
+        told: dict[str, Any] = {"result_type": type(result).__qualname__}
+        limit = self.pattern.max_result_bytes
         if encoded is None:
-            emit(logging.WARNING, "result_not_kept", call, result_type=type(result).__qualname__)
+            emit(logging.WARNING, "result_not_kept", call, **told, reason="it cannot be stored as JSON")
+        elif limit is not None and len(encoded) > limit:
+            told.update(reason="it is larger than max_result_bytes", bytes=len(encoded), max_result_bytes=limit)
+            emit(logging.WARNING, "result_not_kept", call, **told)
+            return None
         return encoded
 
-    def _record(self, result: Any) -> Answer | StoreUnavailable:
-        """Write that the work is done, as long as the key is ours; why not, when the store stayed away.
+    def _record(self, encoded: bytes | None) -> Answer | StoreUnavailable:
+        """Write that the work is done, or how it failed, as long as the key is ours; why not, when the store stayed away.
 
         A soft time limit that strikes here comes too late to undo the work: the store is asked once more.
         """
         assert self.renewal is not None
-        encoded, ttl, patient = self._encoded(result), self.pattern.ttl, True
+        ttl, patient = self.pattern.ttl, True
         while True:
             try:
                 self.renewal.end()
@@ -307,6 +336,10 @@ class Run:
             self.renewal.end()
         if self.crashed and outcome == REQUEUED:
             return  # it could not be buried, and its starts must not be forgotten: the lease ends it
+        if self.failure is not None and outcome == FAILED:
+            # Refused, or the store is away: then it is this message's alone. What the body has committed itself stays.
+            self._record(self.failure)
+            return
         ended = None if outcome == REQUEUED else Ended(failed=outcome in (FAILED, REJECTED))
         if outcome == REJECTED and self.call.instance.plan.buries is not None:
             # Its letter is still to be written, by the main process, which then gives back a key that it can make.
@@ -325,12 +358,21 @@ class Run:
         call = self.call
         if isinstance(answer, Done):
             if answer.result is None:
-                raise ResultNotKept(f"{call.task}: the key's work is done, but its result could not be stored as JSON")
+                raise ResultNotKept(
+                    f"{call.task}: the key's work is done, but its result was not kept: it could not be stored as JSON, or "
+                    "was larger than max_result_bytes"
+                )
+            failure = _failure.failure_in(answer.result)
+            if failure is not None:
+                emit(logging.INFO, "duplicate_failed", call, first_error=failure[0])
+                call.repeats = True
+                raise FailedBefore(call.task, *failure)
             emit(logging.INFO, "duplicate_returned", call)
             return _codec.loads(answer.result)
         if isinstance(answer, Ended):
             emit(logging.INFO, "ended_attempt_skipped", call, failed=answer.failed)
             if answer.failed:
+                call.repeats = True
                 raise AlreadyFailed(f"{call.task}: attempt {call.attempt} has failed before; it was not run again")
             raise Ignore("this attempt has ended before: its work was handed over")
         if isinstance(answer, Mismatch):
