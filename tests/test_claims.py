@@ -24,6 +24,7 @@ from celery_patterns.typing import Attempt, Claimed, Done
 
 from .harness import ROOT, Floor
 from .here import run_here
+from .servers import free_port
 
 DAY = timedelta(days=1)
 
@@ -166,7 +167,7 @@ def test_each_key_is_listed(app: Celery, keys: dict[str, str]) -> None:
     running = machine[keys["running"]]
     assert (running["task"], running["task_id"], running["state"]) == ("shop.charge", "t-runs", "running")
     assert (running["held_for"], running["lease_left"], running["starts"]) == (5.0, 25.0, 1)
-    assert machine[keys["lost"]]["lease_left"] == 0
+    assert (machine[keys["lost"]]["state"], machine[keys["lost"]]["lease_left"]) == ("lost", 0)
 
 
 def test_keys_are_chosen_by_task_and_state(app: Celery, keys: dict[str, str]) -> None:
@@ -207,6 +208,96 @@ def test_a_key_is_named_by_what_it_is_made_of(app: Celery, store: MemoryStore) -
     assert record["task_id"] == "t-own"
 
 
+def test_defaults_are_those_of_the_task(app: Celery) -> None:
+    """An argument that was not given need not be named."""
+
+    @app.task(shared=False, name="shop.defaults")
+    @idempotent(key=("order_id", "currency"), ttl=DAY)
+    def defaults(order_id: str, currency: str = "EUR") -> None: ...
+
+    run_here(defaults, "o-1", task_id="t-1")
+    (record,) = told(run(app, "show", "shop.defaults", "order_id=o-1", "--json"))
+    assert record["task_id"] == "t-1"
+
+
+def test_an_argument_may_be_called_as_a_calls_own_key_is(app: Celery) -> None:
+    """Both are looked for."""
+
+    @app.task(shared=False, name="shop.own")
+    @idempotent(key="idempotency_key", ttl=DAY)
+    def own(idempotency_key: str) -> None: ...
+
+    run_here(own, "k1", task_id="t-1")
+    (record,) = told(run(app, "show", "shop.own", "idempotency_key=k1", "--json"))
+    assert record["task_id"] == "t-1"
+
+
+def test_a_task_whose_name_begins_like_another_ones(app: Celery, store: MemoryStore) -> None:
+    """Its keys are its own."""
+    for name in ("shop:aaaa1111", "shop:sub:bbbb2222"):
+        store.claim(name, Attempt("a/0", 0, "a.1"), "fp", lease=DAY, ttl=DAY)
+    assert [one["digest"] for one in told(run(app, "list", "--task", "shop", "--json"))] == ["aaaa1111"]
+
+
+def test_an_id_that_was_not_kept_is_not_made_up(app: Celery, store: MemoryStore) -> None:
+    """Nobody is asked for it, and it is said why."""
+    task_id = "a-report-of-the-night-with-a-name-that-is-long-" + "x" * 20
+    run_here(app.tasks["shop.charge"], "o-1", task_id=task_id)
+    (record,) = told(run(app, "show", "shop.charge", "order_id=o-1", "--json"))
+    assert (record["task_id"], record["owner"][0]) == (None, "?")
+    store.claim("shop.charge:abcd1111", Attempt("a/0", 0, "?1234.5678"), "fp", lease=DAY, ttl=DAY)
+    result = run(app, "show", "abcd1111")
+    assert "the task's id is not kept" in " ".join(result.stdout.split())
+    assert "a task whose id is not kept" in run(app, "release", "abcd1111").stderr
+
+
+def test_a_broker_that_is_away_hides_no_record(store: MemoryStore) -> None:
+    """What the store says is shown, and why nobody could be asked."""
+    with closing(Celery("away", broker=f"redis://:hunter2@127.0.0.1:{free_port()}/0", set_as_current=False)) as away:
+        away.conf.broker_transport_options = {"socket_connect_timeout": 0.2, "retry_policy": {"max_retries": 0}}
+        away.conf.broker_connection_max_retries = 0
+        patterns.use_patterns(away)
+        patterns.use_store(away, store)
+        store.claim("shop.charge:abcd1111", Attempt("a/0", 0, "a.1"), "fp", lease=DAY, ttl=DAY)
+        (record,) = told(run(away, "show", "abcd1111", "--json"))
+        assert (record["state"], record["workers"]) == ("running", None)
+        result = run(away, "show", "abcd1111")
+    assert (result.exit_code, "cannot be asked: the broker at" in " ".join(result.stdout.split())) == (0, True)
+    assert "hunter2" not in result.output
+
+
+def test_what_happens_between_the_look_and_the_act_counts(
+    app: Celery, store: MemoryStore, monkeypatch: Any, keys: dict[str, str]
+) -> None:
+    """A dead owner that woke up meanwhile keeps its key; and work that was done again meanwhile is not forgotten."""
+    look = store.record
+
+    def then(act: Any) -> Any:
+        def record(key: str) -> Any:
+            found = look(key)
+            act(found)
+            return found
+
+        return record
+
+    def wakes(found: Any) -> None:
+        assert store.renew(found.key, Attempt("", 0, found.owner), found.fence, lease=DAY, ttl=DAY)
+
+    monkeypatch.setattr(store, "record", then(wakes))
+    result = run(app, "release", "shop.charge", "order_id=o-lost")
+    assert (result.exit_code, "has changed meanwhile; look again" in result.stderr) == (1, True)
+
+    def again(found: Any) -> None:
+        assert store.forget(found.key)
+        run_here(app.tasks["shop.charge"], "o-done")
+
+    monkeypatch.setattr(store, "record", then(again))
+    result = run(app, "forget", "shop.charge", "order_id=o-done", "--yes")
+    assert (result.exit_code, "has changed meanwhile; look again" in result.stderr) == (1, True)
+    monkeypatch.undo()
+    assert told(run(app, "show", "shop.charge", "order_id=o-done", "--json"))[0]["state"] == "done"
+
+
 def test_a_key_is_named_by_the_beginning_of_its_digest(app: Celery, keys: dict[str, str]) -> None:
     """As ``list`` shows it, with its task or without."""
     name = keys["done"]
@@ -221,13 +312,21 @@ def test_a_key_is_named_by_the_beginning_of_its_digest(app: Celery, keys: dict[s
         (["shop.charge", "order_id=o-9"], 1, "the store knows no key of shop.charge with order_id=o-9"),
         (["ffffffffffff"], 1, "the store knows no key that begins with ffffffffffff"),
         (["shop.charge:"], 2, "expected the first characters of a key"),
+        (["shop.charge"], 2, "expected name=value behind shop.charge"),
+        (["shop.charge", "order_id=1", "order_id=2"], 2, "an argument is given twice"),
+        (
+            ["shop.pack", "order=x", "order.id=1", "shelf=3", "tenant=a"],
+            2,
+            "order.id steps into order, which is given as a whole",
+        ),
+        (["shop.charge", "order_id=\udcff"], 2, "expected text, got"),
         (["shop.nothing", "a=1"], 2, "the app has no task 'shop.nothing'"),
         (["shop.plain", "a=1"], 2, "shop.plain wears no idempotent(), so it has no keys"),
         (["shop.charge", "order_id"], 2, "expected name=value behind the task's name"),
         (
             ["shop.pack", "shelf=3", "tenant=ada"],
             2,
-            "the key of shop.pack is made of 'order', too; expected 'order'=value",
+            "the key of shop.pack is made of order, too; expected order=value",
         ),
         (["shop.pack", "shelf=3", "tenant=ada", "order.no=1"], 2, "order is a dict without 'id'"),
     ],

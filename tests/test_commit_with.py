@@ -804,3 +804,21 @@ def test_sqlites_transactions_by_hand_are_transactions(app: Celery, bank: Bank) 
     task = keyed(app, work)
     assert (run_here(task, 7).value, run_here(task, 7).value, bank.booked()) == ("booked", "booked", [1])
     by_hand.dispose()
+
+
+def test_a_row_that_is_locked_is_somebodys(app: Celery, bank: Bank) -> None:
+    """Also with ``when_store_down="run"``: the store is not away, and another run is about to have the key."""
+    if bank.kind == "sqlite":
+        return
+    ran: list[int] = []
+
+    def work(x: int) -> None:
+        ran.append(x)
+        raise ValueError
+
+    task = keyed(app, work, when_store_down="run")
+    run_here(task, 7)
+    with bank.engine.connect() as connection:
+        connection.execute(sa.update(bank.store.table).values(owner="somebody"))
+        assert run_here(task, 7).state == "IGNORED"
+    assert ran == [7]

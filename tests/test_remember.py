@@ -109,7 +109,7 @@ def events(caplog: Any) -> list[Event]:
         BaseException,
         lambda _: True,
     ],
-    ids=repr,
+    ids=lambda value: repr(value).partition(" at 0x")[0],
 )
 def test_only_exception_types_can_be_remembered(wrong: Any) -> None:
     """Anything else is refused when the pattern is built."""

@@ -24,11 +24,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
+from sqlalchemy.pool import NullPool
 
 from celery_patterns import idempotent, use_patterns, use_store
 from celery_patterns.exceptions import ConfigurationError, StoreUnavailable
 from celery_patterns.stores import SQLStore
-from celery_patterns.stores._sql import _store
+from celery_patterns.stores._sql import _database, _store
 from celery_patterns.typing import Attempt, Claimed, Done, Running
 
 from .cable import Cable
@@ -263,10 +264,11 @@ def test_a_server_that_only_reads_is_left(postgres: str) -> None:
 
 
 def test_a_time_limit_leaves_no_lock_behind(store: SQLStore) -> None:
-    """Wherever it strikes: another thread, as the one that renews leases, is answered."""
-    for turn in range(400):
-        with contextlib.suppress(SoftTimeLimitExceeded), soft_limit(0.00002 * (turn % 60 + 1)):
-            while True:
+    """SQLAlchemy's own pool takes locks, and is not used: another thread, as the one that renews leases, is answered."""
+    assert isinstance(store._database._engine.pool, NullPool)
+    for turn in range(40):
+        with contextlib.suppress(SoftTimeLimitExceeded), soft_limit(0.0003 * (turn + 1)):
+            for _ in range(20):
                 store.renew("k", OTHER, 7, lease=DAY, ttl=DAY)
     answers: list[Any] = []
     renewing = threading.Thread(
@@ -345,6 +347,32 @@ def test_threads_share_a_store_and_get_their_own_answers(store: SQLStore) -> Non
     for thread in threads:
         thread.join(60)
     assert wrong == []
+
+
+def test_no_more_connections_are_kept_than_some(store: SQLStore, monkeypatch: Any) -> None:
+    """Many threads that ask at once open one each, and most are closed again."""
+    monkeypatch.setattr(_database, "KEPT", 3)
+    ready = threading.Barrier(12)
+
+    def ask(number: int) -> None:
+        ready.wait(20)
+        for turn in range(5):
+            claimed(store, f"k-{number}-{turn}")
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert 1 <= len(store._database._free) <= 5  # two may be given back at the same moment
+
+
+def test_no_result_is_read_where_keys_are_looked_through(store: SQLStore) -> None:
+    """It may be large, and is the user's."""
+    who = me()
+    store.complete("k", who, "fp", claimed(store, who=who).fence, b"x" * 100_000, ttl=DAY)
+    rows = store._database.ask(store._statements.page, {"after": "", "beginning": "", "limit": 10})
+    assert [len(str(row)) < 1000 for row in rows] == [True]
 
 
 def test_of_many_who_ask_for_one_key_one_has_it(store: SQLStore) -> None:

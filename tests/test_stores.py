@@ -615,6 +615,70 @@ def test_finished_work_can_be_forgotten(bench: Bench) -> None:
     assert (again.starts, again.fence > held.fence) == (1, True)
 
 
+def test_only_the_work_that_is_meant_is_forgotten(bench: Bench) -> None:
+    """What was done again since stays."""
+    me, again = run(), run("t2/0")
+    first = bench.claim(me)
+    bench.complete(me, first.fence)
+    assert bench.store.forget("k", fence=first.fence + 1) is False  # type: ignore[attr-defined]
+    assert bench.store.forget("k", fence=first.fence) is True  # type: ignore[attr-defined]
+    second = bench.claim(again)
+    bench.complete(again, second.fence, b"2")
+    assert bench.store.forget("k", fence=first.fence) is False  # type: ignore[attr-defined]
+    assert bench.claim(run("t3/0")) == Done(b"2")
+
+
+def test_one_key_is_told(bench: Bench) -> None:
+    """That of this very name; nothing of one that is unknown or has expired."""
+    me = run()
+    held = bench.claim(me, key="k:1")
+    bench.claim(run(), key="k:12")
+    bench.store.claim("gone", run(), "fp", lease=timedelta(milliseconds=1), ttl=timedelta(milliseconds=1))
+    bench.let_pass(timedelta(milliseconds=20))
+    one = bench.store.record("k:1")  # type: ignore[attr-defined]
+    assert (one.key, one.state, one.owner, one.fence) == ("k:1", "running", me.owner, held.fence)
+    assert [bench.store.record(name) for name in ("k:", "k", "gone", "K:1")] == [None] * 4  # type: ignore[attr-defined]
+
+
+def test_a_key_is_taken_from_a_dead_owner(bench: Bench) -> None:
+    """It is free then, whatever the arguments, as a first start; what has ended stays ended."""
+    ended, me = run(), run(number=1)
+    bench.release(ended, bench.claim(ended).fence, Ended(failed=False))
+    held = bench.claim(me)
+    assert bench.store.free("k", held.fence) is False  # type: ignore[attr-defined]
+    bench.let_pass(LEASE)
+    assert bench.store.free("k", held.fence + 1) is False  # type: ignore[attr-defined]
+    assert bench.store.free("k", held.fence) is True  # type: ignore[attr-defined]
+    assert bench.claim(run()) == Ended(failed=False)
+    assert bench.renew(me, held.fence) is False
+    after = bench.claim(run("t2/0"), "other")
+    assert isinstance(after, Claimed)
+    assert (after.starts, after.fence > held.fence) == (1, True)
+
+
+def test_a_key_is_taken_from_a_living_owner_only_if_that_is_said(bench: Bench) -> None:
+    """It is fenced off then: it can neither renew, complete nor release."""
+    me = run()
+    held = bench.claim(me, lease=timedelta(seconds=30))
+    assert bench.store.free("k", held.fence) is False  # type: ignore[attr-defined]
+    assert bench.renew(me, held.fence) is True
+    assert bench.store.free("k", held.fence, living=True) is True  # type: ignore[attr-defined]
+    assert bench.renew(me, held.fence) is False
+    assert bench.release(me, held.fence) is False
+    assert bench.complete(me, held.fence) == Running(timedelta(0))
+    assert isinstance(bench.claim(run("t2/0"), "other"), Claimed)
+
+
+def test_only_what_is_held_is_taken(bench: Bench) -> None:
+    """Neither finished work, nor what is free or unknown."""
+    me = run()
+    held = bench.claim(me)
+    bench.complete(me, held.fence)
+    assert bench.store.free("k", held.fence, living=True) is False  # type: ignore[attr-defined]
+    assert bench.claim(run("t2/0")) == Done(b"1")
+    assert bench.store.free("unknown", 7, living=True) is False  # type: ignore[attr-defined]
+
+
 def test_only_finished_work_is_forgotten(bench: Bench) -> None:
     """Neither what runs, nor what is free or unknown."""
     me = run()

@@ -184,6 +184,10 @@ class Binder:
             if name not in defaults or (value is not defaults[name] and not _equal(value, defaults[name]))
         }
 
+    def filled(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """These, and the defaults of others."""
+        return {**self._defaults, **arguments}
+
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of one call.
 

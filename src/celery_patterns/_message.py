@@ -51,8 +51,11 @@ _BROKERS_OWN = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "re
 
 
 def new_owner(task_id: str) -> str:
-    """Who a delivery claims a key as: its task id, for people, and what no other delivery of it has."""
-    shown = task_id if _SHOWN.fullmatch(task_id) else secrets.token_hex(4)
+    """Who a delivery claims a key as: its task id, for people, and what no other delivery of it has.
+
+    An id that is long or odd is left out: ``?``, and random digits, stand for it.
+    """
+    shown = task_id if _SHOWN.fullmatch(task_id) else f"?{secrets.token_hex(4)}"
     return f"{shown}.{secrets.token_hex(4)}"
 
 

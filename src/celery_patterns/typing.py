@@ -236,6 +236,23 @@ class InspectableStore(Store, Protocol):
         """
         ...
 
+    def record(self, key: str) -> KeyRecord | None:
+        """What is known of one key; None where that is nothing."""
+        ...
+
+    def free(self, key: str, fence: int, *, living: bool = False) -> bool:
+        """Take a key from the run that has it, which can then neither renew, complete nor release it.
+
+        Args:
+            key: The key's name in the store.
+            fence: That of the claim which is meant.
+            living: Whether it is taken also while its lease holds.
+
+        Returns:
+            False when that claim does not hold the key, or its lease holds and ``living`` is not said; nothing was changed.
+        """
+        ...
+
     def forget(self, key: str, *, fence: int | None = None, beginning: bytes = b"") -> bool:
         """Forget that a key's work is done, or that its failure is remembered, so that it is run again.
 

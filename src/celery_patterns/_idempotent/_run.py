@@ -103,7 +103,7 @@ class Run:
         except StoreUnavailable as error:
             answer = error.with_traceback(None)  # no body is run in here, or its errors would be told as a consequence
         if isinstance(answer, StoreUnavailable):
-            if self.pattern.when_store_down == "run":
+            if self.pattern.when_store_down == "run" and not answer.locked:  # locked, it is somebody's
                 return self._run_unclaimed(proceed, answer)
             return self._bequeath(LONGEST_WAIT, answer)
         if isinstance(answer, Claimed):
@@ -391,7 +391,7 @@ class Run:
         """Whether to fail would be to fail a task that is no duplicate: one with a run of its own, or its replacement."""
         # replace() publishes us from inside the body that holds the key.
         heir = self.call.request.replaced_task_nesting and self.looks < HEIRS_LOOKS
-        return bool(heir) or self.patient or self.renewal is not None
+        return bool(heir) or self.patient or self.renewal is not None or self.call.redelivered
 
     def _next_look(self, expires_in: timedelta) -> timedelta:
         """When to look again: soon at first, since most work is short, then twice as late each time.

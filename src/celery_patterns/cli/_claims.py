@@ -10,12 +10,12 @@ import click
 
 from .._equipment import equipment_of
 from ..exceptions import ConfigurationError
-from ..typing import Attempt, InspectableStore, KeyRecord
-from ._keys import found
+from ..typing import InspectableStore, KeyRecord
+from ._keys import expect_text, found
 from ._options import JSON, YES, once
-from ._screens import SHORT_ID, claim_facts, claim_page, claims_table, task_id_of, visible
+from ._screens import SHORT_ID, claim_facts, claim_page, claims_table, state_of, task_id_of, visible
 from ._targets import app_of
-from ._terminal import NOT_ALL_DONE, ask, console_of, end, json_line, say, told, with_rich
+from ._terminal import NOT_ALL_DONE, ask, brokers_own, console_of, end, json_line, say, told, unreachable, with_rich
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -64,8 +64,9 @@ def list_(ctx: click.Context, /, task: str | None, state: str | None, limit: int
     """The keys that the store knows, in no order."""
     with told(ctx):
         store = _store_of(app_of(ctx))
-        records = (one for one in store.records(f"{task}:" if task else "") if state in (None, _state_of(one)))
-        chosen = itertools.islice(records, limit)
+        expect_text(task or "")
+        records = store.records(f"{task}:" if task else "")
+        chosen = itertools.islice((one for one in records if _matches(one, task, state)), limit)
         if as_json:
             for record in chosen:
                 json_line(claim_facts(record))
@@ -87,11 +88,11 @@ def show(ctx: click.Context, /, which: tuple[str, ...], as_json: bool) -> None:
         page = None if as_json else with_rich(claim_page)
         app = app_of(ctx)
         record = found(app, _store_of(app), which)
-        workers = _workers(app, record) if record.state == "running" else None
+        workers, why_not = _workers(app, record) if record.state == "running" else (None, "")
         if page is None:
             json_line({**claim_facts(record), "workers": workers})
         else:
-            page(console_of(ctx), record, workers)
+            page(console_of(ctx), record, workers or ([why_not] if why_not else None))
 
 
 @claims.command()
@@ -113,14 +114,13 @@ def release(ctx: click.Context, /, which: tuple[str, ...], force: bool, yes: boo
         if record.lease_left and not force:
             left = max(1, round(record.lease_left.total_seconds()))
             end(
-                f"{name} is held by task {task_id_of(record)}, whose lease is {left} s long still, and is renewed as long "
+                f"{name} is held by {_whose(record)}, whose lease is {left} s long still, and is renewed as long "
                 "as its body runs. With --force it is taken from it: two may then run at once",
                 NOT_ALL_DONE,
             )
         if record.lease_left and not yes:
-            ask(f"Take {name} from the running task {visible(task_id_of(record))}?")
-        owner = Attempt("", 0, record.owner)
-        if not store.release(record.key, owner, None, ended=None, ttl=record.expires_in):
+            ask(f"Take {name} from {visible(_whose(record))}, which runs?")
+        if not store.free(record.key, record.fence, living=force):
             end(f"{name} has changed meanwhile; look again", NOT_ALL_DONE)
         say(f"{name} is free.")
 
@@ -141,7 +141,7 @@ def forget(ctx: click.Context, /, which: tuple[str, ...], yes: bool) -> None:
             end(f"the work of {name} is not done: it is {record.state}.{cure}", NOT_ALL_DONE)
         if not yes:
             ask(f"Let the work of {name} be done again?")
-        if not store.forget(record.key):
+        if not store.forget(record.key, fence=record.fence):
             end(f"{name} has changed meanwhile; look again", NOT_ALL_DONE)
         say(f"The work of {name} is forgotten.")
 
@@ -155,8 +155,13 @@ def _store_of(app: Celery) -> InspectableStore:
     return store
 
 
-def _state_of(record: KeyRecord) -> str:
-    return "lost" if record.state == "running" and not record.lease_left else record.state
+def _matches(record: KeyRecord, task: str | None, state: str | None) -> bool:
+    return task in (None, record.key.rpartition(":")[0]) and state in (None, state_of(record))
+
+
+def _whose(record: KeyRecord) -> str:
+    task_id = task_id_of(record)
+    return f"task {task_id}" if task_id else "a task whose id is not kept"
 
 
 def _name(record: KeyRecord) -> str:
@@ -169,9 +174,15 @@ def _pages(records: Iterator[KeyRecord]) -> Iterator[list[KeyRecord]]:
         yield page
 
 
-def _workers(app: Celery, record: KeyRecord) -> list[str]:
-    """The workers that say they run the task, or have it and will."""
+def _workers(app: Celery, record: KeyRecord) -> tuple[list[str] | None, str]:
+    """The workers that say they run the task, or have it and will; where there are none, why."""
     task_id = task_id_of(record)
-    answers = app.control.inspect(timeout=_ANSWER).query_task([task_id]) or {}
+    if task_id is None:
+        return None, "cannot be asked: the task's id is not kept, since it is long or odd"
+    try:
+        answers = app.control.inspect(timeout=_ANSWER).query_task([task_id]) or {}
+    except brokers_own(app) as error:
+        return None, f"cannot be asked: {unreachable(app, error)}"
     told = [(worker, *tasks[task_id]) for worker, tasks in answers.items() if task_id in (tasks or {})]
-    return [f"{worker}, pid {request.get('worker_pid')}, {state}" for worker, state, request in told]
+    running = [f"{worker}, pid {request.get('worker_pid')}, {state}" for worker, state, request in told]
+    return running, "none that answers runs its task"

@@ -41,27 +41,33 @@ def found(app: Celery, store: InspectableStore, words: tuple[str, ...]) -> KeyRe
         KeyNotFound: When there is none.
         ConfigurationError: When several are meant, or the words mean none.
     """
+    for word in words:
+        expect_text(word)
     if len(words) == 1 and "=" not in words[0]:
+        if words[0] in app.tasks:
+            raise ConfigurationError(
+                f"expected name=value behind {words[0]}, for each argument that its key is made of"
+            )
         return _beginning(store, words[0])
     task, *pairs = words
-    names = {*_names(app, task, dict(_split(pair) for pair in pairs))}
-    meant = [record for name in names for record in store.records(name) if record.key == name]
-    return _only(meant, f"of {task} with {' '.join(pairs)}")
+    said = dict(_split(pair) for pair in pairs)
+    if len(said) < len(pairs):
+        raise ConfigurationError("an argument is given twice; expected each once")
+    meant = [store.record(name) for name in {*_names(app, task, said)}]
+    return _only([record for record in meant if record is not None], f"of {task} with {' '.join(pairs)}")
 
 
 def _beginning(store: InspectableStore, short: str) -> KeyRecord:
-    task, colon, digest = short.rpartition(":")
+    _, colon, digest = short.rpartition(":")
     if not digest:
         raise ConfigurationError("expected the first characters of a key, as list shows it, got none")
-    meant = [
-        record
-        for record in store.records(f"{task}:" if colon else "")
-        if record.key.rpartition(":")[2].startswith(digest)
-    ]
+    records = store.records(short if colon else "")
+    meant = [record for record in records if record.key.rpartition(":")[2].startswith(digest)]
     return _only(meant, f"that begin with {short}" if len(meant) > 1 else f"that begins with {short}")
 
 
 def _only(meant: list[KeyRecord], which: str) -> KeyRecord:
+    meant = [*{record.key: record for record in meant}.values()]  # what is looked through may be told twice
     if not meant:
         raise KeyNotFound(f"the store knows no key {which}")
     if len(meant) > 1:
@@ -86,20 +92,26 @@ def _names(app: Celery, task: str, said: dict[str, str]) -> Iterator[str]:
     pattern = worn(app.tasks[task], idempotent)
     if pattern is None:
         raise ConfigurationError(f"{task} wears no idempotent(), so it has no keys")
-    own = said.pop(_OWN, None)
-    made = False
-    for values in itertools.product(*map(_meanings, said.values())):
-        arguments = _nested(dict(zip(said, values, strict=True)))
-        try:
-            yield name_in_store(task, pattern.key_of(task, arguments, (), arguments, own))
-        except KeyError as missing:
-            raise ConfigurationError(f"the key of {task} is made of {missing}, too; expected {missing}=value") from None
-        except InvalidKey as error:
-            refused = error
-            continue
-        made = True
-    if not made:
-        raise ConfigurationError(str(refused))
+    terms = app.tasks[task].plan.terms
+    readings: list[tuple[dict[str, str], str | None]] = [(said, None)]
+    if _OWN in said:
+        own = (({name: text for name, text in said.items() if name != _OWN}), said[_OWN])
+        readings = [*readings, own] if _OWN in terms.signature.parameters else [own]
+    refused: list[str] = []
+    for given, key in readings:
+        for values in itertools.product(*map(_meanings, given.values())):
+            arguments = terms.bound.filled(_nested(dict(zip(given, values, strict=True))))
+            try:
+                yield name_in_store(task, pattern.key_of(task, arguments, (), arguments, key))
+            except KeyError as missing:
+                name = missing.args[0]
+                refused.append(f"the key of {task} is made of {name}, too; expected {name}=value")
+            except InvalidKey as error:
+                refused.append(str(error))
+            else:
+                refused.append("")
+    if all(refused):
+        raise ConfigurationError(refused[0])
 
 
 def _meanings(text: str) -> list[Any]:
@@ -122,5 +134,21 @@ def _nested(said: dict[str, Any]) -> dict[str, Any]:
         place = arguments
         for step in steps:
             place = place.setdefault(step, {})
+            if not isinstance(place, dict):
+                raise ConfigurationError(
+                    f"{path} steps into {step}, which is given as a whole, too; expected one of the two"
+                )
         place[last] = value
     return arguments
+
+
+def expect_text(word: str) -> None:
+    """Refuse what is no text in any encoding.
+
+    Raises:
+        ConfigurationError: For bytes that the terminal could not read.
+    """
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"expected text, got {word!r}") from None

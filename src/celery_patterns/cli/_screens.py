@@ -29,6 +29,7 @@ __all__ = [
     "facts_of",
     "letter_page",
     "letters_table",
+    "state_of",
     "task_id_of",
     "visible",
 ]
@@ -253,13 +254,10 @@ def claims_table(records: Iterable[KeyRecord]) -> Table:
 
 def _state(record: KeyRecord) -> list[str]:
     """In words, and for how long."""
-    if record.held_for is None or record.lease_left is None:
+    if record.held_for is None:
         return [record.state, f"kept for {_span(record.expires_in)}"]
-    begun = f"since {_span(record.held_for)}"
     crashed = f", start {record.starts}" if record.starts > 1 else ""
-    if not record.lease_left:
-        return ["lost", f"{begun}{crashed}"]
-    return ["running", f"{begun}{crashed}"]
+    return [state_of(record), f"since {_span(record.held_for)}{crashed}"]
 
 
 def _span(length: timedelta) -> str:
@@ -272,16 +270,22 @@ def _span(length: timedelta) -> str:
     return f"{seconds}s"
 
 
-def task_id_of(record: KeyRecord) -> str:
-    """Which task's delivery has the key, or has done its work."""
-    return record.owner.rpartition(".")[0]
+def task_id_of(record: KeyRecord) -> str | None:
+    """Which task's delivery has the key, or has done its work; None where nobody has, or its id was not kept."""
+    task_id = record.owner.rpartition(".")[0]
+    return None if not task_id or task_id.startswith("?") else task_id
+
+
+def state_of(record: KeyRecord) -> str:
+    """``lost`` is what is held, and its lease is over."""
+    return "lost" if record.state == "running" and not record.lease_left else record.state
 
 
 def claim_facts(record: KeyRecord) -> dict[str, Any]:
     """All that is known of a key; spans in seconds."""
     task, _, digest = record.key.rpartition(":")
     told = {name: one.total_seconds() if isinstance(one, timedelta) else one for name, one in asdict(record).items()}
-    return {"task": task, "digest": digest, "task_id": task_id_of(record), **told}
+    return {"task": task, "digest": digest, "task_id": task_id_of(record), **told, "state": state_of(record)}
 
 
 def claim_page(console: Console, record: KeyRecord, workers: list[str] | None) -> None:
@@ -290,7 +294,7 @@ def claim_page(console: Console, record: KeyRecord, workers: list[str] | None) -
     Args:
         console: Where to.
         record: What the store says of it.
-        workers: Who says that it runs the task; None where nobody was asked.
+        workers: Who says that it runs the task, or why that is not known; None where nobody is to be asked.
     """
     table = _table(("", {**_WHOLE, "style": "bold"}), ("", _FOLDED))
     table.show_header = False
@@ -300,5 +304,5 @@ def claim_page(console: Console, record: KeyRecord, workers: list[str] | None) -
         span = isinstance(getattr(record, name, None), timedelta)
         table.add_row(name, _plain(_span(timedelta(seconds=value)) if span else str(value)))
     if workers is not None:
-        table.add_row("worker", _lines(*(workers or ["none that answers runs its task"])))
+        table.add_row("worker", _lines(*workers))
     console.print(table)

@@ -29,6 +29,7 @@ __all__ = [
     "Bar",
     "ask",
     "bar_of",
+    "brokers_own",
     "console_of",
     "count_of",
     "end",
@@ -36,6 +37,7 @@ __all__ = [
     "say",
     "stoppable",
     "told",
+    "unreachable",
     "with_rich",
 ]
 
@@ -67,11 +69,11 @@ def told(ctx: click.Context) -> Iterator[None]:
         raise click.exceptions.Exit(INTERRUPTED) from None
     except (OperationalError, OSError) as error:
         own = isinstance(error, OSError) and error.errno in _DISKS_OWN
-        end(str(error) if own else _unreachable(ctx.obj.app, error), NOT_ALL_DONE)
+        end(str(error) if own else unreachable(ctx.obj.app, error), NOT_ALL_DONE)
     except Exception as error:
-        if not isinstance(error, _brokers_own(ctx.obj.app)):
+        if not isinstance(error, brokers_own(ctx.obj.app)):
             raise
-        end(_unreachable(ctx.obj.app, error), NOT_ALL_DONE)
+        end(unreachable(ctx.obj.app, error), NOT_ALL_DONE)
 
 
 @contextmanager
@@ -128,12 +130,14 @@ def say(text: str, *, err: bool = False) -> None:
     click.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=err)
 
 
-def _brokers_own(app: Celery) -> Any:
+def brokers_own(app: Celery) -> Any:
+    """What is raised when the broker cannot be used."""
     connection = app.connection_for_write()
-    return (*connection.connection_errors, *connection.channel_errors)
+    return (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
 
 
-def _unreachable(app: Celery, error: BaseException) -> str:
+def unreachable(app: Celery, error: BaseException) -> str:
+    """That it cannot be used, where it is and why, without its password."""
     connection = app.connection_for_write()
     text = str(error) or type(error).__name__
     said = text.replace(connection.password, "**") if connection.password else text

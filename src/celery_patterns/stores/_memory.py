@@ -70,6 +70,12 @@ class MemoryStore:
             if record.expires > now and key.startswith(beginning) and not key.startswith(STARTS):
                 yield rules.told(key, record, now)
 
+    def record(self, key: str) -> KeyRecord | None:
+        return next((one for one in self.records(key) if one.key == key), None)
+
+    def free(self, key: str, fence: int, *, living: bool = False) -> bool:
+        return self._apply(key, rules.free, fence, living)
+
     def forget(self, key: str, *, fence: int | None = None, beginning: bytes = b"") -> bool:
         return self._apply(key, rules.forget, fence, beginning)
 

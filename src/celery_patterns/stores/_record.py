@@ -21,6 +21,7 @@ __all__ = [
     "complete",
     "count_start",
     "forget",
+    "free",
     "release",
     "renew",
     "run_digest",
@@ -168,6 +169,15 @@ def count_start(record: Record | None, owner: str, ttl: int, now: int) -> tuple[
     owners = {*(record.marks.split(";")[:-1] if record else ()), owner}
     counted = Record(marks="".join(f"{one};" for one in sorted(owners)), expires=now + ttl)
     return counted, len(owners - {""}) + ("" not in owners)
+
+
+def free(record: Record | None, fence: int, living: bool, now: int) -> tuple[Record | None, bool]:
+    """Take the key from the run that has it."""
+    if record is None or record.state != "running" or record.fence != fence:
+        return None, False
+    if record.lease_ends > now and not living:
+        return None, False
+    return Record(fence=record.fence, marks=record.marks, expires=record.expires), True
 
 
 def forget(record: Record | None, fence: int | None, beginning: bytes, _now: int) -> tuple[Record | None, bool]:

@@ -144,6 +144,17 @@ return 1
 """
 )
 
+_FREE = """
+local key, my_fence, living = KEYS[1], ARGV[1], ARGV[2] == '1'
+local state, fence, lease = unpack(redis.call('HMGET', key, 's', 'f', 'l'))
+if state ~= 'r' or fence ~= my_fence then return 0 end
+local time = redis.call('TIME')
+if tonumber(lease) > time[1] * 1000 + math.floor(time[2] / 1000) and not living then return 0 end
+redis.call('HSET', key, 's', 'f')
+redis.call('HDEL', key, 'o', 'u', 'p', 'l', 'n')
+return 1
+"""
+
 _FORGET = """
 local key, my_fence, beginning = KEYS[1], ARGV[1], ARGV[2]
 local state, fence, value = unpack(redis.call('HMGET', key, 's', 'f', 'v'))
@@ -187,6 +198,7 @@ SCRIPTS = {
         "renew": _RENEW,
         "complete": _COMPLETE,
         "release": _RELEASE,
+        "free": _FREE,
         "forget": _FORGET,
         "count": _COUNT,
     }.items()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ...exceptions import ConfigurationError, StoreUnavailable
 from ...typing import Answer, Attempt, Claimed, Done, Ended, KeyRecord, Mismatch, Running
@@ -35,7 +38,7 @@ def _ms(span: timedelta) -> int:
 
 
 class RedisStore:
-    """Keys in Redis 6.2 or later, under 300 bytes each while a task runs.
+    """Keys in Redis 6.2 or later, under 300 bytes each while a task runs whose name has up to 33 characters.
 
     It promises each step to be atomic, on the server's clock. It does not promise to survive what the server itself
     loses: run it with ``maxmemory-policy noeviction`` and with persistence, or a key may be forgotten and its work
@@ -129,17 +132,31 @@ class RedisStore:
         self._server.delete(f"{self._prefix}:{rules.STARTS}{key}")
 
     def records(self, beginning: str = "") -> Iterator[KeyRecord]:
-        start = f"{self._prefix}:"
-        try:
-            with self._server.client() as client:
-                pattern = _GLOB.sub(r"\\\g<0>", start + beginning) + "*"
-                for names in _batches(client.scan_iter(match=pattern, count=LOOKED, _type="hash"), LOOKED):
-                    yield from _told(client, names, len(start.encode()))
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"redis did not answer: {type(error).__name__}") from error
+        start = self._name("")
+        with self._looking() as client:
+            pattern = _GLOB.sub(r"\\\g<0>", start + beginning) + "*"
+            for names in _batches(client.scan_iter(match=pattern, count=LOOKED, _type="hash"), LOOKED):
+                yield from _told(client, names, len(start.encode()))
+
+    def record(self, key: str) -> KeyRecord | None:
+        with self._looking() as client:
+            return next(_told(client, [self._name(key).encode()], len(self._name("").encode())), None)
+
+    def free(self, key: str, fence: int, *, living: bool = False) -> bool:
+        return bool(self._server.run("free", self._name(key), fence, int(living)))
 
     def forget(self, key: str, *, fence: int | None = None, beginning: bytes = b"") -> bool:
         return bool(self._server.run("forget", self._name(key), "" if fence is None else fence, beginning))
+
+    @contextmanager
+    def _looking(self) -> Iterator[Any]:
+        try:
+            with self._server.client() as client:
+                yield client
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            raise StoreUnavailable(f"redis did not answer: {type(error).__name__}") from error
+        except RedisError as error:
+            raise StoreUnavailable(f"redis refused: {type(error).__name__}: {error}") from error
 
     def __repr__(self) -> str:
         return f"<RedisStore prefix={self._prefix!r}>"

@@ -36,6 +36,8 @@ _POSTGRESQL: Mapping[str, Any] = {
     "tcp_user_timeout": 5000,
     "prepare_threshold": None,
 }
+#: So many connections a process keeps for the next steps.
+KEPT = 16
 #: The classes of PostgreSQL's refusals that are as right a second time: who we are, which database, what we ask.
 _FINAL = ("28", "3D", "42")
 #: What a server says that only reads: one that was the first until a moment ago, perhaps.
@@ -107,7 +109,10 @@ class Database:
             # answer, the answer must not become the next question's.
             _let_go(connection)
             raise
-        self._free.append(connection)
+        if len(self._free) < KEPT:
+            self._free.append(connection)
+        else:
+            _let_go(connection)
         return rows
 
     def _take(self) -> sa.Connection:

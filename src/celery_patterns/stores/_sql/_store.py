@@ -28,9 +28,9 @@ _A = TypeVar("_A")
 
 #: So many claims of a process after the last time, it deletes rows that have expired: twice as many as it can have made.
 PURGE_EVERY, PURGED = 500, 1000
-#: For how many seconds a step asks for a row that another one is about to change. No step takes so long: it is a
-#: transaction of a task's then, and who renews leases has others to renew.
-LOCKED = 0.1
+#: For how many seconds a renewal asks for a row that somebody is about to change: that is a transaction of the task's
+#: own, most likely, and who renews leases has others to renew.
+RENEWED = 0.1
 #: So many rows are read at once where all are.
 PAGE = 1000
 
@@ -85,7 +85,8 @@ class SQLStore:
         return self._step(key, rules.claim, attempt, fingerprint, spans, locked=_still_held)
 
     def renew(self, key: str, attempt: Attempt, fence: int, *, lease: timedelta, ttl: timedelta) -> bool:
-        return self._step(key, rules.renew, attempt.owner, fence, Spans(microseconds(lease), microseconds(ttl)))
+        spans = Spans(microseconds(lease), microseconds(ttl))
+        return self._step(key, rules.renew, attempt.owner, fence, spans, patience=RENEWED)
 
     def complete(
         self,
@@ -150,8 +151,15 @@ class SQLStore:
         ):
             for row in rows:
                 if not row.key.startswith(rules.STARTS):
-                    yield rules.told(row.key, _record_of(row), row.now)
+                    yield rules.told(row.key, Record(*row[2:]), row.now)
             after = rows[-1].key
+
+    def record(self, key: str) -> KeyRecord | None:
+        now, record = self._look(key)
+        return None if record is None or record.expires <= now else rules.told(key, record, now)
+
+    def free(self, key: str, fence: int, *, living: bool = False) -> bool:
+        return self._step(key, rules.free, fence, living)
 
     def forget(self, key: str, *, fence: int | None = None, beginning: bytes = b"") -> bool:
         return self._step(key, rules.forget, fence, beginning)
@@ -214,6 +222,7 @@ class SQLStore:
         rule: Callable[..., tuple[Record | None, _A]],
         *asked: Any,
         locked: Callable[[Record, int, Attempt], _A | None] | None = None,
+        patience: float | None = None,
     ) -> _A:
         """Read the row, and write what the rule makes of it, if it is still as it was read; otherwise read it again."""
         deadline, seen = None, None
@@ -228,7 +237,7 @@ class SQLStore:
                 held = locked and locked(record, row.now, asked[0])
                 if held:
                     return held
-                deadline = deadline or time.monotonic() + LOCKED
+                deadline = deadline or time.monotonic() + (self._database.patience if patience is None else patience)
                 if time.monotonic() > deadline:
                     raise StoreUnavailable("the key's row is locked by a transaction that has not ended", locked=True)
                 time.sleep(0.01)

@@ -22,6 +22,9 @@ _NOW = {
     "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000",
 }
 _INSERT: Mapping[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+#: What people are shown of a row, and what stands for the rest: a result may be large, and is the user's.
+_SHOWN = {"state", "owner", "fence", "starts", "lease_ends", "expires"}
+_NOTHING = {one.name: sa.literal(one.default).label(one.name) for one in fields(Record) if one.name not in _SHOWN}
 #: What a row has of a record; beside it stand the key, and a version that is new with each change of the row.
 FIELDS = [field.name for field in fields(Record)]
 
@@ -105,7 +108,7 @@ class Statements:
         pages = (row.key > sa.bindparam("after", type_=sa.Text), row.expires > now)
         #: So many rows that have not expired, in the order of their keys.
         self.page = (
-            sa.select(now.label("now"), *row)
+            sa.select(now.label("now"), row.key, *(row[name] if name in _SHOWN else _NOTHING[name] for name in FIELDS))
             .where(*pages, begins == sa.bindparam("beginning", type_=sa.Text))
             .order_by(row.key)
             .limit(limit)
