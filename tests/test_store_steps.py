@@ -172,7 +172,8 @@ def orders(kind: str, folder: Path) -> Iterator[Orders]:
         engine = store._database._engine
         sa.event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous=OFF"))
     else:
-        store = SQLStore(postgres_url(int(os.environ[POSTGRES]), "postgres"), table=f"keys_{uuid.uuid4().hex}")
+        url = postgres_url(int(os.environ[POSTGRES]), "postgres")
+        store = SQLStore(url, table=f"keys_{uuid.uuid4().hex}", patience=timedelta(seconds=0.3))
     store.create_table()
     store._claims = -(10**9)
     yield Orders(store)
