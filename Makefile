@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo $(DEMO)
 
 test: servers $(VENV)/.test
-	$(PYTEST) -n 3 --dist worksteal -m "not long" $(TESTS)
+	$(PYTEST) -n 4 --dist worksteal -m "not long" $(TESTS)
 
 test-long: servers $(VENV)/.test
 	$(PYTEST) -m long $(TESTS)

@@ -130,6 +130,7 @@ def test_what_a_failover_loses(house: House, replicas: int) -> None:
         assert len(recorded) == len(lost) == 50
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("replicas", [0, 1])
 def test_what_a_failover_loses_under_load(house: House, replicas: int) -> None:
     """A replica that keeps up: only what was under way between the two, and nothing that was confirmed by it."""
