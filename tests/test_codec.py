@@ -281,15 +281,15 @@ def test_an_error_survives_pickle() -> None:
 
     from celery_patterns import exceptions
 
+    more = {
+        "UnsafeValue": ("is odd", "t"),
+        "FailedBefore": ("ValueError", "no"),
+        "PublishFailed": (True,),
+        "StoreUnavailable": (True,),
+    }
     for name in exceptions.__all__:
         kind = getattr(exceptions, name)
-        error = (
-            kind("args[0]", "is odd", "t")
-            if kind is UnsafeValue
-            else kind("said", True)
-            if name == "PublishFailed"
-            else kind("said")
-        )
+        error = kind("said", *more.get(name, ()))
         back = pickle.loads(pickle.dumps(error))
         assert (type(back), str(back), back.args, back.__dict__) == (kind, str(error), error.args, error.__dict__)
     assert ConfigurationError("x").args == ("x",)
