@@ -316,7 +316,7 @@ def test_an_open_transaction_holds_the_key_also_when_the_lease_is_over(app: Cele
     else:
         assert [type(answer) for answer, _ in answers] == [Running] * 2
         assert [answer.same_run for answer, _ in answers] == [False, True]
-        assert max(took for _, took in answers) < 1
+        assert max(took for _, took in answers) < 1.5
     assert mine is True  # it is done, and nobody else can have it
     assert "claim_lost" not in caplog.text
     assert run_here(task, 7).value == "booked"
@@ -581,7 +581,7 @@ def test_open_transactions_take_the_renewer_no_time(bank: Bank) -> None:
             over.wait(30)
         return x
 
-    task = keyed(app, work, lease=1.5)
+    task = keyed(app, work, lease=3)
     results: list[Any] = []
     threads = [threading.Thread(target=lambda x=x: results.append(run_here(task, x).value)) for x in range(9)]
     for thread in threads:
@@ -589,7 +589,7 @@ def test_open_transactions_take_the_renewer_no_time(bank: Bank) -> None:
     assert plain.wait(20)
     for _ in range(8):
         assert begun.acquire(timeout=20)
-    time.sleep(4)
+    time.sleep(7)
     over.set()
     for thread in threads:
         thread.join(20)
@@ -610,7 +610,7 @@ def test_the_key_is_still_mine_in_the_open_transaction(app: Celery, bank: Bank) 
             wait_until(lambda: claim.expires_in == timedelta(0), 5, "the lease is over")
             begun = time.monotonic()
             told.append(claim.still_mine() or bank.kind == "sqlite")  # there it is not known: the file is locked
-            told.append(time.monotonic() - begun < 0.6)
+            told.append(time.monotonic() - begun < 1.5)
             raise ValueError
         told.append(claim.still_mine())
         bank.store.renew = lambda *_, **__: False  # type: ignore[method-assign]
