@@ -516,7 +516,7 @@ def test_completing_a_record_that_was_evicted_writes_it(bench: Bench) -> None:
 
 def test_starts_without_a_key_are_counted_and_forgotten(bench: Bench) -> None:
     """The counter for tasks without a key begins with the first delivery, grows, expires and can be forgotten."""
-    count = [bench.store.count_start("m", owner, ttl=LEASE) for owner in "abbc"]
+    count = [bench.store.count_start("m", owner, ttl=timedelta(days=1)) for owner in "abbc"]
     assert count == [2, 3, 3, 4]
     bench.store.forget_starts("m")
     assert bench.store.count_start("m", "d", ttl=LEASE) == 2
@@ -526,11 +526,11 @@ def test_starts_without_a_key_are_counted_and_forgotten(bench: Bench) -> None:
 
 def test_a_first_delivery_that_was_no_start_is_excused(bench: Bench) -> None:
     """Once, however often a worker says so; forgetting and time end it too."""
-    bench.store.excuse_start("m", ttl=LEASE)
-    bench.store.excuse_start("m", ttl=LEASE)
-    assert [bench.store.count_start("m", owner, ttl=LEASE) for owner in "ab"] == [1, 2]
+    bench.store.excuse_start("m", ttl=timedelta(days=1))
+    bench.store.excuse_start("m", ttl=timedelta(days=1))
+    assert [bench.store.count_start("m", owner, ttl=timedelta(days=1)) for owner in "ab"] == [1, 2]
     bench.store.forget_starts("m")
-    assert bench.store.count_start("m", "c", ttl=LEASE) == 2
+    assert bench.store.count_start("m", "c", ttl=timedelta(days=1)) == 2
 
 
 def test_what_an_unheard_owner_holds_passes_to_its_heir(bench: Bench) -> None:
