@@ -754,6 +754,20 @@ def test_a_key_that_the_database_has_lost_cannot_be_committed(app: Celery, bank:
     assert bank.booked() == []
 
 
+def test_a_lost_key_is_not_committed_work(app: Celery, bank: Bank) -> None:
+    """The record was deleted by hand, and the body made nothing of the refusal: it has not done its work."""
+
+    def work(x: int) -> str:
+        with bank.engine.begin() as connection:
+            connection.execute(sa.delete(bank.store.table))
+        with contextlib.suppress(ClaimLost), bank.transaction() as connection:
+            patterns.current_claim().commit_with(connection, "booked")
+        return "booked"
+
+    assert type(run_here(keyed(app, work), 7).value) is NotCommitted
+    assert bank.booked() == []
+
+
 def test_a_database_without_the_table_is_refused(app: Celery, bank: Bank, tmp_path: Path) -> None:
     """It is another one."""
     other = sa.create_engine(

@@ -298,11 +298,12 @@ class TransactionalStore(Store, Protocol):
         """
         ...
 
-    def committed(self, key: str, attempt: Attempt, fingerprint: str, fence: int) -> Answer:
+    def committed(self, key: str, attempt: Attempt, fingerprint: str, fence: int) -> Answer | None:
         """What became of the transaction of :meth:`commit`; nothing is changed.
 
         Returns:
             Done, and ``ours``, when it was committed; Claimed when it was not, and the key is still the attempt's; otherwise
-            what a claim would be answered: the key was lost to a later owner.
+            what a claim would be answered: the key was lost to a later owner. None when nothing is known of the key any
+            more.
         """
         ...

@@ -270,13 +270,14 @@ class Run:
                 answer = ledger.committed(*asked)
         except StoreUnavailable as trouble:  # the next delivery will see
             return self._bequeath(LONGEST_WAIT, trouble)
-        if isinstance(answer, Claimed):
+        assert self.renewal is not None
+        # A record that is gone was made, and has expired since, if the transaction took it: what runs is renewed.
+        if isinstance(answer, Claimed) or (answer is None and not self.renewal.committing):
             raise NotCommitted(
                 f"{self.call.task}: commit_with() was called, and its transaction had not been committed when the task's "
                 "body ended; expected it to be committed before"
             )
-        if isinstance(answer, Done) and answer.ours:
-            assert self.renewal is not None
+        if answer is None or (isinstance(answer, Done) and answer.ours):
             self.renewal.end()
             self._forget_release()
             return result

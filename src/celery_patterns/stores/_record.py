@@ -141,14 +141,14 @@ def complete(
     return done, Done(result, ours=True)
 
 
-def committed(record: Record | None, asks: Attempt, fingerprint: str, fence: int, now: int) -> Answer:
+def committed(record: Record | None, asks: Attempt, fingerprint: str, fence: int, now: int) -> Answer | None:
     """What became of a completion that was part of somebody's transaction.
 
     Args:
-        record: As it stands, expired or not. Where there is none, it was recorded, and is gone since: what runs is renewed.
+        record: As it stands, expired or not.
     """
     if record is None:
-        return Done(None, ours=True)
+        return None
     if record.owner == asks.owner and record.fence == fence:
         return Claimed(fence, record.starts) if record.state == "running" else Done(record.result, ours=True)
     return _refusal(record, asks, run_digest(asks.run_id), fingerprint, now) or Running(span(0))

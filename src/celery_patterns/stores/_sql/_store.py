@@ -138,7 +138,7 @@ class SQLStore:
             f"database of the store, {self!r}, with a transaction that has begun after the task has"
         )
 
-    def committed(self, key: str, attempt: Attempt, fingerprint: str, fence: int) -> Answer:
+    def committed(self, key: str, attempt: Attempt, fingerprint: str, fence: int) -> Answer | None:
         now, record = self._look(key)
         return rules.committed(record, attempt, fingerprint, fence, now)
 
