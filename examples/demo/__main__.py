@@ -11,8 +11,9 @@ import time
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-import redis
 from rich.console import Console
+
+from celery_patterns.stores import RedisStore
 
 from .orders import FEWEST, afternoon
 from .processes import CannotGoOn, Interrupted, Payments, Rabbit, Redis, Stage
@@ -82,7 +83,7 @@ def _play(stage: Stage, options: Any, console: Console) -> bool:
     servers = f"Redis {store.version}" + (f", RabbitMQ {rabbit.version}" if rabbit is not None else "")
     console.print(f"{servers}, a worker with four processes, a payment service; seed {options.seed}", highlight=False)
     chance = random.Random(options.seed)
-    play = Afternoon(stage, payments, redis.Redis.from_url(store.url(1)), console, chance)
+    play = Afternoon(stage, payments, RedisStore(store.url(1)), console, chance)
     try:
         play.run(afternoon(options.orders, chance))
     finally:

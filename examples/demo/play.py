@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import redis
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from celery_patterns import dead_letters
+from celery_patterns.typing import InspectableStore
 from examples.shop import app
 from examples.shop.tasks import charge
 
@@ -53,7 +53,7 @@ class Afternoon:
     Args:
         stage: Where the processes run.
         payments: The payment service.
-        store: The Redis in which keys are claimed.
+        store: Where keys are claimed.
         console: Where it is shown.
         chance: Who decides whom it hits.
     """
@@ -62,7 +62,7 @@ class Afternoon:
         self,
         stage: Stage,
         payments: Payments,
-        store: redis.Redis,
+        store: InspectableStore,
         console: Console,
         chance: random.Random,
     ) -> None:
@@ -215,7 +215,7 @@ class Afternoon:
 
     def _gather(self) -> None:
         read_books(self.evidence, self._payments.ask("/books"))
-        read_keys(self.evidence, self._store)
+        read_keys(self.evidence, self._store, charge.name)
         read_log(self.evidence, self._worker.log.read_text(errors="replace"))
 
     def _until(self, over: Callable[[], bool], seconds: float, what: str) -> None:

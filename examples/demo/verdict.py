@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-import redis
+from celery_patterns.typing import InspectableStore
 
 from .orders import Kind, Order
 from .service import Request
@@ -99,16 +100,13 @@ def read_books(evidence: Evidence, books: dict[str, Any]) -> None:
     evidence.charges, evidence.issued = books["charges"], books["receipts"]
 
 
-def read_keys(evidence: Evidence, store: redis.Redis) -> None:
-    """Look up when each order's key was done: its record expires one ttl later, to the millisecond."""
+def read_keys(evidence: Evidence, store: InspectableStore, task: str) -> None:
+    """Look up when each order's key was done: its record expires one ttl later."""
     for request in {request.order_id: request for request in evidence.requests}.values():
-        with store.pipeline() as step:
-            step.time()
-            step.pttl(f"celery-patterns:{request.key}")
-            step.hget(f"celery-patterns:{request.key}", "s")
-            (seconds, microseconds), expires, state = step.execute()
-        if state == b"d":
-            evidence.done[request.order_id] = seconds + microseconds / 1e6 + expires / 1000 - TTL.total_seconds()
+        now = time.time()
+        record = store.record(f"{task}:{request.key}")
+        if record is not None and record.state == "done":
+            evidence.done[request.order_id] = now + (record.expires_in - TTL).total_seconds()
 
 
 def read_log(evidence: Evidence, text: str) -> None:
