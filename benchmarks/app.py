@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 from celery import Celery
 from celery.app.task import Task
+from celery_once import QueueOnce
 
 import celery_patterns as patterns
 from celery_patterns import Pattern
@@ -38,20 +39,26 @@ class Row:
         level: The worker's ``-l``.
         wears: The task's patterns; an app with any is equipped, and with ``LETTERS`` only so far as these need it.
         celerys_lines: Whether Celery's two lines a task are written, beside our one event.
+        keeps_results: Whether Celery keeps the results, in Redis.
+        once: Whether the task is one of celery-once's: its key is locked in Redis as it is sent, and freed at its end.
     """
 
     says: str
     level: str = "INFO"
     wears: tuple[Pattern, ...] = ()
     celerys_lines: bool = False
+    keeps_results: bool = False
+    once: bool = False
 
 
-PLAIN, PLAIN_INFO = "plain", "plain-info"
+PLAIN, PLAIN_INFO, RESULTS, ONCE = "plain", "plain-info", "results", "once"
 NO_STORE, ALL, ALL_INFO = "no-store", "all", "all-info"
 PLAIN_AGAIN, DEAD = "plain-again", "dead-letter"
 ROWS = {
     PLAIN: Row("plain Celery, -l WARNING", "WARNING"),
     PLAIN_INFO: Row("plain Celery, -l INFO", celerys_lines=True),
+    RESULTS: Row("plain Celery, results kept in Redis", "WARNING", keeps_results=True),
+    ONCE: Row("celery-once", "WARNING", once=True),
     NO_STORE: Row("all patterns without a store, one event", wears=WITHOUT_STORE),
     ALL: Row("everything, one event", wears=EVERYTHING),
     ALL_INFO: Row("everything, one event and Celery's lines", wears=EVERYTHING, celerys_lines=True),
@@ -69,6 +76,11 @@ class Site:
     store: str
     queue: str
 
+    @property
+    def elsewhere(self) -> str:
+        """A database beside the store's, for what is not ours."""
+        return f"{self.store.rpartition('/')[0]}/2"
+
     def environment(self) -> dict[str, str]:
         return {"BENCH_SITE": json.dumps(vars(self))}
 
@@ -79,7 +91,8 @@ class Site:
 
 def make_app(site: Site) -> Celery:
     row = ROWS[site.row]
-    app = Celery(site.queue, broker=site.broker, set_as_current=False)
+    backend = site.elsewhere if row.keeps_results else None
+    app = Celery(site.queue, broker=site.broker, backend=backend, set_as_current=False)
     if row.wears:
         patterns.use_patterns(app)
         if row.wears is not LETTERS:
@@ -92,17 +105,21 @@ def make_app(site: Site) -> Celery:
             logging.getLogger(name).setLevel(logging.WARNING)
     app.conf.update(
         task_default_queue=site.queue,
-        task_ignore_result=True,
+        task_ignore_result=not row.keeps_results,
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         broker_connection_retry_on_startup=True,
     )
     # A plain app has no option of this name to give.
     options: dict[str, Any] = {"patterns": row.wears} if row.wears else {}
+    if row.once:
+        settings = {"url": site.elsewhere, "default_timeout": 3600}
+        app.conf.ONCE = {"backend": "celery_once.backends.Redis", "settings": settings}
+        options = {"base": QueueOnce, "once": {"keys": ["order_id"]}}
 
     app.task(charge, name="charge", shared=False, **options)
-    app.task(hold, name="hold", shared=False, base=Task)
-    app.task(mark, name="mark", shared=False, base=Task)
+    app.task(hold, name="hold", shared=False, base=Task, ignore_result=True)
+    app.task(mark, name="mark", shared=False, base=Task, ignore_result=True)
     return app
 
 

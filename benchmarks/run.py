@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import encoder, end_to_end, letters, report, round_trips, tracer
+from . import encoder, end_to_end, letters, report, round_trips, stores, tracer
 from .load import Load
 from .measure import Section
 
@@ -17,6 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PARTS: dict[str, Callable[[bool], list[Section]]] = {
     "tracer": lambda quick: [tracer.measure(quick=quick)],
     "round-trips": lambda quick: [round_trips.measure(quick=quick)],
+    "stores": lambda quick: [stores.measure(quick=quick)],
     "encoder": lambda quick: [encoder.measure(quick=quick)],
     "letters": lambda quick: letters.measure(quick=quick),
     "end-to-end": lambda quick: end_to_end.measure(quick=quick, say=_say),

@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     },
     {"stores", "_aftermath", "_equipment", "_plan", "_republish", "_letter", "_envelope", "_x_death", "_bury"},
     {"_retry", "_idempotent", "_dead_letter", "_logged", "_strict_json"},
-    {"_fit", "_sending", "_task", "letters", "worker", "_app"},
+    {"_fit", "_sending", "_slots", "_task", "letters", "worker", "_app"},
     {"cli"},
     {"__init__"},
 ]

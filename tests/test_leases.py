@@ -392,7 +392,7 @@ def test_no_thread_can_be_started(app: Celery, store: Watched, caplog: Any, monk
 
     task = keyed(app, work)
     monkeypatch.setattr(_renewal, "renewer", _renewal._Renewer())
-    monkeypatch.setattr("celery_patterns._idempotent._run.renewer", _renewal.renewer)
+    monkeypatch.setattr("celery_patterns._idempotent._held.renewer", _renewal.renewer)
     with monkeypatch.context() as full:
         full.setattr(threading.Thread, "start", refuse)
         assert run_here(task, 1).value == 1
@@ -405,7 +405,7 @@ def test_many_short_bodies_do_not_wake_the_renewer(app: Celery, store: Watched, 
     """It is rung for once, and sleeps until that lease would be due."""
     fresh = _renewal._Renewer()
     monkeypatch.setattr(_renewal, "renewer", fresh)
-    monkeypatch.setattr("celery_patterns._idempotent._run.renewer", fresh)
+    monkeypatch.setattr("celery_patterns._idempotent._held.renewer", fresh)
     rung = []
 
     def work(x: int) -> int:

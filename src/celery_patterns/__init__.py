@@ -11,6 +11,7 @@ from ._letter import Letter
 from ._logged import logged
 from ._plan import Pattern, without
 from ._retry import retry
+from ._slots import latest_slot
 from ._task import PatternTask, ReliableTask
 from .letters import Cause, DeadLetters, Failure, Replayed, dead_letters
 
@@ -32,6 +33,7 @@ __all__ = [
     "equip",
     "exceptions",
     "idempotent",
+    "latest_slot",
     "logged",
     "retry",
     "stores",

@@ -8,14 +8,16 @@ import os
 import signal
 import sys
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import redis
 from billiard import current_process
 from celery import Celery
 from celery.app.amqp import AMQP
+from celery.beat import BeatLazyFunc
 from celery.exceptions import Ignore, Reject
+from celery.schedules import crontab
 from kombu import Exchange, Producer, Queue
 from kombu.exceptions import EncodeError
 from tenacity import wait_fixed, wait_none
@@ -273,6 +275,17 @@ def make_app(environment: Any = os.environ) -> Celery:
     @task(shared=False, name="add")
     def add(x: int, y: int) -> int:
         return x + y
+
+    @task(shared=False, name="bill")
+    @patterns.idempotent(key="slot", ttl=timedelta(hours=1))
+    def bill(slot: datetime) -> str:
+        traces.add("billed", slot)
+        return str(slot)
+
+    if environment.get("FLOOR_BEAT"):
+        every: Any = crontab() if environment["FLOOR_BEAT"] == "minute" else float(environment["FLOOR_BEAT"])
+        slot = BeatLazyFunc(patterns.latest_slot, every)
+        app.conf.beat_schedule = {"bill": {"task": "bill", "schedule": every, "kwargs": {"slot": slot}}}
 
     @task(shared=False, name="collect")
     def collect(values: list[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""A key's work is done once: the pattern, a delivery's way to its key and back, and the lease meanwhile."""
+"""A key's work is done once: the pattern, a delivery's way to its key, the key that it holds, and the lease meanwhile."""
 
 from ._pattern import idempotent
 
