@@ -20,6 +20,8 @@ from celery_once import QueueOnce
 
 import celery_patterns as patterns
 from celery_patterns import Pattern
+from celery_patterns.stores import RedisStore
+from celery_patterns.typing import Claimed, Done
 
 WITHOUT_STORE: tuple[Pattern, ...] = (
     patterns.logged("order_id"),
@@ -53,6 +55,7 @@ class Row:
 
 PLAIN, PLAIN_INFO, RESULTS, ONCE = "plain", "plain-info", "results", "once"
 NO_STORE, ALL, ALL_INFO = "no-store", "all", "all-info"
+PINGS = "pings"
 PLAIN_AGAIN, DEAD = "plain-again", "dead-letter"
 ROWS = {
     PLAIN: Row("plain Celery, -l WARNING", "WARNING"),
@@ -60,11 +63,26 @@ ROWS = {
     RESULTS: Row("plain Celery, results kept in Redis", "WARNING", keeps_results=True),
     ONCE: Row("celery-once", "WARNING", once=True),
     NO_STORE: Row("all patterns without a store, one event", wears=WITHOUT_STORE),
+    PINGS: Row("everything, but the store is asked PING", wears=EVERYTHING),
     ALL: Row("everything, one event", wears=EVERYTHING),
     ALL_INFO: Row("everything, one event and Celery's lines", wears=EVERYTHING, celerys_lines=True),
     PLAIN_AGAIN: Row("plain Celery once more: the noise", "WARNING"),
     DEAD: Row("dead_letter alone, -l WARNING", "WARNING", wears=LETTERS),
 }
+
+
+class Pinged(RedisStore):
+    """What no store can cost less than: it asks as often, and its server has nothing to do."""
+
+    _PING = b"*1\r\n$4\r\nPING\r\n"
+
+    def claim(self, *_: Any, **__: Any) -> Claimed:
+        self._server._ask("claim", self._PING)
+        return Claimed(1, 1)
+
+    def complete(self, *_: Any, **__: Any) -> Done:
+        self._server._ask("complete", self._PING)
+        return Done(None, ours=True)
 
 
 @dataclass(frozen=True)
@@ -99,7 +117,7 @@ def make_app(site: Site) -> Celery:
             patterns.use_strict_json(app)
             patterns.use_structlog(app)
         if row.wears is EVERYTHING:
-            patterns.use_store(app, site.store)
+            patterns.use_store(app, Pinged(site.store) if site.row == PINGS else site.store)
     if not row.celerys_lines:
         for name in ("celery.worker.strategy", "celery.app.trace"):
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -132,6 +132,21 @@ def test_the_table_can_be_made_by_hand(store: SQLStore, url: str) -> None:
     claimed(by_hand)
 
 
+def test_the_table_stands_in_the_schema_of_the_search_path(postgres: str) -> None:
+    """Made, found and looked for there, beside one of the same name in another schema."""
+    with psycopg.connect(postgres, autocommit=True) as raw:
+        for schema in ("one", "two"):
+            raw.execute(f"CREATE SCHEMA {schema}")
+    one, two = [SQLStore(f"{postgres}?options=-csearch_path%3D{schema}") for schema in ("one", "two")]
+    for store in (one, two):
+        store.create_table()
+        claimed(store)
+        assert [record.key for record in store.records()] == ["k"]
+    with psycopg.connect(postgres) as raw:
+        made = raw.execute("SELECT schemaname FROM pg_tables WHERE tablename = %s", [one.table.name]).fetchall()
+    assert sorted(made) == [("one",), ("two",)]
+
+
 def test_many_processes_make_the_table_at_once(url: str) -> None:
     """One of them makes it, and none fails."""
     stores = [SQLStore(url, table="at_once") for _ in range(8)]
