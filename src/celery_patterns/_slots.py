@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone
+from itertools import product
 from typing import TYPE_CHECKING
 
 from celery.schedules import crontab, schedule
@@ -16,11 +17,8 @@ __all__ = ["latest_slot"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
-#: The 29th of February can be eight years away; a weekday that it must fall on, forty.
-LONGEST_GAP = timedelta(days=41 * 366)
-
-#: A crontab is due at whole minutes.
-HALF_A_STEP = timedelta(seconds=30)
+#: In days: the 29th of February can be eight years away, and forty on one weekday.
+LONGEST_GAP = 41 * 366
 
 
 def latest_slot(every: BaseSchedule | timedelta | float) -> datetime:
@@ -64,28 +62,22 @@ def latest_slot(every: BaseSchedule | timedelta | float) -> datetime:
 
 
 def _latest(every: crontab) -> datetime:
-    """Celery's own arithmetic knows a crontab's next time after another: search for the last one that is over."""
+    # Celery knows the time after another one only, and before 5.7 not the same one on the next day.
     now = every.maybe_make_aware(every.now()).astimezone(every.tz)
-    without, back = timedelta(0), timedelta(minutes=1)
-    while not _is_over(_after(every, now - back), now):
-        without, back = back, back * 2
-        if without > LONGEST_GAP:
-            raise ConfigurationError(f"expected a crontab that is due at some time, got {every!r}")
-    while back - without > HALF_A_STEP:
-        middle = without + (back - without) / 2
-        if _is_over(_after(every, now - middle), now):
-            back = middle
-        else:
-            without = middle
-    return _after(every, now - back)
+    hours, minutes = sorted(every.hour, reverse=True), sorted(every.minute, reverse=True)
+    for back in range(LONGEST_GAP):
+        day = now.date() - timedelta(days=back)
+        if not _is_on(every, day):
+            continue
+        for hour, minute in product(hours, minutes):
+            slot = datetime.combine(day, time(hour, minute), now.tzinfo)
+            # Within one zone Python compares what clocks show, and where the time changes that is not what comes first.
+            if slot.astimezone(timezone.utc) <= now.astimezone(timezone.utc):
+                return slot
+    raise ConfigurationError(f"expected a crontab that is due at some time, got {every!r}")
 
 
-def _after(every: crontab, moment: datetime) -> datetime:
-    moment, delta, _ = every.remaining_delta(moment)
-    slot: datetime = moment + delta
-    return slot
-
-
-def _is_over(slot: datetime, now: datetime) -> bool:
-    # Within one zone Python compares what clocks show, and where the time changes that is not what comes first.
-    return slot.astimezone(timezone.utc) <= now.astimezone(timezone.utc)
+def _is_on(every: crontab, day: date) -> bool:
+    # In a crontab Sunday is 0.
+    days = day.day in every.day_of_month and day.isoweekday() % 7 in every.day_of_week
+    return days and day.month in every.month_of_year
