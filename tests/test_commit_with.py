@@ -134,6 +134,7 @@ def app(database: str, bank: Bank) -> Iterator[Celery]:
 
 def keyed(app: Celery, body: Callable[[int], Any], *more: Any, lease: float = 30.0, **options: Any) -> Any:
     own = idempotent(key="x", ttl=DAY, lease=timedelta(seconds=lease), **options)
+    app.finalize()  # the task is made here, and not by the first of many threads that look at it
     return app.task(shared=False, name="t", patterns=(own, *more))(body)
 
 

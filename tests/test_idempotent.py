@@ -87,6 +87,7 @@ def app(database: str, store: Switch) -> Any:
 
 def keyed(app: Celery, body: Any, **options: Any) -> Any:
     body = idempotent(**{"key": "x", "ttl": DAY, **options})(dead_letter("dead")(body))
+    app.finalize()  # the task is made here, and not by the first of many threads that look at it
     return app.task(shared=False, name=body.__name__)(body)
 
 
