@@ -77,11 +77,11 @@ class Pinged(RedisStore):
     _PING = b"*1\r\n$4\r\nPING\r\n"
 
     def claim(self, *_: Any, **__: Any) -> Claimed:
-        self._server._ask("claim", self._PING)
+        self._server._ask(self._PING)
         return Claimed(1, 1)
 
     def complete(self, *_: Any, **__: Any) -> Done:
-        self._server._ask("complete", self._PING)
+        self._server._ask(self._PING)
         return Done(None, ours=True)
 
 

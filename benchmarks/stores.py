@@ -60,7 +60,7 @@ def _rounds(store: Store, nothing: Callable[[], Any], tasks: int, rounds: int) -
 
 def _in_redis(url: str) -> tuple[Store, Callable[[], Any]]:
     store = RedisStore(url)
-    return store, lambda: store._server._ask("ping", b"*1\r\n$4\r\nPING\r\n")
+    return store, lambda: store._server._ask(b"*1\r\n$4\r\nPING\r\n")
 
 
 def _in_sql(url: str) -> tuple[Store, Callable[[], Any]]:

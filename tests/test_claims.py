@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import date, timedelta
 from decimal import Decimal
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from click.testing import CliRunner, Result
 
 import celery_patterns as patterns
 from celery_patterns import idempotent
-from celery_patterns.stores import MemoryStore, RedisStore
+from celery_patterns.stores import MemoryStore, RedisStore, SQLStore
 from celery_patterns.typing import Attempt, Claimed, Done
 
 from .harness import ROOT, Floor
@@ -158,16 +159,76 @@ def test_each_key_is_listed(app: Celery, keys: dict[str, str]) -> None:
     assert "4 keys." in text
     for state, name in keys.items():
         assert name.rpartition(":")[2][:8] in text, state
-    for piece in ("lost t-lost since 1m 45s", "running t-runs", "since 5s", "done t-done", "kept for 1d 0h", "free"):
-        assert piece.split()[0] in text
-    assert "since 1m 45s" in text
-    assert "since 5s" in text
+    for piece in ("lost", "running", "done", "free", "t-lost", "t-runs", "t-done", "kept for 1d 0h"):
+        assert piece in text
+    assert "held for 1m 45s" in text
+    assert "held for 5s" in text
     machine = {one["key"]: one for one in told(run(app, "list", "--json"))}
     assert machine.keys() == set(keys.values())
     running = machine[keys["running"]]
     assert (running["task"], running["task_id"], running["state"]) == ("shop.charge", "t-runs", "running")
     assert (running["held_for"], running["lease_left"], running["starts"]) == (5.0, 25.0, 1)
     assert (machine[keys["lost"]]["state"], machine[keys["lost"]]["lease_left"]) == ("lost", 0)
+
+
+def test_a_task_that_the_app_does_not_have_is_named(app: Celery, keys: dict[str, str]) -> None:
+    """Nothing is found of it, which must not pass for nothing held; keys of a task that was removed are still listed."""
+    result = run(app, "list", "--task", "charge")
+    assert (result.exit_code, result.stdout.strip()) == (0, "0 keys. The app has no task charge.")
+    assert run(app, "list", "--task", "shop.plain").stdout.strip() == "0 keys."
+
+
+def test_a_remembered_failure_is_no_work_that_is_done(app: Celery, database: str) -> None:
+    """In each store: who asks whether an order was paid must not be told that it was."""
+
+    @app.task(shared=False, name="shop.pay")
+    @idempotent(key="order_id", ttl=DAY, remember=ValueError)
+    def pay(order_id: str, declined: bool = False) -> None:
+        if declined:
+            raise ValueError("no")
+
+    with TemporaryDirectory() as folder:
+        in_sql = SQLStore(f"sqlite:///{folder}/keys.db")
+        in_sql.create_table()
+        for store in (MemoryStore(), RedisStore(database), in_sql):
+            patterns.use_store(app, store)
+            run_here(pay, "o-1", declined=True)
+            run_here(pay, "o-2")
+            states = {tuple(sorted(one["state"] for one in told(run(app, "list", "--json"))))}
+            assert states == {("done", "failed")}
+            (failed,) = told(run(app, "list", "--state", "failed", "--json"))
+            assert told(run(app, "show", "shop.pay", "order_id=o-1", "--json"))[0]["key"] == failed["key"]
+            assert run(app, "release", "shop.pay", "order_id=o-1").stderr.strip().endswith("it is failed")
+            assert run(app, "forget", "-y", "shop.pay", "order_id=o-1").exit_code == 0
+            assert [one["state"] for one in told(run(app, "list", "--state", "free", "--json"))] == ["free"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["shop.charge", "order_id=o-done", "amount=1"],
+            "the key of shop.charge is not made of amount; expected order_id=value",
+        ),
+        (["shop.charge", "order=o-done"], "the key of shop.charge is not made of order; expected order_id=value"),
+        (
+            ["shop.pack", "order.id=1", "shelf=1", "tennant=a"],
+            "the key of shop.pack is not made of tennant; expected shelf=value order.id=value tenant=value",
+        ),
+        (
+            ["shop.pack", "idempotency_key=i-1", "shelf=1", "tenant=a"],
+            "the key of shop.pack is not made of shelf; expected shelf=value order.id=value tenant=value",
+        ),
+        (["order_id=o-done"], "the app has no task 'order_id=o-done'; expected a task's name before name=value"),
+    ],
+)
+def test_a_name_that_the_key_is_not_made_of_is_wrong_use(
+    app: Celery, keys: dict[str, str], words: list[str], said: str
+) -> None:
+    """It may be misspelt, and another key's work would be forgotten."""
+    for command in (["show"], ["forget", "-y"], ["release"]):
+        result = run(app, *command, *words)
+        assert (result.exit_code, said in result.stderr) == (2, True), result.output
 
 
 def test_keys_are_chosen_by_task_and_state(app: Celery, keys: dict[str, str]) -> None:

@@ -384,6 +384,92 @@ def test_what_is_no_connection_to_the_stores_database_is_refused(app: Celery, ba
     other.dispose()
 
 
+def test_a_connection_to_another_kind_of_database_is_refused(app: Celery, bank: Bank, tmp_path: Path) -> None:
+    """By its name, and not by what that database makes of the store's words; Django's, too."""
+    said: list[str] = []
+    kinds = {"postgresql", "sqlite"}
+    (kind,) = kinds - {bank.kind}
+    url = f"sqlite:///{tmp_path}/kind.db"
+    if kind == "postgresql":
+        url = postgres_url(int(os.environ[POSTGRES]), "postgres").replace("postgresql", "postgresql+psycopg", 1)
+    other = sa.create_engine(url)
+    elsewhere = Bank(kind, other.url, bank.store, "none")
+
+    def work(x: int) -> None:
+        with other.begin() as connection, django.db.transaction.atomic(using=elsewhere.django().alias):
+            for given in (connection, elsewhere.django()):
+                with pytest.raises(ConfigurationError) as caught:
+                    patterns.current_claim().commit_with(given, 1)
+                said.append(str(caught.value))
+        raise ValueError
+
+    run_here(keyed(app, work), 7)
+    expected = f"expected the store's own, {bank.kind}, got {kind}"
+    assert [text.rpartition("; ")[2] for text in said] == [expected, expected]
+    elsewhere.close()
+    other.dispose()
+
+
+def test_a_second_transaction_is_refused_once_the_first_is_committed(app: Celery, bank: Bank) -> None:
+    """Work in several transactions would be recorded, and so done, with the first: the rest would never be."""
+    said: list[str] = []
+
+    def work(x: int) -> str:
+        claim = patterns.current_claim()
+        for part in range(2):
+            with contextlib.ExitStack() as stack:
+                if part:
+                    stack.enter_context(pytest.raises(ConfigurationError, match="called in a second transaction"))
+                    said.append("second")
+                claim.commit_with(stack.enter_context(bank.transaction()), "booked")
+        return "booked"
+
+    task = keyed(app, work)
+    assert (run_here(task, 7).value, run_here(task, 7).value) == ("booked", "booked")
+    assert (said, bank.booked()) == (["second"], [1])
+
+
+def test_a_body_that_returns_another_result_than_it_recorded_is_told(app: Celery, bank: Bank, caplog: Any) -> None:
+    """The first caller gets that one, and each duplicate the one that was recorded."""
+
+    def work(x: int) -> dict[str, int]:
+        with bank.transaction() as connection:
+            patterns.current_claim().commit_with(connection, {"x": x} if x else None)
+        return {"x": x}
+
+    task = keyed(app, work)
+    with caplog.at_level("WARNING", "celery_patterns"):
+        assert (run_here(task, 7).value, run_here(task, 7).value) == ({"x": 7}, {"x": 7})
+        assert [record.msg for record in caplog.records] == []
+        assert (run_here(task, 0).value, run_here(task, 0).value) == ({"x": 0}, None)
+    (told,) = [record.msg for record in caplog.records]
+    assert (told.name, told.fields["reason"]) == ("result_not_kept", "commit_with() was given another one")
+
+
+def test_a_file_that_somebody_writes_to_is_no_store_that_is_away(app: Celery, bank: Bank) -> None:
+    """It may be the run that has the key, with its own transaction: nobody runs the body beside it."""
+    begun, over, ran = threading.Event(), threading.Event(), []
+
+    def work(x: int) -> str:
+        ran.append("begins")
+        with bank.transaction() as connection:
+            patterns.current_claim().commit_with(connection, "booked")
+            begun.set()
+            over.wait(30)
+        ran.append("ends")
+        return "booked"
+
+    task = keyed(app, work, when_store_down="run")
+    first = threading.Thread(target=lambda: run_here(task, 7))
+    first.start()
+    assert begun.wait(20)
+    duplicate = run_here(task, 7)
+    over.set()
+    first.join(20)
+    assert (duplicate.state, ran) == ("IGNORED", ["begins", "ends"])
+    assert run_here(task, 7).value == "booked"
+
+
 def test_a_store_that_is_not_in_sql_cannot(app: Celery, bank: Bank) -> None:
     """It says what is expected."""
     patterns.use_store(app, MemoryStore())
@@ -792,7 +878,7 @@ def test_sessions_that_have_no_connection_of_their_own_are_told_what_to_give(app
     said: list[str] = []
 
     def work(x: int) -> None:
-        for given in (Session(), AsyncSession()):
+        for given in (Session(), AsyncSession(), type("Mine", (AsyncSession,), {})()):
             with pytest.raises(ConfigurationError) as caught:
                 patterns.current_claim().commit_with(given, 1)
             said.append(str(caught.value))

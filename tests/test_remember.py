@@ -14,7 +14,7 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate, WorkerTerminate
 
 import celery_patterns as patterns
-from celery_patterns import _dead_letter, _republish, dead_letters, idempotent, retry
+from celery_patterns import _dead_letter, _republish, dead_letter, dead_letters, idempotent, retry
 from celery_patterns._events import Event
 from celery_patterns._idempotent._failure import encoded, failure_in
 from celery_patterns._message import HEADER
@@ -336,6 +336,22 @@ def test_the_letter_stands_before_the_failure_is_recorded(app: Celery, store: Sw
     assert "complete" not in store.steps
     assert type(run_here(task, 1, task_id="a", redelivered=True).value) is Declined
     assert (runs, letters(app)) == ([1, 1], ["Declined"])
+
+
+def test_a_failure_whose_letter_was_not_begun_is_not_remembered(app: Celery, store: Switch, monkeypatch: Any) -> None:
+    """A time limit struck in between: that is what the run has failed with, and no replay would forget the other one."""
+
+    def struck(_: Any, proceed: Any, call: Any) -> Any:
+        try:
+            return proceed(call)
+        except Declined:
+            raise SoftTimeLimitExceeded(1) from None
+
+    monkeypatch.setattr(dead_letter, "around", struck)
+    task, runs = failing(app, Declined("no"))
+    assert type(run_here(task, 1).value) is SoftTimeLimitExceeded
+    assert [record.state for record in store.records()] == ["free"]
+    assert (run_here(task, 1).value, runs) == ("run 2", [1, 1])
 
 
 def test_replaying_its_letter_forgets_it(app: Celery) -> None:

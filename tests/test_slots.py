@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
@@ -110,6 +111,13 @@ def test_the_slots_of_an_interval_are_counted_from_1970_on(every: Any) -> None:
         ),
         ("hourly", "expected a crontab, or an interval as a schedule, a timedelta or seconds, got a str"),
         (None, "expected a crontab, or an interval as a schedule, a timedelta or seconds, got a NoneType"),
+        (True, "expected a crontab, or an interval as a schedule, a timedelta or seconds, got a bool"),
+        (math.nan, "expected an interval of some seconds, got nan"),
+        (math.inf, "expected an interval of some seconds, got inf"),
+        (
+            schedule(86400, relative=True),
+            "expected an interval that counts from 1970 on, got one with relative=True; write a crontab",
+        ),
         (0, "expected an interval that is longer than nothing, got 0:00:00"),
         (timedelta(seconds=-1), "expected an interval that is longer than nothing, got -1 day, 23:59:59"),
     ],

@@ -435,6 +435,10 @@ def test_a_soft_limit_between_question_and_answer(store: SQLStore) -> None:
         ("postgresql+psycopg2://me:secret@host/db", "got one of scheme 'postgresql+psycopg2'"),
         ("sqlite://", "a database in memory is another one in each process"),
         ("sqlite:///:memory:", "or MemoryStore() in a test"),
+        ("sqlite:///file::memory:?uri=true", "a database in memory is another one in each process"),
+        ("sqlite:///file:shop?mode=memory&uri=true", "a database in memory is another one in each process"),
+        ("postgresql://me:very@secret@host/db", "with @ as %40 where it is in the password, got one with several @"),
+        ("postgresql://me:secret@host/db?nonsense=1", 'invalid connection option "nonsense"'),
         ("secret", "got one without ://"),
         ("postgresql://me:secret@host:port/db", "cannot be read"),
     ],
@@ -446,11 +450,32 @@ def test_another_url_is_refused(given: str, said: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("table", ""), ("table", 7), ("patience", 2), ("patience", -LEASE)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("table", ""), ("table", 7), ("table", "shop.keys"), ("patience", 2), ("patience", -LEASE)]
+)
 def test_a_wrong_option_is_refused(name: str, value: Any) -> None:
     """When the store is made."""
     with pytest.raises(ConfigurationError, match=f"expected {name} to be"):
         SQLStore("sqlite:////a/file", **{name: value})
+
+
+def test_a_driver_that_cannot_be_loaded_is_named_with_its_reason() -> None:
+    """As psycopg where the library that it speaks through is missing; and what to install."""
+    code = """
+import sys
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == "psycopg":
+            raise ImportError("no pq wrapper available.\\nAttempts made: ...")
+sys.meta_path.insert(0, Broken())
+from celery_patterns.stores import SQLStore
+SQLStore("postgresql://me:secret@host/db")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    said = done.stderr.strip().splitlines()[-1]
+    assert "cannot be used: ImportError: no pq wrapper available.; expected psycopg to be installed" in said
+    assert "'psycopg[binary]'" in said
+    assert "secret" not in done.stderr
 
 
 def test_without_sqlalchemy_the_store_says_what_to_install() -> None:

@@ -115,7 +115,8 @@ class Claim:
         Args:
             connection: A SQLAlchemy ``Session`` or ``Connection``, or a Django connection, with a transaction on the
                 database of the app's :class:`~celery_patterns.stores.SQLStore`.
-            result: What a duplicate is to return; give the body's own result. None by default.
+            result: What a duplicate is to return; None by default. Give the body's own result: where they differ, the event
+                ``result_not_kept`` says so.
 
         Returns:
             The result, for the body to return.
@@ -123,7 +124,8 @@ class Claim:
         Raises:
             ClaimLost: When the key is this run's no longer: let it pass, so that the transaction is rolled back.
             ConfigurationError: When the app's store is none in SQL, or the connection none of these, one to another
-                database, one that commits each statement by itself, or one in a savepoint.
+                database, one that commits each statement by itself, or one in a savepoint; and in a second transaction
+                when the first one was committed.
         """
         self._commit(connection, result)
         return result
@@ -347,7 +349,8 @@ def current_call() -> Call:
     call = request.__dict__.get(MARK) if request is not None else None
     if call is None:
         raise NotInTask(
-            "there is no running task that wears a pattern here: current_call() and current_claim() speak of one"
+            "there is no running task that wears a pattern here: current_call() and current_claim() speak of one; call "
+            "them in the body of a task that a worker runs, or .apply()"
         )
     assert isinstance(call, Call)
     return call

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date, datetime, time, timedelta, timezone
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery.schedules import crontab, schedule
 
@@ -25,6 +25,7 @@ def latest_slot(every: BaseSchedule | timedelta | float) -> datetime:
     """The last time, up to now, at which a schedule was due.
 
     It is for ``beat_schedule``, inside a ``celery.beat.BeatLazyFunc``: beat then works it out each time it sends the task.
+    Called where the schedule is written, it would be the same slot for ever, and each later run a duplicate.
     Two beats of one app, of which one is late, or has a clock that is wrong by less than the schedule's step, get the same
     slot; with that argument as its key the task runs once for both.
 
@@ -41,24 +42,35 @@ def latest_slot(every: BaseSchedule | timedelta | float) -> datetime:
         interval.
 
     Raises:
-        ConfigurationError: When it is neither, or an interval that is not longer than nothing.
+        ConfigurationError: When it is neither; and for an interval that is not longer than nothing, or is ``relative``: its
+            edges are those of days and hours in the app's time zone.
     """
-    if isinstance(every, int | float | timedelta):
-        every = schedule(every)
-    if isinstance(every, crontab):
-        slot = _latest(every)
+    found: Any = _interval(every) if type(every) in (int, float, timedelta) else every
+    if isinstance(found, crontab):
+        slot = _latest(found)
         # Not in a named zone, which JSON cannot carry.
         return slot.replace(tzinfo=timezone(slot.utcoffset() or timedelta(0)))
-    if not isinstance(every, schedule):
+    if not isinstance(found, schedule):
         raise ConfigurationError(
             f"expected a crontab, or an interval as a schedule, a timedelta or seconds, got a {type(every).__name__}"
         )
-    step = every.run_every
+    if found.relative:
+        raise ConfigurationError(
+            "expected an interval that counts from 1970 on, got one with relative=True; write a crontab"
+        )
+    step = found.run_every
     if step <= timedelta(0):
         raise ConfigurationError(f"expected an interval that is longer than nothing, got {step}")
-    now = every.maybe_make_aware(every.now())
+    now = found.maybe_make_aware(found.now())
     begun: datetime = now - (now - EPOCH) % step
     return begun.astimezone(timezone.utc)
+
+
+def _interval(every: Any) -> schedule:
+    try:
+        return schedule(every)
+    except (ValueError, OverflowError):
+        raise ConfigurationError(f"expected an interval of some seconds, got {every}") from None
 
 
 def _latest(every: crontab) -> datetime:

@@ -205,7 +205,8 @@ class KeyRecord:
 
     Attributes:
         key: The key's name in the store: the task's name, a colon, and the digest that ``current_claim().key`` is.
-        state: ``running``, ``done``, or ``free``: then only the ends of earlier attempts are remembered.
+        state: ``running``; ``done``; ``failed``, with an error that ``remember`` names; or ``free``: then only the ends of
+            earlier attempts are remembered.
         owner: Who has the key, or has done its work: the task id, a dot, and what tells its deliveries apart.
         fence: That of the last claim: the store's clock then, in microseconds.
         starts: Of what runs, how many runs in a row began without coming to an end, the last one included.
@@ -215,7 +216,7 @@ class KeyRecord:
     """
 
     key: str
-    state: Literal["running", "done", "free"]
+    state: Literal["running", "done", "failed", "free"]
     owner: str
     fence: int
     starts: int

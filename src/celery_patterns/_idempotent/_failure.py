@@ -10,13 +10,11 @@ from celery.exceptions import TaskPredicate
 from .._history import error_name
 from .._lines import text_of
 from ..exceptions import ConfigurationError, PatternsError
+from ..stores._record import REMEMBERED
 
 __all__ = ["Kinds", "beginning", "encoded", "failure_in", "is_named", "kinds_of"]
 
 Kinds = type[Exception] | tuple[type[Exception], ...]
-
-#: No JSON text begins with it: who knows no remembered failures cannot take one for a result.
-_MARK = b"!"
 
 #: Characters of an error's text.
 _LONGEST = 2_000
@@ -56,7 +54,7 @@ def is_named(error: Exception, kinds: tuple[type[Exception], ...]) -> bool:
 
 def beginning(name: str) -> bytes:
     """What a record of the failure of this name begins with."""
-    return _MARK + name.encode("utf-8", "replace")
+    return REMEMBERED + name.encode("utf-8", "replace")
 
 
 def encoded(name: str, error: Exception) -> bytes:
@@ -71,7 +69,7 @@ def encoded(name: str, error: Exception) -> bytes:
 
 def failure_in(result: bytes) -> tuple[str, str] | None:
     """The remembered error's type and text; None where it is a result."""
-    if not result.startswith(_MARK):
+    if not result.startswith(REMEMBERED):
         return None
     error, message = json.loads(result[result.index(b"[") :])
     return error, message

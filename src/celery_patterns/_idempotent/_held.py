@@ -13,6 +13,7 @@ from celery.result import ResultBase
 from .. import _codec
 from .._events import emit
 from .._keys import digest
+from .._message import KEPT
 from .._plan import FAILED, REJECTED, REQUEUED
 from ..exceptions import ClaimLost, ConfigurationError, NotCommitted, StoreUnavailable
 from ..typing import Answer, Claimed, Done, Ended, TransactionalStore
@@ -39,7 +40,10 @@ class Held:
         asked: When the key was asked for, on this process's clock.
     """
 
-    __slots__ = ("_call", "_failure", "_fingerprint", "_holder", "_ledger", "_pattern", "_store", "crashed", "renewal")
+    __slots__ = (
+        *("_call", "_committing", "_failure", "_fingerprint", "_holder", "_ledger", "_pattern", "_store"),
+        *("crashed", "renewal"),
+    )
 
     def __init__(
         self, pattern: idempotent, call: Call, store: Store, holder: Holder, fingerprint: str, asked: float
@@ -48,6 +52,8 @@ class Held:
         self._fingerprint = fingerprint
         #: The store that knows whether the body's own transaction was committed, when it has one.
         self._ledger: TransactionalStore | None = None
+        #: What the body's own transaction records as the result.
+        self._committing: bytes | None = None
         #: The failure that is to be remembered, once its letter stands.
         self._failure: bytes | None = None
         self.renewal = Renewal(call, store, holder, asked)
@@ -74,7 +80,7 @@ class Held:
         self._ledger = store  # from here on its answer counts, also when the body makes nothing of an error
         if not store.commit(connection, who.key, who.attempt, self._fingerprint, who.fence, encoded, ttl=who.ttl):
             raise ClaimLost(f"{self._call.task}: the key is this run's no longer, so nothing is to be committed")
-        self.renewal.committing = True
+        self._committing, self.renewal.committing = encoded, True
 
     def end(self, result: Any) -> Answer | StoreUnavailable | None:
         """Record the work of a body that has returned, or make sure that the body itself has.
@@ -85,7 +91,19 @@ class Held:
         Raises:
             NotCommitted: When the body's own transaction was to record it and was not committed.
         """
-        return self._complete(result) if self._ledger is None else self._confirm(self._ledger)
+        if self._ledger is None:
+            return self._complete(result)
+        answer = self._confirm(self._ledger)
+        if answer is None:
+            with contextlib.suppress(SoftTimeLimitExceeded):  # too late to undo the work
+                self._compare(result)
+        return answer
+
+    def _compare(self, result: Any) -> None:
+        """Say so when duplicates will get another result than the first caller."""
+        if self._encoded(result) != self._committing:
+            reason = "commit_with() was given another one"
+            emit(logging.WARNING, "result_not_kept", self._call, result_type=type(result).__qualname__, reason=reason)
 
     def _complete(self, result: Any) -> Answer | StoreUnavailable | None:
         try:
@@ -184,6 +202,11 @@ class Held:
             self._failure = _failure.encoded(name, error)
             call.header = {**call.header, "failure": name}
 
+    def _is_told(self) -> bool:
+        """Whether the letter of the failure stands, if its task leaves any: a time limit may have struck before it did."""
+        buries = self._call.instance.plan.buries
+        return buries is None or bool((self._call.request.delivery_info or {}).get(KEPT))
+
     def keep(self) -> None:
         """Do not give the key back when the message ends."""
         self._call.settlements = [one for one in self._call.settlements if one != self.release]
@@ -194,7 +217,7 @@ class Held:
         self.renewal.end()
         if self.crashed and outcome == REQUEUED:
             return  # it could not be buried, and its starts must not be forgotten: the lease ends it
-        if self._failure is not None and outcome == FAILED:
+        if self._failure is not None and outcome == FAILED and self._is_told():
             # Refused, or the store is away: then it is this message's alone. What the body has committed itself stays.
             self._record(self._failure)
             return

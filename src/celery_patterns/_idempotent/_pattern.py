@@ -28,6 +28,8 @@ __all__ = ["idempotent"]
 WhenRunning = Literal["wait", "raise"]
 WhenStoreDown = Literal["wait", "run"]
 
+#: Longer than any of these spans is meant to be, and still a time that a store can count.
+LONGEST = timedelta(days=36_500)
 #: Each duplicate fetches it: what is larger belongs into a store of files.
 LARGEST_RESULT = 1024 * 1024
 #: What stands for nothing, such as None, is always kept; and a limit that was meant in another unit is found out.
@@ -114,12 +116,7 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         max_result_bytes: int | None = LARGEST_RESULT,
     ) -> None:
         for name, span in (("ttl", ttl), ("lease", lease), ("wait_within", wait_within)):
-            if not isinstance(span, timedelta):
-                raise ConfigurationError(
-                    f"expected {name} to be a timedelta, for example timedelta(days=1), got {span!r}"
-                )
-            if span <= timedelta(0):
-                raise ConfigurationError(f"expected {name} to be longer than nothing, got {span}")
+            _expect_span(name, span)
         made_of = Source("key", key)
         kept_apart = None if scope is None else Source("scope", scope)
         if same is not None:
@@ -207,6 +204,22 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
             return digest(task, *parts)
         return digest(task, "scope", digest(*self._scope.parts(task, arguments, args, kwargs)), *parts)
 
+    @property
+    def made_of(self) -> tuple[str, ...]:
+        """The arguments, and parts of them, that key and scope are made of; none where a function makes one."""
+        sources = [source for source in (self._key, self._scope) if source is not None]
+        return tuple([name for source in sources for name in source.said]) if all(one.said for one in sources) else ()
+
+    def is_made_of(self, argument: str, *, given: bool) -> bool:
+        """Whether an argument may have a part in the key; a function may use each.
+
+        Args:
+            argument: Its name.
+            given: Whether the call has brought a key of its own, so that only the scope is made.
+        """
+        sources = [self._scope] if given else [self._key, self._scope]
+        return any(not source.said or argument in source.arguments for source in sources if source is not None)
+
     def key_without_code(
         self, task: str, bound: Binder, args: tuple[Any, ...], kwargs: dict[str, Any], given: str | None
     ) -> str | None:
@@ -228,3 +241,12 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         """
         agreed = {name: value for name, value in arguments.items() if self.same is None or name in self.same}
         return digest(canonical(agreed, where="arguments", floats=True))
+
+
+def _expect_span(name: str, span: Any) -> None:
+    if not isinstance(span, timedelta):
+        raise ConfigurationError(f"expected {name} to be a timedelta, for example timedelta(days=1), got {span!r}")
+    if span <= timedelta(0):
+        raise ConfigurationError(f"expected {name} to be longer than nothing, got {span}")
+    if span > LONGEST:
+        raise ConfigurationError(f"expected {name} to be at most {LONGEST.days} days, got {span}")

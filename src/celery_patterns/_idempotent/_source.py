@@ -33,22 +33,23 @@ class Source:
         ConfigurationError: When it is none of these.
     """
 
-    __slots__ = ("_function", "_paths", "_role", "_said", "arguments", "plain")
+    __slots__ = ("_function", "_paths", "_role", "arguments", "plain", "said")
 
     def __init__(self, role: Role, given: Key) -> None:
         self._role: Role = role
         self._function = given if callable(given) else None
-        self._said: tuple[str, ...] = ()
+        #: The names and paths as they were given; none where it is a function.
+        self.said: tuple[str, ...] = ()
         if not callable(given):
-            self._said = given if isinstance(given, tuple) else (given,)
-            expect_names(role, self._said)
+            self.said = given if isinstance(given, tuple) else (given,)
+            expect_names(role, self.said)
         elif inspect.iscoroutinefunction(given):
             raise ConfigurationError(f"expected {role} to be a plain function, got an async one")
-        self._paths = tuple([(name, *_words(role, name)) for name in self._said])
+        self._paths = tuple([(name, *_words(role, name)) for name in self.said])
         #: The arguments it is taken from.
         self.arguments = tuple([words[0] for _, *words in self._paths])
         #: Whether it is made of whole arguments.
-        self.plain = self._function is None and self.arguments == self._said
+        self.plain = self._function is None and self.arguments == self.said
 
     def parts(
         self, task: str, arguments: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -59,7 +60,7 @@ class Source:
             InvalidKey: When there is no such value, or one that makes no key.
         """
         if self.plain:
-            return ("names", *[self._form(arguments[name], f"{task}(): {name}") for name in self._said])
+            return ("names", *[self._form(arguments[name], f"{task}(): {name}") for name in self.said])
         if self._function is not None:
             return ("function", self._form(self._asked(task, args, kwargs), f"the {self._role} of {task}"))
         parts = ["paths"]
@@ -144,3 +145,5 @@ def expect_names(role: str, names: tuple[Any, ...], *, empty: bool = False) -> N
             raise ConfigurationError(
                 f"expected {role} to be an argument's name, a tuple of names or a function, got {name!r}"
             )
+    if len({*names}) < len(names):
+        raise ConfigurationError(f"expected {role} to name each argument once, got {names!r}")

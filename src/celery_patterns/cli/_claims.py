@@ -39,7 +39,7 @@ Exit codes:
   2  wrong use; nothing was done
   130  interrupted"""
 
-_WHICH = click.argument("which", metavar="KEY", nargs=-1, required=True)
+_WHICH = click.argument("which", metavar="TASK NAME=VALUE… | DIGEST", nargs=-1, required=True)
 
 
 @click.group(epilog=_EXITS)
@@ -54,7 +54,7 @@ def claims() -> None:
 @once("--task", metavar="NAME", help="Only keys of this task.")
 @once(
     "--state",
-    type=click.Choice(["running", "lost", "done", "free"]),
+    type=click.Choice(["running", "lost", "done", "failed", "free"]),
     help="Only these. Lost is one that is held, and its lease is over: its message takes it over when it comes back.",
 )
 @once("--limit", type=click.IntRange(1), metavar="N", help="At most N keys.")
@@ -63,7 +63,8 @@ def claims() -> None:
 def list_(ctx: click.Context, /, task: str | None, state: str | None, limit: int | None, as_json: bool) -> None:
     """The keys that the store knows, in no order."""
     with told(ctx):
-        store = _store_of(app_of(ctx))
+        app = app_of(ctx)
+        store = _store_of(app)
         expect_text(task or "")
         records = store.records(f"{task}:" if task else "")
         chosen = itertools.islice((one for one in records if _matches(one, task, state)), limit)
@@ -75,7 +76,8 @@ def list_(ctx: click.Context, /, task: str | None, state: str | None, limit: int
         for page in _pages(chosen):
             console.print(table(page))
             count += len(page)
-        say(f"{chr(10) * bool(count)}{count:,} key{'' if count == 1 else 's'}.")
+        strange = f" The app has no task {visible(task)}." if task and not count and task not in app.tasks else ""
+        say(f"{chr(10) * bool(count)}{count:,} key{'' if count == 1 else 's'}.{strange}")
 
 
 @claims.command()
@@ -136,7 +138,7 @@ def forget(ctx: click.Context, /, which: tuple[str, ...], yes: bool) -> None:
         store = _store_of(app)
         record = found(app, store, which)
         name = _name(record)
-        if record.state != "done":
+        if record.state not in ("done", "failed"):
             cure = ' "release" frees it' if record.state == "running" else ""
             end(f"the work of {name} is not done: it is {record.state}.{cure}", NOT_ALL_DONE)
         if not yes:

@@ -17,6 +17,8 @@ from ..exceptions import ConfigurationError, InvalidKey, KeyNotFound
 from ._screens import SHORT_ID
 
 if TYPE_CHECKING:
+    from inspect import Signature
+
     from celery import Celery
 
     from ..typing import InspectableStore, KeyRecord
@@ -88,17 +90,18 @@ def _split(pair: str) -> tuple[str, str]:
 def _names(app: Celery, task: str, said: dict[str, str]) -> Iterator[str]:
     """The names that the key may have in the store: of what type a value is, its text does not say."""
     if task not in app.tasks:
-        raise ConfigurationError(f"the app has no task {task!r}")
+        first = "" if "=" not in task else "; expected a task's name before name=value"
+        raise ConfigurationError(f"the app has no task {task!r}{first}")
     pattern = worn(app.tasks[task], idempotent)
     if pattern is None:
         raise ConfigurationError(f"{task} wears no idempotent(), so it has no keys")
     terms = app.tasks[task].plan.terms
-    readings: list[tuple[dict[str, str], str | None]] = [(said, None)]
-    if _OWN in said:
-        own = (({name: text for name, text in said.items() if name != _OWN}), said[_OWN])
-        readings = [*readings, own] if _OWN in terms.signature.parameters else [own]
     refused: list[str] = []
-    for given, key in readings:
+    for given, key in _readings(said, terms.signature):
+        strange = [name for name in given if not pattern.is_made_of(name.partition(".")[0], given=key is not None)]
+        if strange:
+            refused.append(f"the key of {task} is not made of {strange[0]}; expected {_made_of(pattern)}")
+            continue
         for values in itertools.product(*map(_meanings, given.values())):
             arguments = terms.bound.filled(_nested(dict(zip(given, values, strict=True))))
             try:
@@ -112,6 +115,19 @@ def _names(app: Celery, task: str, said: dict[str, str]) -> Iterator[str]:
                 refused.append("")
     if all(refused):
         raise ConfigurationError(refused[0])
+
+
+def _readings(said: dict[str, str], signature: Signature) -> list[tuple[dict[str, str], str | None]]:
+    """What may be meant: the arguments alone, or beside them the key that a call brought."""
+    if _OWN not in said:
+        return [(said, None)]
+    own = {name: text for name, text in said.items() if name != _OWN}, said[_OWN]
+    return [(said, None), own] if _OWN in signature.parameters else [own]
+
+
+def _made_of(pattern: idempotent) -> str:
+    names = pattern.made_of
+    return " ".join(f"{name}=value" for name in names) if names else "name=value for arguments of the task"
 
 
 def _meanings(text: str) -> list[Any]:

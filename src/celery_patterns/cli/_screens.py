@@ -257,7 +257,7 @@ def _state(record: KeyRecord) -> list[str]:
     if record.held_for is None:
         return [record.state, f"kept for {_span(record.expires_in)}"]
     crashed = f", start {record.starts}" if record.starts > 1 else ""
-    return [state_of(record), f"since {_span(record.held_for)}{crashed}"]
+    return [state_of(record), f"held for {_span(record.held_for)}{crashed}"]
 
 
 def _span(length: timedelta) -> str:

@@ -14,6 +14,7 @@ from ._marks import mark_of, marked, run_digest
 from ._spans import span
 
 __all__ = [
+    "REMEMBERED",
     "STARTS",
     "Record",
     "Spans",
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 
+#: What a result begins with that is no result, but the failure that is remembered in its place. No JSON text begins so.
+REMEMBERED = b"!"
 #: What the names of records begin with that count the starts of messages without a key. No task is called so.
 STARTS = ":starts:"
 
@@ -192,9 +195,10 @@ def forget(record: Record | None, fence: int | None, beginning: bytes, _now: int
 def told(key: str, record: Record, now: int) -> KeyRecord:
     """The record for people."""
     held = record.state == "running"
+    failed = record.state == "done" and (record.result or b"").startswith(REMEMBERED)
     return KeyRecord(
         key=key,
-        state=record.state,
+        state="failed" if failed else record.state,
         owner=record.owner,
         fence=record.fence,
         starts=record.starts,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import time
 from collections import deque
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis import ConnectionPool, Redis
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
@@ -43,15 +45,24 @@ class Server:
             b"*3\r\n" + packed(("SET", touched, 1)) + b"*3\r\n" + packed(("WAIT", replicas, _CONFIRMED_WITHIN))
         )
         try:
-            self._pool = _pool_of(url)
+            self._pool, self._where = _pool_of(url)
             # The steps use redis-py's connections alone: its pool would count those that we let go.
             self._connection = functools.partial(self._pool.connection_class, **self._pool.connection_kwargs)
             self._connection()  # connects nothing, and refuses an option that it does not know
         except (ValueError, TypeError, RedisError) as error:
+            # Of its text only an option's name is shown, which stands in quotes: it may quote a part of the password.
+            option = re.search(r"keyword argument ('\w+')", str(error))
+            why = (
+                f"the option {option[1]}"
+                if option
+                else error
+                if isinstance(error, _UnreadableError)
+                else type(error).__name__
+            )
             raise ConfigurationError(
                 "expected the store's URL to be redis://host:port/db, or sentinel://host:port,host:port/service, with "
-                f"options that redis-py knows; it cannot read this one: {type(error).__name__}"
-            ) from None  # its text may quote a part of the password
+                f"options that redis-py knows; it cannot read this one: {why}"
+            ) from None
         self._pid, self._free = os.getpid(), deque[Any]()
 
     def run(self, name: str, key: str, *args: Any) -> Any:
@@ -59,18 +70,24 @@ class Server:
         script, rest = SCRIPTS[name], packed((key, *args))
         count = b"*%d\r\n" % (len(args) + 4)  # the command, the script, the number of keys, and the key
         try:
-            return self._ask(name, count + script.known + rest)
+            return self._ask(count + script.known + rest)
         except NoScriptError:
-            return self._ask(name, count + script.unknown + rest)
+            return self._ask(count + script.unknown + rest)
 
     def delete(self, key: str) -> None:
-        self._ask("delete", b"*2\r\n" + packed(("DEL", key)))
+        self._ask(b"*2\r\n" + packed(("DEL", key)))
 
     def client(self) -> Redis:
         """redis-py's own, for what is no step; to be closed."""
         return Redis(connection_pool=self._pool)
 
-    def _ask(self, name: str, question: bytes) -> Any:
+    def away(self, error: Exception) -> StoreUnavailable:
+        return StoreUnavailable(f"redis did not answer at {self._where}: {type(error).__name__}: {error}")
+
+    def refused(self, error: Exception) -> StoreUnavailable:
+        return StoreUnavailable(f"redis refused at {self._where}: {type(error).__name__}: {error}")
+
+    def _ask(self, question: bytes) -> Any:
         deadline = time.monotonic() + self._patience
         pause = 0.0
         while True:
@@ -82,17 +99,15 @@ class Server:
                 raise
             except AuthenticationError as error:  # a kind of ConnectionError, which no second try cures
                 connection.disconnect()
-                raise StoreUnavailable(f"redis refused {name}: {type(error).__name__}: {error}") from error
+                raise self.refused(error) from error
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:
                 connection.disconnect()
                 self._free.clear()  # the others were opened to the same server, which hung up
                 if time.monotonic() + pause > deadline:
-                    raise StoreUnavailable(
-                        f"redis did not answer within its time-outs: {type(error).__name__}",
-                    ) from error
+                    raise self.away(error) from error
             except RedisError as error:
                 connection.disconnect()
-                raise StoreUnavailable(f"redis refused {name}: {type(error).__name__}: {error}") from error
+                raise self.refused(error) from error
             except BaseException:
                 # A time limit may strike between question and answer: the answer must not become the next question's.
                 connection.disconnect()
@@ -136,20 +151,38 @@ class Server:
             return self._connection()
 
 
-def _pool_of(url: str) -> ConnectionPool:
-    """A pool that knows how to connect; a service's primary is asked of its Sentinels at each connection."""
+class _UnreadableError(ValueError):
+    """What is wrong with a URL, in words that quote nothing of it."""
+
+
+def _pool_of(url: str) -> tuple[ConnectionPool, str]:
+    """A pool that knows how to connect, and where to; a service's primary is asked of its Sentinels at each connection."""
     address, hosts, service = url, "", ""
     if url.startswith(_SENTINELS):
         hosts, service, address = _read_sentinels(url)
+    _expect_plain(address)
     pool = ConnectionPool.from_url(address)
     given = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0, **pool.connection_kwargs, "decode_responses": False}
     if service:
         given = {name: value for name, value in given.items() if name not in ("host", "port")}
         asked = {name: given[name] for name in ("socket_timeout", "socket_connect_timeout")}
         watched = Sentinel([_address(one) for one in hosts.split(",")], sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
-        return SentinelConnectionPool(service, watched, **given)  # type: ignore[no-untyped-call]
+        pool = SentinelConnectionPool(service, watched, **given)  # type: ignore[no-untyped-call]
+        return pool, f"the service {service!r} of {hosts}"
     pool.connection_kwargs = given
-    return pool
+    at = given.get("path") or f"{given.get('host', 'localhost')}:{given.get('port', 6379)}"
+    return pool, f"{at}, database {given.get('db') or 0}"
+
+
+def _expect_plain(url: str) -> None:
+    """Refuse what redis-py would read as another password, host or database than was meant."""
+    parts = urlsplit(url)
+    if parts.fragment or "@" in parts.path:
+        raise _UnreadableError(
+            "what is special in a user or password is to be percent-encoded, such as # as %23 and / as %2F"
+        )
+    if parts.scheme != "unix" and not parts.path.strip("/").isdecimal() and parts.path.strip("/"):
+        raise _UnreadableError("its database is no number")
 
 
 def _address(one: str) -> tuple[str, int]:
@@ -164,5 +197,5 @@ def _read_sentinels(url: str) -> tuple[str, str, str]:
     login, at, hosts = hosts.rpartition("@")
     service, _, database = path.partition("/")
     if not hosts or not service:
-        raise ValueError("no Sentinel, or no service")
+        raise _UnreadableError("it names no Sentinel, or no service")
     return hosts, service, f"redis://{login}{at}localhost/{database}{mark}{options}"

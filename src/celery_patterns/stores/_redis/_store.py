@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ...exceptions import ConfigurationError, StoreUnavailable
+from ...exceptions import ConfigurationError
 from ...typing import Answer, Attempt, Claimed, Done, Ended, KeyRecord, Mismatch, Running
 from .. import _record as rules
 from .._marks import run_digest
@@ -29,6 +29,9 @@ LOOKED = 500
 _STATES: Mapping[str, Any] = {"r": "running", "d": "done", "f": "free"}
 #: What Redis's patterns do not take for itself.
 _GLOB = re.compile(r"[\\*?\[\]^-]")
+
+#: Of a result, which may be large and is the user's, what tells it from a failure.
+_FIRST = "return string.sub(redis.call('HGET', KEYS[1], 'v') or '', 1, 1)"
 
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -153,10 +156,12 @@ class RedisStore:
         try:
             with self._server.client() as client:
                 yield client
+        except AuthenticationError as error:  # a kind of ConnectionError
+            raise self._server.refused(error) from error
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            raise StoreUnavailable(f"redis did not answer: {type(error).__name__}") from error
+            raise self._server.away(error) from error
         except RedisError as error:
-            raise StoreUnavailable(f"redis refused: {type(error).__name__}: {error}") from error
+            raise self._server.refused(error) from error
 
     def __repr__(self) -> str:
         return f"<RedisStore prefix={self._prefix!r}>"
@@ -188,15 +193,15 @@ def _batches(names: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
 def _told(client: Any, names: list[bytes], start: int) -> Iterator[KeyRecord]:
     asked = client.pipeline(transaction=False).time()
     for name in names:
-        asked.hmget(name, "s", "o", "f", "n", "l").pttl(name)
+        asked.hmget(name, "s", "o", "f", "n", "l").pttl(name).eval(_FIRST, 1, name)
     (seconds, micros), *answers = asked.execute()
     now = seconds * 1_000_000 + micros
-    for name, fields, expires in zip(names, answers[::2], answers[1::2], strict=True):
+    for name, fields, expires, first in zip(names, answers[::3], answers[1::3], answers[2::3], strict=True):
         state, owner, fence, starts, lease = (one.decode() if one else "" for one in fields)
         if state in _STATES:  # it may have expired meanwhile, or be no record of ours
             record = Record(
                 _STATES[state], owner, fence=int(fence), starts=int(starts or 0), lease_ends=int(lease or 0) * 1000,
-                expires=now + expires * 1000,
+                expires=now + expires * 1000, result=first,
             )  # fmt: skip
             yield rules.told(name[start:].decode(), record, now)
 

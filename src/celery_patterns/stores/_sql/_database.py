@@ -36,6 +36,8 @@ _POSTGRESQL: Mapping[str, Any] = {
     "tcp_user_timeout": 5000,
     "prepare_threshold": None,
 }
+#: What psycopg itself takes beside what it hands on.
+_OF_PSYCOPG = ("prepare_threshold",)
 #: So many connections a process keeps for the next steps.
 KEPT = 16
 #: The classes of PostgreSQL's refusals that are as right a second time: who we are, which database, what we ask.
@@ -75,7 +77,7 @@ class Database:
                 return self._ask_once(statement, values)
             except DBAPIError as error:
                 if not _passes(error) or time.monotonic() + pause > deadline:
-                    raise StoreUnavailable(_complaint(error)) from error
+                    raise StoreUnavailable(_complaint(error), locked=_is_busy(error)) from error
                 self._let_all_go()  # the others were opened to the same server
             time.sleep(pause)
             pause = min(max(pause * 2, 0.05), 0.5)
@@ -162,7 +164,9 @@ def _read(url: str) -> sa.URL:
         read = sa.make_url(url).set(drivername=_DRIVERS.get(scheme, scheme))
     except (ArgumentError, ValueError):
         raise ConfigurationError(f"{expected}, got one of scheme {scheme!r} that cannot be read") from None
-    if read.get_backend_name() == "sqlite" and read.database in (None, "", ":memory:"):
+    if read.get_backend_name() == "postgresql" and "@" in f"{read.host}{read.database}":
+        raise ConfigurationError(f"{expected}, with @ as %40 where it is in the password, got one with several @")
+    if read.get_backend_name() == "sqlite" and _is_in_memory(read):
         raise ConfigurationError(
             "a database in memory is another one in each process; expected the path of a file, as in "
             "sqlite:////path/to/a/file, or MemoryStore() in a test"
@@ -170,19 +174,37 @@ def _read(url: str) -> sa.URL:
     return read
 
 
+def _is_in_memory(url: sa.URL) -> bool:
+    return not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
+
+
 def _engine(url: sa.URL, patience: float) -> sa.Engine:
     options: dict[str, Any] = {"timeout": patience, "check_same_thread": False}
     if url.get_backend_name() == "postgresql":
         options = {name: value for name, value in _POSTGRESQL.items() if name not in url.query}
     try:
-        return sa.create_engine(
+        engine = sa.create_engine(
             url, isolation_level="AUTOCOMMIT", connect_args=options, hide_parameters=True, poolclass=NullPool
         )
     except (ImportError, SQLAlchemyError) as error:
+        said = str(error).strip().partition("\n")[0]
         raise ConfigurationError(
-            f"the driver {url.drivername} cannot be used: {type(error).__name__}; expected psycopg to be installed: "
-            "pip install 'celery-patterns[sql]'"
+            f"the driver {url.drivername} cannot be used: {type(error).__name__}: {said}; expected psycopg to be installed, "
+            "with the library that it needs: pip install 'celery-patterns[sql]' 'psycopg[binary]'"
         ) from error
+    if engine.dialect.name == "postgresql":
+        _expect_options(engine.dialect.dbapi, url)
+    return engine
+
+
+def _expect_options(psycopg: Any, url: sa.URL) -> None:
+    """Refuse an option that the driver does not know, which would look like a database that is away."""
+    try:
+        psycopg.conninfo.make_conninfo(**{name: "" for name in url.query if name not in _OF_PSYCOPG})
+    except psycopg.Error as error:
+        raise ConfigurationError(
+            f"expected the options in the store's URL to be psycopg's or PostgreSQL's, but it says: {error}"
+        ) from None
 
 
 def _passes(error: DBAPIError) -> bool:
@@ -193,14 +215,19 @@ def _passes(error: DBAPIError) -> bool:
     return state == _READS_ONLY or error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
 
 
-def names_no_table(error: DBAPIError) -> bool:
-    """Whether the table is not there."""
-    return getattr(error.orig, "sqlstate", None) == "42P01" or "no such table" in str(error.orig)
+def _is_busy(error: DBAPIError) -> bool:
+    """Whether somebody writes to a file of SQLite: that may be the task that has the key, with its own transaction."""
+    return "database is locked" in str(error.orig)
+
+
+def names_no_table(error: BaseException | None) -> bool:
+    """Whether it is a driver's word for a table that is not there."""
+    return getattr(error, "sqlstate", None) == "42P01" or "no such table" in str(error)
 
 
 def _complaint(error: DBAPIError) -> str:
     said = str(error.orig).strip().partition("\n")[0]
-    if names_no_table(error):
+    if names_no_table(error.orig):
         return (
             "the store's table is not there; expected it to be made before, by SQLStore(…).create_table(), or by a "
             f"migration with what its ddl() says ({said})"

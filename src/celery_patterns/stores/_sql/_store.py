@@ -64,6 +64,11 @@ class SQLStore:
     ) -> None:
         if not isinstance(table, str) or not table:
             raise ConfigurationError(f"expected table to be the name of one, got {table!r}")
+        if "." in table:
+            raise ConfigurationError(
+                f"expected table to be a name without a schema, which is the connection's search_path: "
+                f"?options=-csearch_path%3Dshop in the URL, got {table!r}"
+            )
         if not isinstance(patience, timedelta) or patience < timedelta(0):
             raise ConfigurationError(f"expected patience to be a timedelta of 0 or more, got {patience!r}")
         self._database = Database(url, patience.total_seconds())
@@ -129,9 +134,16 @@ class SQLStore:
         if ask(self._statements.commit, completion(key, attempt, fingerprint, fence, result, ttl)):
             return True
         found = ask(self._statements.find, {"its_key": key})
-        if found is not None:  # a second time in one transaction: what was recorded first stays
-            return tuple(found) == ("done", attempt.owner, fence)
-        if self._look(key)[1] is None:
+        stands = self._look(key)[1]
+        if found is not None:
+            recorded = tuple(found) == ("done", attempt.owner, fence)
+            if recorded and stands is not None and stands.state == "done":
+                raise ConfigurationError(
+                    "commit_with() was called in a second transaction: the first one has recorded the work, and was "
+                    "committed; expected one transaction for all that the task writes"
+                )
+            return recorded  # a second time in one transaction: what was recorded first stays
+        if stands is None:
             return False
         raise ConfigurationError(
             "commit_with() does not see the record of the key in the connection's database; expected a connection to the "

@@ -24,7 +24,7 @@ _NOW = {
 _INSERT: Mapping[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 #: What people are shown of a row, and what stands for the rest: a result may be large, and is the user's.
 _SHOWN = {"state", "owner", "fence", "starts", "lease_ends", "expires"}
-_NOTHING = {one.name: sa.literal(one.default).label(one.name) for one in fields(Record) if one.name not in _SHOWN}
+_HIDDEN = {one.name: sa.literal(one.default).label(one.name) for one in fields(Record) if one.name not in _SHOWN}
 #: What a row has of a record; beside it stand the key, and a version that is new with each change of the row.
 FIELDS = [field.name for field in fields(Record)]
 
@@ -105,10 +105,13 @@ class Statements:
         self.insert = unless_there(made).returning(row.key)
         self.update = sa.update(table).where(unlocked(*as_seen)).values({**given, **changed}).returning(row.key)
         begins = sa.func.substr(row.key, 1, sa.func.length(sa.bindparam("beginning", type_=sa.Text)))
+        # Its first byte tells a result from a failure.
+        first = sa.func.substr(row.result, 1, 1, type_=sa.LargeBinary).label("result")
+        shown = {**_HIDDEN, **{name: row[name] for name in _SHOWN}, "result": first}
         pages = (row.key > sa.bindparam("after", type_=sa.Text), row.expires > now)
         #: So many rows that have not expired, in the order of their keys.
         self.page = (
-            sa.select(now.label("now"), row.key, *(row[name] if name in _SHOWN else _NOTHING[name] for name in FIELDS))
+            sa.select(now.label("now"), row.key, *(shown[name] for name in FIELDS))
             .where(*pages, begins == sa.bindparam("beginning", type_=sa.Text))
             .order_by(row.key)
             .limit(limit)

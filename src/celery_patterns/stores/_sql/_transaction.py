@@ -18,6 +18,10 @@ __all__ = ["Asking", "asking"]
 Asking = Callable[[Any, Mapping[str, Any]], Any]
 
 _DIALECTS: Mapping[str, Any] = {"postgresql": postgresql.dialect, "sqlite": sqlite.dialect}
+_NO_TABLE = (
+    "commit_with() found no table of the store's in the connection's database; expected a connection to the store's own "
+    "database, with the same search_path"
+)
 _EXPECTED = "expected commit_with() to be given a SQLAlchemy Session or Connection, or a Django connection"
 
 
@@ -31,14 +35,14 @@ def asking(connection: Any, kind: str) -> Asking:
     Raises:
         ConfigurationError: When it is none of these, commits each statement by itself, or is in a savepoint.
     """
-    if type(connection).__module__.startswith("sqlalchemy.ext.asyncio"):
+    if any(one.__module__.startswith("sqlalchemy.ext.asyncio") for one in type(connection).__mro__):
         raise ConfigurationError(f"{_EXPECTED}, got an {type(connection).__name__}; its run_sync() gives you one")
     if hasattr(connection, "in_atomic_block"):
         return _in_django(connection, kind)
     if not isinstance(connection, sa.Connection) and callable(getattr(connection, "connection", None)):
         connection = _of_session(connection)
     if isinstance(connection, sa.Connection):
-        return _in_sqlalchemy(connection)
+        return _in_sqlalchemy(connection, kind)
     raise ConfigurationError(f"{_EXPECTED}, got {_a(type(connection).__name__)}")
 
 
@@ -52,7 +56,8 @@ def _of_session(session: Any) -> Any:
         ) from None
 
 
-def _in_sqlalchemy(connection: sa.Connection) -> Asking:
+def _in_sqlalchemy(connection: sa.Connection, kind: str) -> Asking:
+    _expect_kind(connection.dialect.name, kind)
     driver: Any = connection.connection.dbapi_connection
     if _commits_each(driver):
         raise _commits_by_itself("another isolation level than AUTOCOMMIT")
@@ -64,11 +69,8 @@ def _in_sqlalchemy(connection: sa.Connection) -> Asking:
             return execute(connection, statement, values).first()
         except DBAPIError as error:
             error.hide_parameters = True  # the task's result is among them
-            if names_no_table(error):
-                raise ConfigurationError(
-                    "commit_with() found no table of the store's in the connection's database; expected a connection to the "
-                    "store's own database"
-                ) from error
+            if names_no_table(error.orig):
+                raise ConfigurationError(_NO_TABLE) from error
             raise
 
     return ask
@@ -82,6 +84,7 @@ def _commits_each(driver: Any) -> bool:
 
 
 def _in_django(connection: Any, kind: str) -> Asking:
+    _expect_kind(connection.vendor, kind)
     if not connection.in_atomic_block:
         raise _commits_by_itself("it inside of transaction.atomic()")
     if any(connection.savepoint_ids):
@@ -91,10 +94,23 @@ def _in_django(connection: Any, kind: str) -> Asking:
         compiled = statement.compile(dialect=_DIALECTS[kind](paramstyle="format"))
         bound = compiled.construct_params(values)
         with connection.cursor() as cursor:
-            cursor.execute(str(compiled), [bound[name] for name in compiled.positiontup])
+            try:
+                cursor.execute(str(compiled), [bound[name] for name in compiled.positiontup])
+            except Exception as error:
+                if names_no_table(error.__cause__):
+                    raise ConfigurationError(_NO_TABLE) from error
+                raise
             return cursor.fetchone()
 
     return ask
+
+
+def _expect_kind(found: str, kind: str) -> None:
+    if found != kind:
+        raise ConfigurationError(
+            f"commit_with() was given a connection to a database of another kind; expected the store's own, {kind}, got "
+            f"{found}"
+        )
 
 
 def _commits_by_itself(expected: str) -> ConfigurationError:
