@@ -198,8 +198,6 @@ class Run:
 
     def _bequeath(self, wait: timedelta, trouble: StoreUnavailable | None) -> None:
         """Let the message wait, and then have what this run may hold, as the same start."""
-        if trouble is not None:
-            emit(logging.WARNING, "claim_postponed", self.call, error=trouble, reason=str(trouble))
         self.bequests = [*self.unheard, self.attempt.owner][-LONGEST_MEMORY:]
         try:
             self._wait(wait, trouble)
@@ -268,7 +266,11 @@ class Run:
             raise error or InProgress(
                 f"{call.task}: another run of the same key did not end within {self.pattern.wait_within}"
             )
-        emit(logging.INFO, "duplicate_waiting", call, wait=round(wait.total_seconds(), 3))
+        seconds = round(wait.total_seconds(), 3)
+        if error is None:
+            emit(logging.INFO, "duplicate_waiting", call, wait=seconds)
+        else:
+            emit(logging.WARNING, "claim_postponed", call, error=error, reason=str(error), wait=seconds)
         send_waiting_copy(
             call,
             wait,
