@@ -219,6 +219,14 @@ def test_a_remembered_failure_is_no_work_that_is_done(app: Celery, database: str
             ["shop.pack", "idempotency_key=i-1", "shelf=1", "tenant=a"],
             "the key of shop.pack is not made of shelf; expected shelf=value order.id=value tenant=value",
         ),
+        (
+            ["shop.pack", "order.id=1", "order.number=1", "shelf=1", "tenant=a"],
+            "the key of shop.pack is not made of order.number; expected",
+        ),
+        (
+            ["shop.print", "isbn=1", "edition=2"],
+            "the key of shop.print is not made of edition; expected name=value for arguments of the task",
+        ),
         (["order_id=o-done"], "the app has no task 'order_id=o-done'; expected a task's name before name=value"),
     ],
 )
@@ -389,7 +397,11 @@ def test_a_key_is_named_by_the_beginning_of_its_digest(app: Celery, keys: dict[s
             2,
             "the key of shop.pack is made of order, too; expected order=value",
         ),
-        (["shop.pack", "shelf=3", "tenant=ada", "order.no=1"], 2, "order is a dict without 'id'"),
+        (
+            ["shop.pack", "shelf=3", "tenant=ada", "order.no=1"],
+            2,
+            "the key of shop.pack is not made of order.no; expected",
+        ),
     ],
 )
 def test_a_key_that_is_not_there_is_told(

@@ -446,6 +446,78 @@ def test_a_body_that_returns_another_result_than_it_recorded_is_told(app: Celery
     assert (told.name, told.fields["reason"]) == ("result_not_kept", "commit_with() was given another one")
 
 
+def test_what_was_recorded_is_what_the_result_is_compared_with(app: Celery, bank: Bank, caplog: Any) -> None:
+    """Whatever was given later; as values; and one that was not kept is told once."""
+
+    def work(x: int) -> Any:
+        claim, first = patterns.current_claim(), {"a": 1, "b": [2]}
+        with bank.transaction() as connection:
+            if x == 3:
+                return claim.commit_with(connection, object())
+            claim.commit_with(connection, first)
+            claim.commit_with(connection, "later")
+        return [first, {"b": (2,), "a": 1}, "later"][x]
+
+    task = keyed(app, work)
+    with caplog.at_level("WARNING", "celery_patterns"):
+        for x in range(4):
+            run_here(task, x)
+    reasons = [record.msg.fields["reason"] for record in caplog.records if record.name == "celery_patterns"]
+    assert reasons == ["commit_with() was given another one", "it cannot be stored as JSON"]
+
+
+def test_a_run_that_lost_its_key_has_lost_it_also_when_the_store_is_away(
+    app: Celery, bank: Bank, monkeypatch: Any
+) -> None:
+    """The body's own connection has said so: nobody else is asked."""
+
+    def work(x: int) -> None:
+        (record,) = bank.store.records()
+        bank.store.free(record.key, record.fence, living=True)
+        look = bank.store._look
+
+        def away(_: str) -> Any:
+            monkeypatch.setattr(bank.store, "_look", look)
+            raise StoreUnavailable("away")
+
+        with bank.transaction() as connection:
+            monkeypatch.setattr(bank.store, "_look", away)
+            patterns.current_claim().commit_with(connection, 1)
+
+    assert run_here(keyed(app, work), 7).state == "IGNORED"
+    assert bank.booked() == []
+
+
+def test_a_large_transaction_that_locks_its_file_may_record_twice(app: Celery, bank: Bank, monkeypatch: Any) -> None:
+    """SQLite's one writer can keep the file even from those who read: that is no other transaction's commit."""
+
+    def work(x: int) -> str:
+        def locked(_: str) -> Any:
+            raise StoreUnavailable("database is locked", locked=True)
+
+        with bank.transaction() as connection, monkeypatch.context() as patched:
+            patterns.current_claim().commit_with(connection, "booked")
+            patched.setattr(bank.store, "_look", locked)
+            patterns.current_claim().commit_with(connection, "booked")
+        return "booked"
+
+    assert (run_here(keyed(app, work), 7).value, bank.booked()) == ("booked", [1])
+
+
+def test_a_database_that_speaks_postgresqls_language_is_one(app: Celery, bank: Bank) -> None:
+    """Its dialect has another name, and is the same."""
+    if bank.kind == "sqlite":
+        return
+    like = type("Like", (type(bank.engine.dialect),), {"name": "like"})
+
+    def work(x: int) -> Any:
+        with bank.transaction("connection") as connection:
+            connection.dialect.__class__ = like
+            return patterns.current_claim().commit_with(connection, "booked")
+
+    assert (run_here(keyed(app, work), 7).value, bank.booked()) == ("booked", [1])
+
+
 def test_a_file_that_somebody_writes_to_is_no_store_that_is_away(app: Celery, bank: Bank) -> None:
     """It may be the run that has the key, with its own transaction: nobody runs the body beside it."""
     begun, over, ran = threading.Event(), threading.Event(), []

@@ -438,7 +438,11 @@ def test_a_soft_limit_between_question_and_answer(store: SQLStore) -> None:
         ("sqlite:///file::memory:?uri=true", "a database in memory is another one in each process"),
         ("sqlite:///file:shop?mode=memory&uri=true", "a database in memory is another one in each process"),
         ("postgresql://me:very@secret@host/db", "with @ as %40 where it is in the password, got one with several @"),
-        ("postgresql://me:secret@host/db?nonsense=1", 'invalid connection option "nonsense"'),
+        ("postgresql://me:a@secret/b@host/db", "with @ as %40 where it is in the password, got one with several @"),
+        ("postgresql://me:a@b?secret@host/db", "with @ as %40 where it is in the password, got one with several @"),
+        ("postgresql://me:secret@host/db?nonsense=1", 'connections know: invalid connection option "nonsense"'),
+        ("postgresql://me@host/db?password=a&secret=1", "to be such as PostgreSQL's connections know"),
+        ("postgresql://me:secret@host/db?prepare_threshold=5", 'invalid connection option "prepare_threshold"'),
         ("secret", "got one without ://"),
         ("postgresql://me:secret@host:port/db", "cannot be read"),
     ],
@@ -448,6 +452,21 @@ def test_another_url_is_refused(given: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(said)) as caught:
         SQLStore(given)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "postgresql://me:a%40b@host/c%40d",
+        "postgresql://me:a/b@host/db",
+        "postgresql+psycopg://[::1]/db",
+        "postgresql://host/db?sslmode=&host=other&service=shop&connect_timeout=3&application_name=a@b",
+        "sqlite:////a/b:memory:c.db",
+    ],
+)
+def test_a_url_that_the_driver_reads_is_taken(given: str) -> None:
+    """Nothing is connected yet."""
+    assert isinstance(SQLStore(given), SQLStore)
 
 
 @pytest.mark.parametrize(

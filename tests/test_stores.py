@@ -1011,8 +1011,12 @@ def test_a_hundred_threads_at_once(database: str) -> None:
         (lambda: RedisStore("redis://localhost?lease=4"), "cannot read this one: the option 'lease'"),
         (lambda: RedisStore("redis://localhost/abc"), "cannot read this one: its database is no number"),
         (lambda: RedisStore("redis://localhost/1/2"), "cannot read this one: its database is no number"),
-        (lambda: RedisStore("redis://:a#hunter2@localhost/1"), "percent-encoded, such as # as %23"),
-        (lambda: RedisStore("redis://:a/hunter2@localhost/1"), "percent-encoded, such as # as %23"),
+        (lambda: RedisStore("redis://:a#hunter2@localhost/1"), "to be percent-encoded: @ as %40"),
+        (lambda: RedisStore("redis://:a/hunter2@localhost/1"), "to be percent-encoded: @ as %40"),
+        (lambda: RedisStore("redis://:123?hunter2@localhost/1"), "to be percent-encoded: @ as %40"),
+        (lambda: RedisStore("unix://:a/hunter2@/run/redis.sock"), "to be percent-encoded: @ as %40"),
+        (lambda: RedisStore("redis://localhost?password=a&hunter2=1"), "cannot read this one: TypeError"),
+        (lambda: RedisStore("sentinel://:1/hunter2@one:26379/shop"), "it names no Sentinel, or no service"),
         (lambda: RedisStore("sentinel://one:26379"), "it names no Sentinel, or no service"),
         (lambda: RedisStore("redis://:hunter2@localhost?socket_timeout=x"), "with options that redis-py knows"),
         (lambda: open_store(RedisStore), "got the class RedisStore itself"),  # type: ignore[arg-type]
@@ -1023,6 +1027,25 @@ def test_a_wrong_store_is_refused_when_it_is_made(wrong: Any, says: str) -> None
     with pytest.raises(ConfigurationError, match=says) as caught:
         wrong()
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost/1 ",
+        "redis://localhost/%31",
+        "redis://localhost/",
+        "redis://[::1]:6380/1",
+        "redis://a:b%40c%23d@localhost/1",
+        "redis://localhost?client_name=worker@host",
+        "unix:///run/redis@6379/redis.sock?db=1",
+        "unix://a:b@/run/redis.sock",
+        "rediss://localhost",
+    ],
+)
+def test_a_url_that_redis_py_reads_is_taken(url: str) -> None:
+    """What is refused is what it would read as something else."""
+    assert isinstance(open_store(url) if not url.startswith("unix") else RedisStore(url), RedisStore)
 
 
 def test_who_recorded_the_work_is_told(bench: Bench) -> None:

@@ -126,6 +126,7 @@ class Claim:
             ConfigurationError: When the app's store is none in SQL, or the connection none of these, one to another
                 database, one that commits each statement by itself, or one in a savepoint; and in a second transaction
                 when the first one was committed.
+            StoreUnavailable: When the store's own connection is asked whether it was, and does not answer.
         """
         self._commit(connection, result)
         return result

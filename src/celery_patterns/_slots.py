@@ -61,9 +61,9 @@ def latest_slot(every: BaseSchedule | timedelta | float) -> datetime:
     step = found.run_every
     if step <= timedelta(0):
         raise ConfigurationError(f"expected an interval that is longer than nothing, got {step}")
-    now = found.maybe_make_aware(found.now())
+    now = found.maybe_make_aware(found.now()).astimezone(timezone.utc)  # in a zone, a difference is one of clock faces
     begun: datetime = now - (now - EPOCH) % step
-    return begun.astimezone(timezone.utc)
+    return begun
 
 
 def _interval(every: Any) -> schedule:

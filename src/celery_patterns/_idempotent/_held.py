@@ -41,7 +41,7 @@ class Held:
     """
 
     __slots__ = (
-        *("_call", "_committing", "_failure", "_fingerprint", "_holder", "_ledger", "_pattern", "_store"),
+        *("_call", "_failure", "_fingerprint", "_holder", "_ledger", "_pattern", "_store"),
         *("crashed", "renewal"),
     )
 
@@ -52,8 +52,6 @@ class Held:
         self._fingerprint = fingerprint
         #: The store that knows whether the body's own transaction was committed, when it has one.
         self._ledger: TransactionalStore | None = None
-        #: What the body's own transaction records as the result.
-        self._committing: bytes | None = None
         #: The failure that is to be remembered, once its letter stands.
         self._failure: bytes | None = None
         self.renewal = Renewal(call, store, holder, asked)
@@ -80,7 +78,7 @@ class Held:
         self._ledger = store  # from here on its answer counts, also when the body makes nothing of an error
         if not store.commit(connection, who.key, who.attempt, self._fingerprint, who.fence, encoded, ttl=who.ttl):
             raise ClaimLost(f"{self._call.task}: the key is this run's no longer, so nothing is to be committed")
-        self._committing, self.renewal.committing = encoded, True
+        self.renewal.committing = True
 
     def end(self, result: Any) -> Answer | StoreUnavailable | None:
         """Record the work of a body that has returned, or make sure that the body itself has.
@@ -91,17 +89,14 @@ class Held:
         Raises:
             NotCommitted: When the body's own transaction was to record it and was not committed.
         """
-        if self._ledger is None:
-            return self._complete(result)
-        answer = self._confirm(self._ledger)
-        if answer is None:
-            with contextlib.suppress(SoftTimeLimitExceeded):  # too late to undo the work
-                self._compare(result)
-        return answer
+        return self._complete(result) if self._ledger is None else self._confirm(self._ledger, result)
 
-    def _compare(self, result: Any) -> None:
+    def _compare(self, result: Any, recorded: bytes | None) -> None:
         """Say so when duplicates will get another result than the first caller."""
-        if self._encoded(result) != self._committing:
+        if recorded is None:
+            return  # it was not kept, which has been told
+        returned = self._json(result)
+        if returned != recorded and (returned is None or _codec.loads(returned) != _codec.loads(recorded)):
             reason = "commit_with() was given another one"
             emit(logging.WARNING, "result_not_kept", self._call, result_type=type(result).__qualname__, reason=reason)
 
@@ -120,7 +115,7 @@ class Held:
                 emit(logging.ERROR, "claim_lost", self._call, fence=self.fence)
         return answer
 
-    def _confirm(self, ledger: TransactionalStore) -> Answer | StoreUnavailable | None:
+    def _confirm(self, ledger: TransactionalStore, result: Any) -> Answer | StoreUnavailable | None:
         who = self._holder
         asked = (who.key, who.attempt, self._fingerprint, who.fence)
         try:
@@ -139,19 +134,14 @@ class Held:
         if answer is None or (isinstance(answer, Done) and answer.ours):
             self.renewal.end()
             self.keep()
+            if answer is not None:
+                with contextlib.suppress(SoftTimeLimitExceeded):  # too late to undo the work
+                    self._compare(result, answer.result)
             return None
         return answer  # it was rolled back, and somebody else has the key since
 
     def _encoded(self, result: Any) -> bytes | None:
-        call = self._call
-        # A result that stands for other tasks is kept as their ids, as a result backend would.
-        kept = call.instance.backend.prepare_value(result) if isinstance(result, ResultBase) else result
-        try:
-            encoded = _codec.dumps_result(kept)
-        except SoftTimeLimitExceeded:
-            raise
-        except Exception:  # noqa: BLE001 - a value's own __json__ may raise what it likes, and the work is done
-            encoded = None
+        call, encoded = self._call, self._json(result)
         told: dict[str, Any] = {"result_type": type(result).__qualname__}
         limit = self._pattern.max_result_bytes
         if encoded is None:
@@ -161,6 +151,16 @@ class Held:
             emit(logging.WARNING, "result_not_kept", call, **told)
             return None
         return encoded
+
+    def _json(self, result: Any) -> bytes | None:
+        # A result that stands for other tasks is kept as their ids, as a result backend would.
+        kept = self._call.instance.backend.prepare_value(result) if isinstance(result, ResultBase) else result
+        try:
+            return _codec.dumps_result(kept)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception:  # noqa: BLE001 - a value's own __json__ may raise what it likes, and the work is done
+            return None
 
     def _record(self, encoded: bytes | None) -> Answer | StoreUnavailable:
         """Write that the work is done, or how it failed, as long as the key is ours; why not, when the store stayed away.

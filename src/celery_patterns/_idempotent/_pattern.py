@@ -115,8 +115,12 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         remember: Kinds = (),
         max_result_bytes: int | None = LARGEST_RESULT,
     ) -> None:
-        for name, span in (("ttl", ttl), ("lease", lease), ("wait_within", wait_within)):
-            _expect_span(name, span)
+        for name, span, longest in (
+            ("ttl", ttl, LONGEST),
+            ("lease", lease, LONGEST),
+            ("wait_within", wait_within, None),
+        ):
+            _expect_span(name, span, longest)
         made_of = Source("key", key)
         kept_apart = None if scope is None else Source("scope", scope)
         if same is not None:
@@ -210,15 +214,15 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         sources = [source for source in (self._key, self._scope) if source is not None]
         return tuple([name for source in sources for name in source.said]) if all(one.said for one in sources) else ()
 
-    def is_made_of(self, argument: str, *, given: bool) -> bool:
-        """Whether an argument may have a part in the key; a function may use each.
+    def is_made_of(self, name: str, *, given: bool) -> bool:
+        """Whether an argument, or a part of one, may have a part in the key; a function may use each.
 
         Args:
-            argument: Its name.
+            name: Its name, or a path.
             given: Whether the call has brought a key of its own, so that only the scope is made.
         """
         sources = [self._scope] if given else [self._key, self._scope]
-        return any(not source.said or argument in source.arguments for source in sources if source is not None)
+        return any(not source.said or source.overlaps(name) for source in sources if source is not None)
 
     def key_without_code(
         self, task: str, bound: Binder, args: tuple[Any, ...], kwargs: dict[str, Any], given: str | None
@@ -243,10 +247,10 @@ class idempotent(Pattern):  # noqa: N801 - used as a call, like every pattern
         return digest(canonical(agreed, where="arguments", floats=True))
 
 
-def _expect_span(name: str, span: Any) -> None:
+def _expect_span(name: str, span: Any, longest: timedelta | None) -> None:
     if not isinstance(span, timedelta):
         raise ConfigurationError(f"expected {name} to be a timedelta, for example timedelta(days=1), got {span!r}")
     if span <= timedelta(0):
         raise ConfigurationError(f"expected {name} to be longer than nothing, got {span}")
-    if span > LONGEST:
-        raise ConfigurationError(f"expected {name} to be at most {LONGEST.days} days, got {span}")
+    if longest is not None and span > longest:
+        raise ConfigurationError(f"expected {name} to be at most {longest.days} days, got {span}")

@@ -70,6 +70,10 @@ class Source:
             parts += (name, self._form(value, f"{task}(): {name}"))
         return tuple(parts)
 
+    def overlaps(self, name: str) -> bool:
+        """Whether it takes this argument or part of one, something in it, or something that holds it."""
+        return any(f"{one}.".startswith(f"{name}.") or f"{name}.".startswith(f"{one}.") for one in self.said)
+
     def runs_code(self, arguments: Mapping[str, Any]) -> bool:
         """Whether code of the user's is run to make it: a function, or what an object does when an attribute is read."""
         if self._function is not None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
+from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -17,8 +18,6 @@ from ..exceptions import ConfigurationError, InvalidKey, KeyNotFound
 from ._screens import SHORT_ID
 
 if TYPE_CHECKING:
-    from inspect import Signature
-
     from celery import Celery
 
     from ..typing import InspectableStore, KeyRecord
@@ -98,7 +97,7 @@ def _names(app: Celery, task: str, said: dict[str, str]) -> Iterator[str]:
     terms = app.tasks[task].plan.terms
     refused: list[str] = []
     for given, key in _readings(said, terms.signature):
-        strange = [name for name in given if not pattern.is_made_of(name.partition(".")[0], given=key is not None)]
+        strange = [name for name in given if not _may_be(name, pattern, terms.signature, given=key is not None)]
         if strange:
             refused.append(f"the key of {task} is not made of {strange[0]}; expected {_made_of(pattern)}")
             continue
@@ -123,6 +122,12 @@ def _readings(said: dict[str, str], signature: Signature) -> list[tuple[dict[str
         return [(said, None)]
     own = {name: text for name, text in said.items() if name != _OWN}, said[_OWN]
     return [(said, None), own] if _OWN in signature.parameters else [own]
+
+
+def _may_be(name: str, pattern: idempotent, signature: Signature, *, given: bool) -> bool:
+    taken = signature.parameters
+    known = name.partition(".")[0] in taken or any(one.kind is Parameter.VAR_KEYWORD for one in taken.values())
+    return known and pattern.is_made_of(name, given=given)
 
 
 def _made_of(pattern: idempotent) -> str:

@@ -8,7 +8,7 @@ import re
 import time
 from collections import deque
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from redis import ConnectionPool, Redis
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
@@ -51,7 +51,7 @@ class Server:
             self._connection()  # connects nothing, and refuses an option that it does not know
         except (ValueError, TypeError, RedisError) as error:
             # Of its text only an option's name is shown, which stands in quotes: it may quote a part of the password.
-            option = re.search(r"keyword argument ('\w+')", str(error))
+            option = "password=" not in url and re.search(r"keyword argument ('\w+')", str(error))
             why = (
                 f"the option {option[1]}"
                 if option
@@ -82,10 +82,10 @@ class Server:
         return Redis(connection_pool=self._pool)
 
     def away(self, error: Exception) -> StoreUnavailable:
-        return StoreUnavailable(f"redis did not answer at {self._where}: {type(error).__name__}: {error}")
+        return StoreUnavailable(f"redis did not answer at {self._where}: {_said(error)}")
 
     def refused(self, error: Exception) -> StoreUnavailable:
-        return StoreUnavailable(f"redis refused at {self._where}: {type(error).__name__}: {error}")
+        return StoreUnavailable(f"redis refused at {self._where}: {_said(error)}")
 
     def _ask(self, question: bytes) -> Any:
         deadline = time.monotonic() + self._patience
@@ -151,6 +151,11 @@ class Server:
             return self._connection()
 
 
+def _said(error: Exception) -> str:
+    """In a line: behind a colon, redis-py's text may show a whole client."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0].partition(" : <")[0][:200]
+
+
 class _UnreadableError(ValueError):
     """What is wrong with a URL, in words that quote nothing of it."""
 
@@ -170,18 +175,22 @@ def _pool_of(url: str) -> tuple[ConnectionPool, str]:
         pool = SentinelConnectionPool(service, watched, **given)  # type: ignore[no-untyped-call]
         return pool, f"the service {service!r} of {hosts}"
     pool.connection_kwargs = given
-    at = given.get("path") or f"{given.get('host', 'localhost')}:{given.get('port', 6379)}"
+    host = str(given.get("host", "localhost"))
+    at = given.get("path") or f"{f'[{host}]' if ':' in host else host}:{given.get('port', 6379)}"
     return pool, f"{at}, database {given.get('db') or 0}"
 
 
 def _expect_plain(url: str) -> None:
     """Refuse what redis-py would read as another password, host or database than was meant."""
     parts = urlsplit(url)
-    if parts.fragment or "@" in parts.path:
+    is_path = parts.scheme == "unix"
+    cut_off = parts.netloc and "@" not in parts.netloc if is_path else "@" in parts.path
+    if cut_off or parts.fragment or any("@" in piece and "=" not in piece for piece in parts.query.split("&")):
         raise _UnreadableError(
-            "what is special in a user or password is to be percent-encoded, such as # as %23 and / as %2F"
+            "what is special in its user, password or path is to be percent-encoded: @ as %40, # as %23, / as %2F"
         )
-    if parts.scheme != "unix" and not parts.path.strip("/").isdecimal() and parts.path.strip("/"):
+    database = unquote(parts.path).strip("/ ")
+    if database and not is_path and not database.isdecimal():
         raise _UnreadableError("its database is no number")
 
 
@@ -196,6 +205,6 @@ def _read_sentinels(url: str) -> tuple[str, str, str]:
     hosts, _, path = rest.partition("/")
     login, at, hosts = hosts.rpartition("@")
     service, _, database = path.partition("/")
-    if not hosts or not service:
+    if not hosts or not service or "@" in service:
         raise _UnreadableError("it names no Sentinel, or no service")
     return hosts, service, f"redis://{login}{at}localhost/{database}{mark}{options}"

@@ -36,8 +36,6 @@ _POSTGRESQL: Mapping[str, Any] = {
     "tcp_user_timeout": 5000,
     "prepare_threshold": None,
 }
-#: What psycopg itself takes beside what it hands on.
-_OF_PSYCOPG = ("prepare_threshold",)
 #: So many connections a process keeps for the next steps.
 KEPT = 16
 #: The classes of PostgreSQL's refusals that are as right a second time: who we are, which database, what we ask.
@@ -164,7 +162,9 @@ def _read(url: str) -> sa.URL:
         read = sa.make_url(url).set(drivername=_DRIVERS.get(scheme, scheme))
     except (ArgumentError, ValueError):
         raise ConfigurationError(f"{expected}, got one of scheme {scheme!r} that cannot be read") from None
-    if read.get_backend_name() == "postgresql" and "@" in f"{read.host}{read.database}":
+    beginning, _, query = url.partition("?")
+    cut_off = beginning.count("@") > 1 or any("@" in piece and "=" not in piece for piece in query.split("&"))
+    if read.get_backend_name() == "postgresql" and cut_off:
         raise ConfigurationError(f"{expected}, with @ as %40 where it is in the password, got one with several @")
     if read.get_backend_name() == "sqlite" and _is_in_memory(read):
         raise ConfigurationError(
@@ -175,7 +175,8 @@ def _read(url: str) -> sa.URL:
 
 
 def _is_in_memory(url: sa.URL) -> bool:
-    return not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
+    file = url.database or ":memory:"
+    return file == ":memory:" or file.startswith("file::memory:") or url.query.get("mode") == "memory"
 
 
 def _engine(url: sa.URL, patience: float) -> sa.Engine:
@@ -200,10 +201,12 @@ def _engine(url: sa.URL, patience: float) -> sa.Engine:
 def _expect_options(psycopg: Any, url: sa.URL) -> None:
     """Refuse an option that the driver does not know, which would look like a database that is away."""
     try:
-        psycopg.conninfo.make_conninfo(**{name: "" for name in url.query if name not in _OF_PSYCOPG})
+        psycopg.conninfo.make_conninfo(**dict.fromkeys(url.query, ""))
     except psycopg.Error as error:
+        # A password that was cut off at a & would be shown as an option's name.
+        said = "" if any("password" in name for name in url.query) else ": " + str(error).strip().partition("\n")[0]
         raise ConfigurationError(
-            f"expected the options in the store's URL to be psycopg's or PostgreSQL's, but it says: {error}"
+            f"expected the options in the store's URL to be such as PostgreSQL's connections know{said}"
         ) from None
 
 

@@ -134,21 +134,31 @@ class SQLStore:
         if ask(self._statements.commit, completion(key, attempt, fingerprint, fence, result, ttl)):
             return True
         found = ask(self._statements.find, {"its_key": key})
-        stands = self._look(key)[1]
         if found is not None:
-            recorded = tuple(found) == ("done", attempt.owner, fence)
-            if recorded and stands is not None and stands.state == "done":
+            if tuple(found) != ("done", attempt.owner, fence):
+                return False
+            if self._is_committed(key):
                 raise ConfigurationError(
                     "commit_with() was called in a second transaction: the first one has recorded the work, and was "
                     "committed; expected one transaction for all that the task writes"
                 )
-            return recorded  # a second time in one transaction: what was recorded first stays
-        if stands is None:
+            return True  # a second time in one transaction: what was recorded first stays
+        if self._look(key)[1] is None:
             return False
         raise ConfigurationError(
             "commit_with() does not see the record of the key in the connection's database; expected a connection to the "
             f"database of the store, {self!r}, with a transaction that has begun after the task has"
         )
+
+    def _is_committed(self, key: str) -> bool:
+        """Whether others see that the work is done."""
+        try:
+            record = self._look(key)[1]
+        except StoreUnavailable as error:
+            if error.locked:  # a file that only its one writer can lock: this very transaction, which is a large one
+                return False
+            raise
+        return record is not None and record.state == "done"
 
     def committed(self, key: str, attempt: Attempt, fingerprint: str, fence: int) -> Answer | None:
         now, record = self._look(key)

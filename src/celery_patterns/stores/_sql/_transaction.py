@@ -7,6 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 
 from ...exceptions import ConfigurationError
@@ -18,6 +20,9 @@ __all__ = ["Asking", "asking"]
 Asking = Callable[[Any, Mapping[str, Any]], Any]
 
 _DIALECTS: Mapping[str, Any] = {"postgresql": postgresql.dialect, "sqlite": sqlite.dialect}
+_FAMILIES: Mapping[str, type] = {"postgresql": PGDialect, "sqlite": SQLiteDialect}
+#: Django's own; a database that speaks PostgreSQL's language may have a name of its own.
+_VENDORS = {"postgresql", "sqlite", "mysql", "oracle"}
 _NO_TABLE = (
     "commit_with() found no table of the store's in the connection's database; expected a connection to the store's own "
     "database, with the same search_path"
@@ -57,7 +62,8 @@ def _of_session(session: Any) -> Any:
 
 
 def _in_sqlalchemy(connection: sa.Connection, kind: str) -> Asking:
-    _expect_kind(connection.dialect.name, kind)
+    if not isinstance(connection.dialect, _FAMILIES[kind]):  # as those of databases that speak PostgreSQL's
+        raise _of_another_kind(connection.dialect.name, kind)
     driver: Any = connection.connection.dbapi_connection
     if _commits_each(driver):
         raise _commits_by_itself("another isolation level than AUTOCOMMIT")
@@ -84,7 +90,8 @@ def _commits_each(driver: Any) -> bool:
 
 
 def _in_django(connection: Any, kind: str) -> Asking:
-    _expect_kind(connection.vendor, kind)
+    if connection.vendor in _VENDORS - {kind}:
+        raise _of_another_kind(connection.vendor, kind)
     if not connection.in_atomic_block:
         raise _commits_by_itself("it inside of transaction.atomic()")
     if any(connection.savepoint_ids):
@@ -105,12 +112,10 @@ def _in_django(connection: Any, kind: str) -> Asking:
     return ask
 
 
-def _expect_kind(found: str, kind: str) -> None:
-    if found != kind:
-        raise ConfigurationError(
-            f"commit_with() was given a connection to a database of another kind; expected the store's own, {kind}, got "
-            f"{found}"
-        )
+def _of_another_kind(found: str, kind: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"commit_with() was given a connection to a database of another kind; expected the store's own, {kind}, got {found}"
+    )
 
 
 def _commits_by_itself(expected: str) -> ConfigurationError:
