@@ -29,13 +29,16 @@ from sqlalchemy.pool import NullPool
 from celery_patterns import idempotent, use_patterns, use_store
 from celery_patterns.exceptions import ConfigurationError, StoreUnavailable
 from celery_patterns.stores import SQLStore
+from celery_patterns.stores._marks import run_digest
+from celery_patterns.stores._record import Record
 from celery_patterns.stores._sql import _database, _store
+from celery_patterns.stores._sql._table import written
 from celery_patterns.typing import Attempt, Claimed, Done, Running
 
 from .cable import Cable
 from .conftest import POSTGRES
 from .here import run_here, soft_limit
-from .servers import PostgresServer, free_port, postgres_url
+from .servers import PostgresServer, free_port, postgres_url, wait_until
 
 LEASE, TTL = timedelta(milliseconds=400), timedelta(seconds=3)
 DAY = timedelta(days=1)
@@ -407,6 +410,28 @@ def test_of_many_who_ask_for_one_key_one_has_it(store: SQLStore) -> None:
         for thread in threads:
             thread.join(60)
         assert sorted(type(answer).__name__ for answer in answers) == ["Claimed", *["Running"] * 7]
+
+
+def test_who_inserts_a_moment_too_late_is_told_who_has_the_key(postgres: str) -> None:
+    """Both have seen that there is no row: PostgreSQL lets the second one wait for the first, and then it looks again."""
+    store = SQLStore(postgres)
+    store.create_table()
+    first = Record("running", "first", run_digest("first/0"), 0, starts=1, fingerprint="fp")
+    values = {"its_key": "k", **written(first), "lease": 60_000_000, "ttl": 60_000_000}
+    answers: list[Any] = []
+    late = threading.Thread(target=lambda: answers.append(store.claim("k", me(), "fp", lease=LEASE, ttl=DAY)))
+    engine = sa.create_engine(store._database._engine.url)
+    waits = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with engine.connect() as connection, engine.connect() as looks:
+        connection.execute(store._statements.claim, values)
+        late.start()
+        wait_until(lambda: looks.execute(waits).scalar(), 20, "the second one waits")
+        connection.commit()
+    late.join(20)
+    assert [type(answer) for answer in answers] == [Running]
+    engine.dispose()
 
 
 def test_a_soft_limit_between_question_and_answer(store: SQLStore) -> None:

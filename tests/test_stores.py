@@ -456,6 +456,9 @@ def test_what_is_done_stays_its_owners(bench: Bench) -> None:
     assert bench.renew(me, claimed.fence) is True
     assert bench.renew(me, claimed.fence + 1) is False
     assert bench.renew(run(), claimed.fence) is False
+    assert bench.renew(me, claimed.fence, lease=timedelta(days=9)) is True
+    record = bench.store.record("k")
+    assert (record.state, record.lease_left, record.expires_in <= TTL) == ("done", None, True)
     assert bench.claim(run("t3/0")) == Done(b"1")
 
 
