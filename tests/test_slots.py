@@ -240,7 +240,12 @@ def _two_beats(environment: dict[str, str], folder: Path, every: str, slots: int
     with floor({**environment, "FLOOR_BEAT": every}, folder) as own:
         own.worker()
         with _beats(own, 2):
-            own.wait(lambda: min(_sent(own, 0), _sent(own, 1)) >= slots, seconds, "both beats have sent")
+            # A beat says so before it sends.
+            own.wait(
+                lambda: min(_sent(own, 0), _sent(own, 1), own.traces.count("billed")) >= slots,
+                seconds,
+                "both have sent",
+            )
         sent = _sent(own, 0) + _sent(own, 1)
 
         def over() -> bool:
