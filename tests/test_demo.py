@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
 def test_all_promises_are_held_in_the_demo(broker: str) -> None:
+    """What the README says of it: nothing is lost, and each order is charged once."""
     demo = [sys.executable, "-m", "examples.demo", "--broker", broker, "--orders", "100"]
     # Its own environment: a shop's settings that another test left would lead the demo to that test's servers.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHOP_")}

@@ -23,8 +23,8 @@ from celery.schedules import BaseSchedule, crontab, schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_patterns import latest_slot
-from celery_patterns.exceptions import ConfigurationError
+from celery_patterns import idempotent, latest_slot, use_patterns
+from celery_patterns.exceptions import ConfigurationError, InvalidKey
 
 from .harness import ROOT, Floor, floor
 
@@ -89,12 +89,14 @@ class Clock:
     ],
 )
 def test_the_latest_slot_of_a_crontab_is_in_its_zone(zone: str, fields: dict[str, Any], now: str, slot: str) -> None:
+    """The last minute up to now that its fields name, as clocks show it there, also where they are changed."""
     clock = Clock(datetime.fromisoformat(now).replace(tzinfo=UTC), zone)
     assert latest_slot(clock.crontab(**fields)).isoformat() == slot
 
 
 @pytest.mark.parametrize("every", [schedule(600, app=Celery(set_as_current=False)), 600, 600.0, timedelta(minutes=10)])
 def test_the_slots_of_an_interval_are_counted_from_1970_on(every: Any) -> None:
+    """However the interval is said, and whenever a beat was started."""
     before = datetime.now(UTC)
     slot = latest_slot(every)
     assert slot.minute % 10 == slot.second == slot.microsecond == 0
@@ -121,6 +123,10 @@ def test_an_intervals_slots_are_utcs_also_where_clocks_are_changed(zone: str, st
             BaseSchedule(),
             "expected a crontab, or an interval as a schedule, a timedelta or seconds, got a BaseSchedule",
         ),
+        (
+            crontab,
+            "expected a crontab, or an interval as a schedule, a timedelta or seconds, got the class crontab itself",
+        ),
         ("hourly", "expected a crontab, or an interval as a schedule, a timedelta or seconds, got a str"),
         (None, "expected a crontab, or an interval as a schedule, a timedelta or seconds, got a NoneType"),
         (True, "expected a crontab, or an interval as a schedule, a timedelta or seconds, got a bool"),
@@ -142,6 +148,7 @@ def test_what_has_no_slots_is_refused(wrong: Any, said: str) -> None:
 
 
 def test_a_crontab_that_is_never_due_is_refused() -> None:
+    """It has no last time."""
     every = Clock(datetime(2026, 11, 30, tzinfo=UTC)).crontab(minute=0, hour=0, day_of_month=29, month_of_year=2)
     every.day_of_month = {30}  # Celery 5.5 lets it be written
     with pytest.raises(ConfigurationError, match="expected a crontab that is due at some time, got <crontab: 0 0 29 2"):
@@ -184,6 +191,20 @@ def test_every_run_of_a_beat_has_a_slot_of_its_own_and_a_second_beat_gets_the_sa
     assert len(set(told)) == len(told)
 
 
+def test_a_function_in_the_place_of_a_slot_is_told_what_to_do() -> None:
+    """It was meant to be called as beat sends."""
+    with Celery("beat", broker="memory://", set_as_current=False) as app:
+        use_patterns(app)
+
+        @app.task(shared=False, name="bill", patterns=(idempotent(key="slot", ttl=timedelta(days=1)),))
+        def bill(slot: datetime) -> None: ...
+
+        with pytest.raises(
+            InvalidKey, match=r"slot is a function itself; expected what it returns, .* by a BeatLazyFunc"
+        ):
+            bill.delay(latest_slot)
+
+
 def test_it_is_pickled_with_the_schedule_as_beat_keeps_it() -> None:
     """Celery's own scheduler keeps its entries in a shelf."""
     kept = pickle.loads(pickle.dumps(BeatLazyFunc(latest_slot, crontab(minute=0, hour=3))))
@@ -191,6 +212,7 @@ def test_it_is_pickled_with_the_schedule_as_beat_keeps_it() -> None:
 
 
 def test_a_crontab_counts_in_the_zone_of_the_app_that_sends() -> None:
+    """Its own app, if it has one; else the current one, as beat has it."""
     with Celery(timezone="Asia/Kathmandu") as app:
         app.set_current()
         assert latest_slot(crontab(minute=0, hour=3)).utcoffset() == timedelta(hours=5, minutes=45)
@@ -267,6 +289,7 @@ def test_two_beats_run_a_slot_once(environment: dict[str, str], tmp_path: Path) 
 
 @pytest.mark.long
 def test_two_beats_run_each_minute_of_a_crontab_once(environment: dict[str, str], tmp_path: Path) -> None:
+    """And leave none out."""
     slots = sorted(_two_beats(environment, tmp_path, "minute", 3, 300))
     assert [after - before for before, after in pairwise(slots)] == [timedelta(minutes=1)] * (len(slots) - 1)
     assert len(slots) >= 3

@@ -123,6 +123,8 @@ def _complaint_about_leaf(value: Any, where: str, floats: bool) -> str:
         return f"{where} is an int of thousands of digits; expected a shorter one, or a str"
     if kind is float or kind is Decimal:
         return f"{where} is NaN, which equals nothing, not even itself"
+    if callable(value):
+        return f"{where} is a {kind.__qualname__} itself; expected what it returns, in beat_schedule by a BeatLazyFunc"
     return (
         f"{where} is a {kind.__module__}.{kind.__qualname__}; expected a plain value (str, int, bool, None, Decimal, "
         "UUID, bytes, a date or time, or a list or dict of them)"

@@ -52,7 +52,8 @@ def latest_slot(every: BaseSchedule | timedelta | float) -> datetime:
         return slot.replace(tzinfo=timezone(slot.utcoffset() or timedelta(0)))
     if not isinstance(found, schedule):
         raise ConfigurationError(
-            f"expected a crontab, or an interval as a schedule, a timedelta or seconds, got a {type(every).__name__}"
+            "expected a crontab, or an interval as a schedule, a timedelta or seconds, got "
+            f"{f'the class {every.__name__} itself' if isinstance(every, type) else f'a {type(every).__name__}'}"
         )
     if found.relative:
         raise ConfigurationError(
