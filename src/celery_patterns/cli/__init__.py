@@ -11,6 +11,7 @@ import click
 from celery.bin.base import handle_preload_options
 
 from ._claims import claims
+from ._doctor import doctor
 from ._letters import letters
 from ._options import HELP
 
@@ -25,4 +26,5 @@ def patterns(ctx: click.Context, /, **_: Any) -> None:
 
 
 patterns.add_command(claims)
+patterns.add_command(doctor)
 patterns.add_command(letters)

@@ -75,6 +75,8 @@ class RedisStore:
         if type(replicas) is not int or replicas < 0:
             raise ConfigurationError(f"expected replicas to be a number of them, 0 or more, got {replicas!r}")
         self._prefix = prefix
+        #: Where it is reached, with its password: not to be shown.
+        self.url = url
         self._server = Server(url, patience.total_seconds(), replicas, f"{prefix}:{TOUCHED}")
 
     def claim(self, key: str, attempt: Attempt, fingerprint: str, *, lease: timedelta, ttl: timedelta) -> Answer:

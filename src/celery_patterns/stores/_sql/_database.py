@@ -60,6 +60,7 @@ class Database:
         self._engine = _engine(_read(url), patience)
         self._pid, self._free = os.getpid(), deque[sa.Connection]()
         self._parents: list[deque[sa.Connection]] = []
+        self.url = self._engine.url.render_as_string(hide_password=False)
         #: Which dialect it speaks.
         self.kind = self._engine.dialect.name
 

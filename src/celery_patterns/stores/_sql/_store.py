@@ -72,6 +72,8 @@ class SQLStore:
         if not isinstance(patience, timedelta) or patience < timedelta(0):
             raise ConfigurationError(f"expected patience to be a timedelta of 0 or more, got {patience!r}")
         self._database = Database(url, patience.total_seconds())
+        #: Where it is reached, with its password: not to be shown.
+        self.url = self._database.url
         self.table = table_named(table)
         self._statements = Statements(self.table, self._database.kind)
         # Not all processes at once, nor never where each ends after a few tasks.

@@ -1,0 +1,171 @@
+"""``celery -A proj patterns doctor``: what a user types to be told what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from ..doctor import RULES, SEVERITIES, Examination, Finding, Profile, Rule, examine
+from ..exceptions import ConfigurationError, PatternsError
+from ._screens import visible
+from ._targets import app_of
+from ._terminal import NOT_ALL_DONE, WRONG_USE, end, say
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["doctor"]
+
+_COLOURS = {"error": "red", "warning": "yellow", "hint": "cyan"}
+_EXITS = """\b
+Exit codes:
+  0  nothing is wrong, or nothing that --fail-on names
+  1  something is
+  2  wrong use, or the app cannot be imported; nothing was looked at
+  130  interrupted"""
+
+
+def _explained(ctx: click.Context, _: click.Parameter, id_: str | None) -> None:
+    """Tell what a rule is about, and be done: no app is needed for that."""
+    if id_ is None or ctx.resilient_parsing:
+        return
+    found = next((rule for rule in RULES if rule.id == id_.upper()), None)
+    if found is None:
+        raise click.BadParameter(f"there is no rule {visible(id_)}; they are {RULES[0].id} to {RULES[-1].id}")
+    _explain(found)
+    ctx.exit()
+
+
+@click.command(epilog=_EXITS)
+@click.argument("source", nargs=-1, type=click.Path(exists=True))
+@click.option("--offline", is_flag=True, help="Read the settings only, and the SOURCE that is named. No server is asked.")
+@click.option(
+    "--profile",
+    type=click.Choice(get_args(Profile)),
+    default="development",
+    show_default=True,
+    help="production adds what matters only there.",
+)
+@click.option(
+    "--ignore",
+    multiple=True,
+    metavar="ID",
+    help="A rule, CP203, or one of its places, 'CP203:queue emails'. May be given several times. For good, with a reason: "
+    "the setting patterns_doctor_ignore.",
+)
+@click.option(
+    "--fail-on",
+    type=click.Choice([*SEVERITIES, "never"]),
+    default="error",
+    show_default=True,
+    help="Exit with 1 for such findings, and for worse ones.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For how long each server is waited for.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
+@click.option("--explain", metavar="ID", callback=_explained, expose_value=False, is_eager=True, help="What a rule is about.")
+@click.pass_context
+def doctor(
+    ctx: click.Context,
+    /,
+    source: tuple[str, ...],
+    offline: bool,
+    profile: Profile,
+    ignore: tuple[str, ...],
+    fail_on: str,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Find the mistake before production does.
+
+    Reads the app's settings and its tasks, connects to its broker, result backend and store, asks the workers that run, and
+    parses SOURCE: files and folders, by default the packages in which the tasks are written. Changes nothing.
+    """
+    app = _app(ctx)
+    try:
+        examined = examine(
+            app, offline=offline, profile=profile, ignore=ignore, source=source or None, timeout=timeout
+        )
+    except ConfigurationError as error:
+        end(str(error), WRONG_USE)
+    if as_json:
+        click.echo(json.dumps(_facts(examined)))
+    else:
+        _tell(examined)
+    if any(one.severity in _failing(fail_on) for one in examined.findings):
+        raise click.exceptions.Exit(NOT_ALL_DONE)
+
+
+def _app(ctx: click.Context) -> Celery:
+    """The app; what its modules raise when they are imported is the first thing that is wrong."""
+    try:
+        return app_of(ctx)
+    except click.ClickException:
+        raise
+    except PatternsError as error:
+        end(str(error), WRONG_USE)
+    except Exception as error:  # noqa: BLE001 - the user's own code, whatever it raises
+        end(f"the app's modules cannot be imported: {type(error).__name__}: {error}", WRONG_USE)
+
+
+def _failing(fail_on: str) -> tuple[str, ...]:
+    return () if fail_on == "never" else SEVERITIES[: SEVERITIES.index(fail_on) + 1]  # type: ignore[arg-type]
+
+
+def _tell(examined: Examination) -> None:
+    width = min(100, max(40, shutil.get_terminal_size().columns))
+    for found in examined.findings:
+        _show(found, width)
+    for found, reason in examined.ignored:
+        say(f"{found.id} at {visible(found.where)} is ignored{f': {visible(reason)}' if reason else ''}")
+    for what in examined.unchecked:
+        say(f"not checked: {what}")
+    counts = Counter(found.severity for found in examined.findings)
+    said = ", ".join(f"{counts[one]} {one}{'s' if counts[one] > 1 else ''}" for one in SEVERITIES if counts[one])
+    say(f"{said}." if said else "Nothing is wrong, as far as was looked.")
+
+
+def _show(found: Finding, width: int) -> None:
+    severity = click.style(found.severity, fg=_COLOURS[found.severity], bold=True)
+    say(f"{click.style(found.id, bold=True)} {severity}  {visible(found.where)}")
+    for word, text in (("", f"{found.what}."), ("", found.happens), ("Cure: ", found.cure)):
+        _paragraph(word, visible(text), width)
+    say(f"  More: celery patterns doctor --explain {found.id}\n")
+
+
+def _paragraph(word: str, text: str, width: int) -> None:
+    first = f"{text[:1].upper()}{text[1:]}" if not word else text
+    for line in textwrap.wrap(
+        f"{word}{first}", width, initial_indent="  ", subsequent_indent="  " + " " * len(word), break_on_hyphens=False,
+        break_long_words=False,
+    ):
+        say(line)
+
+
+def _explain(rule: Rule) -> None:
+    say(f"{rule.id} {rule.severity}: {rule.title}\n")
+    for text in (rule.seen, rule.happens):
+        _paragraph("", text, 80)
+    say(f"\n  Others who met it: {rule.link}")
+    if rule.production:
+        say("  Looked for with --profile production only.")
+
+
+def _facts(examined: Examination) -> dict[str, Any]:
+    return {
+        "findings": [asdict(one) for one in examined.findings],
+        "ignored": [{**asdict(one), "reason": reason} for one, reason in examined.ignored],
+        "unchecked": list(examined.unchecked),
+    }

@@ -1,0 +1,144 @@
+"""The examination: look everything up once, then let each rule read it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from .._fit import expect_app
+from ..exceptions import ConfigurationError
+from ._case import Case
+from ._finding import SEVERITIES, Finding, Rule, UnknownError
+from ._rules import RULES
+from ._servers import Server, ask_servers
+from ._source import Module, read_source
+from ._workers import Worker, ask_workers
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["IGNORE", "Examination", "Profile", "examine"]
+
+Profile = Literal["development", "production"]
+
+#: The setting that holds what a project ignores, and why.
+IGNORE = "patterns_doctor_ignore"
+#: Seconds that workers have to answer; each that runs does so at once.
+_WORKERS_ANSWER = 1.0
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found.
+
+    Attributes:
+        findings: What is wrong, the worst first.
+        ignored: What is wrong and was to be ignored, with the reason for it.
+        unchecked: What could not be looked at, and why.
+    """
+
+    findings: tuple[Finding, ...]
+    ignored: tuple[tuple[Finding, str], ...] = ()
+    unchecked: tuple[str, ...] = field(default=())
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Those that are errors: promises that do not hold, tasks that are lost, hang or run twice."""
+        return tuple(one for one in self.findings if one.severity == "error")
+
+
+def examine(
+    app: Celery,
+    *,
+    offline: bool = False,
+    profile: Profile = "development",
+    ignore: Mapping[str, str] | Collection[str] = (),
+    source: Iterable[str | Path] | None = None,
+    timeout: float = 5.0,
+) -> Examination:
+    """Look for the mistakes that production would find.
+
+    It reads the app's settings as they are in the end, its tasks and their patterns; it connects to the broker, the result
+    backend and the store, asks the workers that run, and parses the source in which the tasks are written. It changes
+    nothing on any server, needs no administrator's rights, and no password is in what it says.
+
+    It does not promise to find every mistake, nor that a server is the same a moment later. What it could not look at is in
+    ``unchecked``.
+
+    Args:
+        app: Your Celery app, with its tasks imported.
+        offline: Read the settings only: no server is asked, and no source is read but what ``source`` names.
+        profile: ``production`` adds what matters only there.
+        ignore: Ids of rules to ignore, ``CP203``, or of one place, ``CP203:queue emails``; best with a reason for each. They
+            are added to those of the setting ``patterns_doctor_ignore``.
+        source: Files and folders to parse; by default the packages in which the app's tasks are written.
+        timeout: Seconds for which each server is waited for; 5 by default. All are asked at once, and workers then have 1
+            second more.
+
+    Raises:
+        ConfigurationError: When an argument is wrong.
+    """
+    expect_app(app, "examine()")
+    if profile not in get_args(Profile):
+        raise ConfigurationError(f'expected profile to be "development" or "production", got {profile!r}')
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
+        raise ConfigurationError(f"expected timeout to be a number of seconds above 0, got {timeout!r}")
+    excused = _excused(app, ignore)
+    app.finalize()
+    case = _looked_up(app, offline=offline, source=source, timeout=float(timeout))
+    findings: list[Finding] = []
+    ignored: list[tuple[Finding, str]] = []
+    unchecked: dict[str, None] = {}
+    for one in RULES:
+        if one.production and profile != "production":
+            continue
+        for found in _findings(one, case, unchecked):
+            reason = excused.get(found.id, excused.get(f"{found.id}:{found.where}"))
+            if reason is None:
+                findings.append(found)
+            else:
+                ignored.append((found, reason))
+    findings.sort(key=lambda one: (SEVERITIES.index(one.severity), one.id))
+    return Examination(tuple(findings), tuple(ignored), tuple(unchecked))
+
+
+def _findings(rule: Rule, case: Case, unchecked: dict[str, None]) -> Iterator[Finding]:
+    try:
+        yield from rule.findings(case)
+    except UnknownError as unknown:
+        unchecked.setdefault(str(unknown))
+
+
+def _looked_up(app: Celery, *, offline: bool, source: Iterable[str | Path] | None, timeout: float) -> Case:
+    modules: tuple[Module, ...] | str = "the source: only settings were read"
+    if source is not None or not offline:
+        modules = read_source(app, None if source is None else [Path(one) for one in source])
+    if offline:
+        return Case(app, "the servers: only settings were read", "the workers: only settings were read", modules)
+    case = Case(app, "", "", modules)
+    servers = ask_servers(app, frozenset(task.queue for task in case.tasks if task.queue), timeout)
+    return Case(app, servers, _workers(app, case, servers), modules)
+
+
+def _workers(app: Celery, case: Case, servers: tuple[Server, ...]) -> tuple[Worker, ...] | str:
+    if case.transport == "memory":
+        return "the workers: the broker is in this process's memory"
+    if any(server.trouble is not None for server in servers if server.address.role == "broker"):
+        return "the workers: they are asked through the broker, which cannot be used"
+    return ask_workers(app, _WORKERS_ANSWER)
+
+
+def _excused(app: Celery, ignore: Any) -> dict[str, str]:
+    excused: dict[str, str] = {}
+    known = {one.id for one in RULES}
+    for where, said in ((IGNORE, app.conf.get(IGNORE)), ("ignore", ignore)):
+        if isinstance(said, str):
+            raise ConfigurationError(f'expected {where} to hold ids of rules, {{"CP203": "why"}}; got the text {said!r}')
+        reasons = said if isinstance(said, Mapping) else dict.fromkeys(said or (), "")
+        for id_, reason in reasons.items():
+            if str(id_).partition(":")[0] not in known:
+                raise ConfigurationError(f"expected {where} to name rules, for example CP203; got {id_!r}")
+            excused[str(id_)] = str(reason)
+    return excused

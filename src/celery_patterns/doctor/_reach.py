@@ -1,0 +1,175 @@
+"""What stands at an address: nothing, something silent, or something that speaks another language."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ._address import Address
+
+__all__ = ["Kind", "Trouble", "knock"]
+
+Kind = Literal[
+    "unresolved", "refused", "silent", "protocol", "tls", "certificate", "credentials", "place", "driver", "other"
+]
+
+_HELLO = {"amqp": b"AMQP\x00\x00\x09\x01", "redis": b"PING\r\n"}
+#: How servers begin that are none of ours.
+_STRANGERS = (
+    (b"HTTP/", "an HTTP server"),
+    (b"<html", "an HTTP server"),
+    (b"SSH-", "an SSH server"),
+    (b"220", "a mail or FTP server"),
+    (b"* OK", "a mail server"),
+    (b"RFB ", "a VNC server"),
+)
+_ALERT, _RECORD = b"\x15\x03", b"\x16\x03"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a server cannot be used.
+
+    Attributes:
+        kind: Which of the causes it is.
+        detail: What was seen, without a password.
+    """
+
+    kind: Kind
+    detail: str
+
+
+def knock(address: Address, deadline: float) -> Trouble | None:
+    """Open a connection to the address and hear who answers.
+
+    Args:
+        address: One that has a host.
+        deadline: The monotonic time by which it is to be known.
+
+    Returns:
+        None where the answer is of the language that was expected.
+    """
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        said = error.strerror if isinstance(error, socket.gaierror) else "it is no name of a host"
+        return Trouble("unresolved", f"the name {address.host} does not resolve: {said}")
+    trouble: Trouble | None = None
+    for *_, place in found:  # a name may have several numbers, as localhost has ::1 and 127.0.0.1
+        trouble = _at(address, (str(place[0]), int(place[1])), deadline)
+        if trouble is None or trouble.kind not in ("refused", "silent"):
+            return trouble
+    return trouble
+
+
+def _at(address: Address, place: tuple[str, int], deadline: float) -> Trouble | None:
+    try:
+        opened = _open(place, deadline)
+    except TimeoutError:
+        return _silent(f"{place[0]} port {place[1]} does not answer: no connection is made, and none is refused")
+    except OSError as error:
+        said = error.strerror or type(error).__name__
+        return Trouble("refused", f"nothing listens at {place[0]} port {place[1]}: {said}")
+    with contextlib.closing(opened):
+        if address.tls:
+            return _greet_in_tls(opened, deadline)
+        hello = _HELLO.get(address.tongue)
+        if hello is None:
+            return None
+        heard = _hear(opened, hello, deadline)
+    return _judge(address, place, heard, deadline)
+
+
+def _open(place: tuple[str, int], deadline: float) -> socket.socket:
+    return socket.create_connection(place, timeout=_left(deadline))
+
+
+def _left(deadline: float, share: float = 1.0) -> float:
+    return max(0.05, (deadline - time.monotonic()) * share)
+
+
+def _silent(detail: str) -> Trouble:
+    return Trouble("silent", detail)
+
+
+def _greet_in_tls(opened: socket.socket, deadline: float) -> Trouble | None:
+    """Whether TLS is spoken there; whether its certificate is accepted is the driver's to say."""
+    opened.settimeout(_left(deadline))
+    try:
+        with _any_certificate().wrap_socket(opened):
+            return None
+    except TimeoutError:
+        return _silent("a connection is made, and then nothing is said, in TLS as it should be")
+    except ssl.SSLError as error:
+        if error.reason in ("WRONG_VERSION_NUMBER", "UNEXPECTED_MESSAGE", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+            return Trouble("tls", "TLS is asked for, and the server answers in plain text")
+        # It speaks TLS, and wants a certificate of ours, or another version of TLS.
+        return Trouble("certificate", f"TLS fails: {error.reason or type(error).__name__}")
+    except OSError:
+        return Trouble("tls", "TLS is asked for, and the server hangs up")
+
+
+def _any_certificate() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def _hear(opened: socket.socket, hello: bytes, deadline: float) -> bytes | None:
+    """The first bytes of an answer; none where the server hangs up, None where it says nothing."""
+    for said, share in ((hello, 0.5), (b"\r\n\r\n", 0.5)):  # others wait for the end of a line
+        opened.settimeout(_left(deadline, share))
+        try:
+            opened.sendall(said)
+            return opened.recv(64)
+        except TimeoutError:
+            continue
+        except OSError:
+            return b""
+    return None
+
+
+def _judge(address: Address, place: tuple[str, int], heard: bytes | None, deadline: float) -> Trouble | None:
+    wanted = {"amqp": "AMQP", "redis": "Redis"}[address.tongue]
+    speaks = None if heard is None else _language(heard)
+    if speaks == wanted:
+        return None
+    if speaks is None and (heard is None or not heard) and _speaks_tls(place, deadline):
+        speaks = "TLS"
+    if speaks == "TLS":
+        return Trouble("tls", f"the server at port {place[1]} speaks TLS, and is spoken to in plain text")
+    if speaks is not None:
+        return Trouble("protocol", f"at port {place[1]} {speaks} answers, and {wanted} was expected")
+    if heard is None:
+        return _silent(f"port {place[1]} takes a connection, and then says nothing")
+    how = "hangs up at once" if not heard else "answers in no language that is known"
+    return Trouble("protocol", f"the server at port {place[1]} {how}; {wanted} was expected")
+
+
+def _language(heard: bytes) -> str | None:
+    if heard[:2] in (_ALERT, _RECORD):
+        return "TLS"
+    for beginning, name in _STRANGERS:
+        if heard.lower().startswith(beginning.lower()):
+            return name
+    if heard[:3] == b"\x01\x00\x00" or heard[:4] == b"AMQP":
+        return "AMQP"
+    if heard[:1] in (b"+", b"-"):
+        return "Redis"
+    return None
+
+
+def _speaks_tls(place: tuple[str, int], deadline: float) -> bool:
+    try:
+        with contextlib.closing(_open(place, deadline)) as opened:
+            opened.settimeout(_left(deadline))
+            with _any_certificate().wrap_socket(opened):
+                return True
+    except (ssl.SSLError, OSError) as error:
+        # A server that wants a certificate of ours speaks TLS, too.
+        return isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or "")

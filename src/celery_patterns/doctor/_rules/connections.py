@@ -1,0 +1,303 @@
+"""CP1: the servers. Each cause of a connection that fails has a rule of its own, and so has a door that stands open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .._finding import Rule, Sign, rule
+
+if TYPE_CHECKING:
+    from .._case import Case
+    from .._reach import Kind
+    from .._servers import Server
+
+_FAILS = {
+    "broker": "Each .delay() raises OperationalError after its retries, and no worker starts.",
+    "result backend": "A task's result is not stored, and whoever reads it waits or fails.",
+    "store": "Tasks with a key are put off, and run again later, until it answers.",
+}
+#: Accounts that everybody knows.
+_KNOWN = {("guest", "guest"), ("admin", "admin"), ("root", "root"), ("user", "password"), ("admin", "password")}
+
+
+def _troubled(case: Case, *kinds: Kind) -> Iterator[tuple[Server, str]]:
+    for server in case.servers:
+        if server.trouble is not None and server.trouble.kind in kinds:
+            address = server.address
+            yield server, f"the {address.role} at {address.shown} cannot be used: {server.trouble.detail}"
+
+
+def _sign(server: Server, what: str, cure: str) -> Sign:
+    return Sign(server.address.setting, what, cure, _FAILS[server.address.role])
+
+
+@rule(
+    "CP101",
+    "error",
+    "A server's name does not resolve",
+    "Each .delay() raises OperationalError after its retries, and no worker starts.",
+    upstream="celery/celery#5724",
+    part="servers",
+)
+def unresolved(case: Case) -> Iterator[Sign]:
+    """The name of the host is wrong, or this machine does not know it."""
+    for server, what in _troubled(case, "unresolved"):
+        yield _sign(
+            server,
+            what,
+            f"Correct the host {server.address.host!r} in {server.address.setting}; inside of Docker it is the name of "
+            "the service, and not localhost.",
+        )
+
+
+@rule(
+    "CP102",
+    "error",
+    "Nothing listens at a server's port",
+    "Each .delay() raises OperationalError after its retries, and no worker starts.",
+    upstream="celery/celery#7451",
+    part="servers",
+)
+def refused(case: Case) -> Iterator[Sign]:
+    """The server does not run, or it listens elsewhere."""
+    for server, what in _troubled(case, "refused"):
+        host, port = server.address.host, server.address.port
+        yield _sign(
+            server,
+            what,
+            f"Start the server, or correct host and port in {server.address.setting}, which say {host} and {port}.",
+        )
+
+
+@rule(
+    "CP103",
+    "error",
+    "A server does not answer",
+    "What is sent there waits without an end, unless it has a time-out of its own.",
+    upstream="celery/celery#4296",
+    part="servers",
+)
+def silent(case: Case) -> Iterator[Sign]:
+    """A firewall drops the packets, the server is frozen, or it has lost its network."""
+    for server, what in _troubled(case, "silent"):
+        yield _sign(
+            server,
+            what,
+            f"Look for a firewall before {server.address.host or 'it'}, and for a server that hangs.",
+        )
+
+
+@rule(
+    "CP104",
+    "error",
+    "A server refuses the user or the password",
+    "Each .delay() raises after its retries, and no worker starts.",
+    upstream="codalab/codabench#1175",
+    part="servers",
+)
+def refuses_login(case: Case) -> Iterator[Sign]:
+    """The account is not known, its password is another, or it may not log in from here."""
+    for server, what in _troubled(case, "credentials"):
+        address = server.address
+        who = f"the user {address.user!r}" if address.user else "a connection without a user"
+        more = " RabbitMQ lets guest in from its own machine only." if address.user == "guest" else ""
+        special = " What is special in a password is written as %40 for @, %2F for /, %23 for #."
+        yield _sign(server, f"{what} (as {who})", f"Correct user and password in {address.setting}.{more}{special}")
+
+
+@rule(
+    "CP105",
+    "error",
+    "A server has no such virtual host or database",
+    "Each .delay() raises after its retries, and no worker starts.",
+    upstream="gjedeer/celery-php#60",
+    part="servers",
+)
+def no_such_place(case: Case) -> Iterator[Sign]:
+    """The virtual host or the database does not exist, or the user has no rights in it."""
+    for server, what in _troubled(case, "place"):
+        address = server.address
+        if address.tongue == "amqp":
+            cure = (
+                f"Make it with `rabbitmqctl add_vhost {address.place}` and `rabbitmqctl set_permissions -p {address.place} "
+                f"{address.user} '.*' '.*' '.*'`, or correct the part behind the last / in {address.setting}; the virtual "
+                "host / is written as //."
+            )
+        elif address.tongue == "redis":
+            cure = f"Take a database below the server's `databases`, 16 by default, in {address.setting}."
+        else:
+            cure = f"Create the database {address.place!r}, or correct its name in {address.setting}."
+        yield _sign(server, what, cure)
+
+
+@rule(
+    "CP106",
+    "error",
+    "A server of another kind answers",
+    "Each .delay() raises after its retries, or waits for an answer that does not come.",
+    upstream="alanxz/rabbitmq-c#284",
+    part="servers",
+)
+def stranger(case: Case) -> Iterator[Sign]:
+    """The port is that of something else: of RabbitMQ's web page (15672), for example."""
+    for server, what in _troubled(case, "protocol"):
+        address = server.address
+        usual = {"amqp": "5672, or 5671 with TLS", "redis": "6379"}.get(address.tongue, "another one")
+        yield _sign(server, what, f"Correct the port in {address.setting}: the usual one is {usual}.")
+
+
+@rule(
+    "CP107",
+    "error",
+    "One side speaks TLS and the other does not",
+    "Each .delay() raises after its retries, or waits for an answer that does not come.",
+    upstream="celery/celery#6455",
+    part="servers",
+)
+def half_tls(case: Case) -> Iterator[Sign]:
+    """The scheme of the URL does not suit the port."""
+    for server, what in _troubled(case, "tls"):
+        address = server.address
+        plain, safe = ("amqp://", "amqps://") if address.tongue == "amqp" else ("redis://", "rediss://")
+        cure = f"Write {plain} in place of {safe}" if address.tls else f"Write {safe} in place of {plain}"
+        yield _sign(server, what, f"{cure} in {address.setting}, or take the server's other port.")
+
+
+@rule(
+    "CP108",
+    "error",
+    "A server's certificate is not accepted",
+    "Each .delay() raises after its retries, and no worker starts.",
+    upstream="celery/py-amqp#349",
+    part="servers",
+)
+def certificate(case: Case) -> Iterator[Sign]:
+    """Its authority is not known here, it names another host, it is over, or it wants one of ours."""
+    for server, what in _troubled(case, "certificate"):
+        address = server.address
+        setting = "broker_use_ssl" if address.role == "broker" else "redis_backend_use_ssl"
+        option = "the URL's ssl_ca_certs" if address.role == "store" else f'{setting}={{"ca_certs": "/path/to/ca.pem"}}'
+        yield _sign(server, what, f"Name the authority that signed it with {option}; do not switch the check off.")
+
+
+@rule(
+    "CP109",
+    "error",
+    "A server's kind is not known, or its driver is not installed",
+    "Each .delay() raises, or each result is lost, from the first one on.",
+    upstream="celery/kombu#1501",
+    part="servers",
+)
+def no_driver(case: Case) -> Iterator[Sign]:
+    """The scheme of the URL is misspelt, or a package is missing."""
+    for server, what in _troubled(case, "driver"):
+        address = server.address
+        yield _sign(
+            server,
+            what,
+            f"Correct the scheme {address.scheme!r} in {address.setting}, or install what it needs: "
+            f'pip install "celery[{address.scheme}]".',
+        )
+
+
+@rule(
+    "CP110",
+    "error",
+    "A server cannot be used",
+    "What the app sends there fails.",
+    upstream="celery/kombu#1582",
+    part="servers",
+)
+def other_trouble(case: Case) -> Iterator[Sign]:
+    """For a reason that has no rule of its own."""
+    for server, what in _troubled(case, "other"):
+        yield _sign(server, what, f"Correct {server.address.setting}, or the server.")
+
+
+@rule(
+    "CP111",
+    "error",
+    "An account that everybody knows, over a network",
+    "Whoever reaches the port reads every task's arguments, and sends tasks of their own.",
+    upstream="BitTheByte/Monitorizer#20",
+)
+def known_account(case: Case) -> Iterator[Sign]:
+    """RabbitMQ's guest, an empty password, or one that is tried first."""
+    for address in case.addresses:
+        if address.is_local or address.tongue == "other":
+            continue
+        if address.tongue == "redis" and address.scheme != "sentinel" and not address.password:
+            yield Sign(
+                address.setting,
+                f"the {address.role} at {address.shown} is a Redis without a password, and is not on this machine",
+                f"Set `requirepass` on the server, and write redis://:PASSWORD@{address.host}:{address.port} in "
+                f"{address.setting}.",
+            )
+        elif (address.user, address.password) in _KNOWN:
+            yield Sign(
+                address.setting,
+                f"the {address.role} at {address.shown} is used as {address.user!r} with a password that everybody knows, "
+                "and is not on this machine",
+                f"Make an account of the app's own, and name it in {address.setting}.",
+            )
+
+
+@rule(
+    "CP112",
+    "warning",
+    "Plain text over a network",
+    "Whoever sees the packets reads the password and every task's arguments, and can change them.",
+    upstream="celery/celery#2804",
+)
+def plain_text(case: Case) -> Iterator[Sign]:
+    """A server on another machine is spoken to without TLS."""
+    for address in case.addresses:
+        if address.is_local or address.tls or address.tongue not in ("amqp", "redis"):
+            continue
+        safe = "amqps://" if address.tongue == "amqp" else "rediss://"
+        yield Sign(
+            address.setting,
+            f"the {address.role} at {address.shown} is spoken to without TLS, and is not on this machine",
+            f"Write {safe} in {address.setting}, with TLS on the server; or ignore this where the network itself is "
+            "encrypted.",
+        )
+
+
+@rule(
+    "CP113",
+    "error",
+    "Messages may hold code",
+    "Whoever can put a message into a queue runs any code in the worker, as the worker's own user.",
+    upstream="inducer/relate#1504",
+)
+def takes_code(case: Case) -> Iterator[Sign]:
+    """``accept_content`` lets pickle or yaml in."""
+    for name in ("accept_content", "result_accept_content"):
+        takes = {str(one).lower() for one in case.conf[name] or ()}
+        bad = sorted(takes & {"pickle", "yaml", "application/x-python-serialize", "application/x-yaml"})
+        if bad:
+            kept = sorted(takes - set(bad)) or ["json"]
+            yield Sign(name, f"{name} takes {' and '.join(bad)}", f"Write {name} = {kept!r}.")
+
+
+@rule(
+    "CP114",
+    "error",
+    "The store has no table",
+    "Tasks with a key are put off for ever: no key can be claimed.",
+    upstream="celery/django-celery#62",
+    part="servers",
+)
+def no_table(case: Case) -> Iterator[Sign]:
+    """The database answers, and what the keys stand in was not made."""
+    for server in case.servers:
+        if server.lacks:
+            yield Sign(
+                server.address.setting,
+                f"the database at {server.address.shown} has no table {server.lacks}",
+                "Make it once with `store.create_table()`, or with a migration.",
+            )
+
+
+RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

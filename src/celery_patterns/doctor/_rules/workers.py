@@ -1,0 +1,295 @@
+"""CP2: the workers that listen now, beside what the app expects of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from .._finding import Rule, Sign, rule
+from .._tasks import TaskFacts, seconds
+
+if TYPE_CHECKING:
+    from .._case import Case
+    from .._workers import Worker
+
+#: Settings on which all that share a queue must agree.
+_SHARED = (
+    "accept_content",
+    "broker_transport_options",
+    "enable_utc",
+    "result_backend",
+    "result_serializer",
+    "task_acks_late",
+    "task_default_queue",
+    "task_protocol",
+    "task_reject_on_worker_lost",
+    "task_serializer",
+    "timezone",
+)
+#: Pools that cannot stop what they run.
+_WITHOUT_HARD = {"thread", "solo"}
+_WITHOUT_SOFT = {"thread", "solo", "gevent", "eventlet"}
+#: A task that may take so long is a long one, in seconds, and so many messages are more than one worker's share.
+_LONG = 60.0
+
+
+@rule(
+    "CP201",
+    "error",
+    "No worker answers",
+    "Tasks are sent and wait in their queues; whoever waits for a result waits without an end.",
+    upstream="wooey/Wooey#47",
+    part="workers",
+)
+def nobody(case: Case) -> Iterator[Sign]:
+    """None runs, or none is connected to this broker."""
+    if not case.workers:
+        app = case.app.main or "proj"
+        yield Sign(
+            "workers",
+            "the broker answers, and no worker does",
+            f"Start one: celery -A {app} worker -l INFO. If one runs, compare its broker with this app's: its first lines "
+            "show it as `transport`.",
+        )
+
+
+@rule(
+    "CP202",
+    "error",
+    "A queue has no consumer",
+    "Tasks that are sent there wait for ever.",
+    upstream="celery/celery#2103",
+    part="workers",
+)
+def unheard(case: Case) -> Iterator[Sign]:
+    """Tasks are routed to a queue that no worker listens to."""
+    heard = _heard(case)
+    for queue, tasks in sorted(_queues(case).items()):
+        if heard and queue not in heard:
+            yield Sign(
+                f"queue {queue}",
+                f"{_some(tasks)} {_goes(tasks)} to the queue {queue}, and the workers listen to {', '.join(sorted(heard))} only",
+                f"Start a worker with -Q {queue}, or route the task to one of theirs.",
+            )
+
+
+@rule(
+    "CP203",
+    "hint",
+    "A worker listens to a queue that no task goes to",
+    "It idles there; more often than not the name is misspelt on one side.",
+    upstream="celery/celery#3980",
+    part="workers",
+)
+def idle(case: Case) -> Iterator[Sign]:
+    """A worker's queue is none of those that the app's tasks, its settings and its schedule name."""
+    if not case.tasks:
+        return
+    known = {*_queues(case), *map(str, case.app.amqp.queues), str(case.conf.task_default_queue)}
+    for worker in case.workers:
+        for queue in sorted((worker.queues or frozenset()) - known):
+            yield Sign(
+                f"queue {queue}",
+                f"{worker.name} listens to the queue {queue}, and none of the app's tasks is routed there",
+                f"Correct its -Q, or ignore this where .apply_async(queue={queue!r}) is what sends there.",
+            )
+
+
+@rule(
+    "CP204",
+    "error",
+    "A worker does not know a task of its queue",
+    "It throws such a task away, with a line in its log, and the task's result never comes.",
+    upstream="celery/celery#6893",
+    part="workers",
+)
+def unknown_task(case: Case) -> Iterator[Sign]:
+    """A worker takes the queue's messages and has not imported the task."""
+    for worker in case.workers:
+        if worker.tasks is None or worker.queues is None:
+            continue
+        lacks = [task for task in case.tasks if task.queue in worker.queues and task.name not in worker.tasks]
+        if lacks:
+            yield Sign(
+                worker.name,
+                f"it listens to {_some([task.queue or '' for task in lacks])}, and does not know {_some([t.name for t in lacks])}",
+                "Restart it, so that it has this code; if it has, add the module to `include` of the app, or to "
+                "autodiscover_tasks().",
+            )
+
+
+@rule(
+    "CP205",
+    "warning",
+    "Workers have different versions",
+    "A message of one may mean something else to the other: what a version adds, the older one drops.",
+    upstream="celery/celery#4356",
+    part="workers",
+)
+def versions(case: Case) -> Iterator[Sign]:
+    """Of Celery, kombu, billiard or Python."""
+    for part in ("celery", "kombu", "billiard", "py"):
+        found = _grouped((worker.versions.get(part), worker) for worker in case.workers)
+        if len(found) > 1:
+            said = "; ".join(f"{version}: {_some(names)}" for version, names in sorted(found.items()))
+            yield Sign("workers", f"they run different versions of {part} ({said})", "Deploy one version to all.")
+
+
+@rule(
+    "CP206",
+    "warning",
+    "Workers have different settings",
+    "Which of them a message meets decides what happens to it; on Redis the shortest visibility timeout rules all.",
+    upstream="celery/celery#9349",
+    part="workers",
+)
+def settings(case: Case) -> Iterator[Sign]:
+    """Two workers, or a worker and this app, disagree where they must agree."""
+    ours = case.app.conf.table(with_defaults=False)
+    for name in _SHARED:
+        told: list[tuple[Any, str]] = [
+            (repr(worker.settings.get(name)), worker.name) for worker in case.workers if worker.settings is not None
+        ]
+        # Both as they look once JSON has carried them.
+        values = {value for value, _ in told}
+        if len(values) > 1:
+            found: dict[str, list[str]] = defaultdict(list)
+            for value, worker in told:
+                found[value].append(worker)
+            said = "; ".join(f"{_shown(name, value)}: {_some(names)}" for value, names in sorted(found.items()))
+            yield Sign("workers", f"they differ in {name} ({said})", f"Deploy one value of {name} to all.")
+        elif values and name in _TOLD and _plain(ours.get(name)) not in values:
+            yield Sign(
+                "workers",
+                f"they have {_shown(name, next(iter(values)))} for {name}, and this app has {_shown(name, repr(ours.get(name)))}",
+                f"Restart them, or deploy one value of {name} to both.",
+            )
+
+
+#: Those whose values JSON carries as they are, and that are no secrets.
+_TOLD = ("task_acks_late", "task_default_queue", "task_protocol", "task_reject_on_worker_lost")
+
+
+@rule(
+    "CP207",
+    "error",
+    "A pool that ignores hard time limits",
+    "The task runs on past its limit, and a task that hangs keeps its slot until the worker is restarted.",
+    upstream="celery/celery#9203",
+    part="workers",
+)
+def hard_limits(case: Case) -> Iterator[Sign]:
+    """Only processes can be killed: threads and solo go on."""
+    yield from _limits(case, _WITHOUT_HARD, "time_limit", "hard_limit", 1)
+
+
+@rule(
+    "CP208",
+    "error",
+    "A pool that ignores soft time limits",
+    "SoftTimeLimitExceeded is never raised: what the body does when it catches it is never done.",
+    upstream="celery/celery#1958",
+    part="workers",
+)
+def soft_limits(case: Case) -> Iterator[Sign]:
+    """Only processes are sent the signal."""
+    yield from _limits(case, _WITHOUT_SOFT, "soft_time_limit", "soft_limit", 0)
+
+
+def _limits(case: Case, pools: set[str], option: str, fact: str, number: int) -> Iterator[Sign]:
+    for worker in case.workers:
+        if worker.pool not in pools:
+            continue
+        limited = [task for task in _taken_by(worker, case) if getattr(task, fact) is not None]
+        own = worker.limits[number]
+        if limited:
+            first = limited[0]
+            yield Sign(
+                worker.name,
+                f"its pool is {worker.pool}, and {_some([task.name for task in limited])} {_has(limited)} "
+                f"{first.limit_line(option)}",
+                "Run it in processes (-P prefork), or take the limit away and bound what the body waits for by time-outs.",
+            )
+        elif own is not None:
+            yield Sign(
+                worker.name,
+                f"its pool is {worker.pool}, and it was started with a limit of {own:g} s",
+                "Run it in processes (-P prefork), or take the limit away.",
+            )
+
+
+@rule(
+    "CP209",
+    "warning",
+    "A worker takes more long tasks than it can run",
+    "Short tasks wait behind long ones in one worker's memory while another worker idles.",
+    upstream="celery/celery#6500",
+    part="workers",
+)
+def prefetch(case: Case) -> Iterator[Sign]:
+    """Several messages for each slot are taken, and a task may run for a minute or more."""
+    if len(case.workers) < 2:  # noqa: PLR2004 - nobody else would have taken them
+        return
+    for worker in case.workers:
+        long = [task for task in _taken_by(worker, case) if (task.hard_limit or task.soft_limit or 0.0) >= _LONG]
+        if not long or not worker.prefetch or worker.prefetch <= worker.slots:
+            continue
+        first = max(long, key=lambda task: task.hard_limit or task.soft_limit or 0.0)
+        limit = first.hard_limit or first.soft_limit or 0.0
+        yield Sign(
+            worker.name,
+            f"it takes {worker.prefetch} messages for {worker.slots} {'slot' if worker.slots == 1 else 'slots'}, and "
+            f"{first.name} may run for {seconds(limit)}",
+            "Set worker_prefetch_multiplier = 1, with task_acks_late = True, or give long tasks a queue and a worker of "
+            "their own.",
+        )
+
+
+def _taken_by(worker: Worker, case: Case) -> list[TaskFacts]:
+    return [task for task in case.tasks if worker.queues is None or task.queue in worker.queues]
+
+
+def _queues(case: Case) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for task in case.tasks:
+        if task.queue is not None:
+            found[task.queue].append(task.name)
+    return found
+
+
+def _heard(case: Case) -> set[str]:
+    return {queue for worker in case.workers for queue in worker.queues or ()}
+
+
+def _grouped(pairs: Any) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for value, worker in pairs:
+        if value is not None:
+            found[value].append(worker.name)
+    return found
+
+
+def _some(names: list[str]) -> str:
+    """The first few."""
+    each = list(dict.fromkeys(names))
+    return ", ".join(each[:3]) + (f" and {len(each) - 3} more" if len(each) > 3 else "")  # noqa: PLR2004 - a few
+
+
+def _goes(names: list[str]) -> str:
+    return "goes" if len(set(names)) == 1 else "go"
+
+
+def _has(tasks: list[TaskFacts]) -> str:
+    return "has" if len(tasks) == 1 else "have"
+
+
+def _plain(value: Any) -> str:
+    return repr(list(value) if isinstance(value, tuple | set | frozenset) else value)
+
+
+def _shown(name: str, value: str) -> str:
+    return "another one" if name in ("result_backend", "broker_transport_options") else value
+
+
+RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

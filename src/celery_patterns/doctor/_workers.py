@@ -1,0 +1,98 @@
+"""The workers that listen now, and what each says of itself."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["Worker", "ask_workers"]
+
+_VERSIONS = re.compile(r"\b(celery|kombu|billiard|py):([\w.+-]+)")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker.
+
+    Attributes:
+        name: Its node's name.
+        tasks: The names of the tasks that it knows; None where it did not say.
+        queues: The names of the queues that it listens to; None where it did not say.
+        pool: What runs its tasks: ``prefork``, ``thread``, ``solo``, ``gevent``, ``eventlet``.
+        slots: How many tasks it runs at once.
+        prefetch: How many messages it takes from the queues at most; 0: no limit.
+        limits: The soft and the hard limit that it was started with, in seconds.
+        settings: Its settings, secrets left out; None where it did not say.
+        versions: Of Celery, kombu, billiard and Python.
+    """
+
+    name: str
+    tasks: frozenset[str] | None
+    queues: frozenset[str] | None
+    pool: str
+    slots: int
+    prefetch: int
+    limits: tuple[float | None, float | None]
+    settings: Mapping[str, Any] | None
+    versions: Mapping[str, str]
+
+
+def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...]:
+    """Ask them all, five questions at once.
+
+    Args:
+        app: The app.
+        timeout: Seconds within which they must have answered.
+    """
+    answers: dict[str, dict[str, Any]] = {}
+
+    def ask(question: str, **arguments: Any) -> None:
+        # A thread that is over its time is left to itself, and with it its connection.
+        with app.connection_for_write() as connection:
+            inspect = app.control.inspect(timeout=timeout, connection=connection)
+            answers[question] = getattr(inspect, question)(**arguments) or {}
+
+    questions: tuple[tuple[str, dict[str, Any]], ...] = (
+        *((name, {}) for name in ("stats", "registered", "active_queues", "report")),
+        ("conf", {"with_defaults": False}),
+    )
+    threads = [threading.Thread(target=ask, args=(name,), kwargs=how, daemon=True) for name, how in questions]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + timeout + 2.0
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return tuple(_worker(name, answers) for name in sorted({name for told in answers.values() for name in told}))
+
+
+def _worker(name: str, answers: Mapping[str, Mapping[str, Any]]) -> Worker:
+    def of(question: str) -> Any:
+        return answers.get(question, {}).get(name)
+
+    stats: dict[str, Any] = of("stats") or {}
+    pool: dict[str, Any] = stats.get("pool") or {}
+    soft, hard = [*(pool.get("timeouts") or ()), None, None][:2]
+    registered, queues, conf = of("registered"), of("active_queues"), of("conf")
+    return Worker(
+        name=name,
+        tasks=None if registered is None else frozenset(str(one).partition(" ")[0] for one in registered),
+        queues=None if queues is None else frozenset(str(one["name"]) for one in queues),
+        pool=str(pool.get("implementation", "")).partition(":")[0].rpartition(".")[2],
+        slots=_slots(pool),
+        prefetch=int(stats.get("prefetch_count") or 0),
+        limits=(float(soft) if soft else None, float(hard) if hard else None),
+        settings=conf if isinstance(conf, dict) else None,
+        versions=dict(_VERSIONS.findall(str((of("report") or {}).get("ok", "")))),
+    )
+
+
+def _slots(pool: Mapping[str, Any]) -> int:
+    found = pool.get("max-concurrency") or 1
+    return int(found) if isinstance(found, int | str) else 1
