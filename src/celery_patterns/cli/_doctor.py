@@ -44,7 +44,9 @@ def _explained(ctx: click.Context, _: click.Parameter, id_: str | None) -> None:
 
 @click.command(epilog=_EXITS)
 @click.argument("source", nargs=-1, type=click.Path(exists=True))
-@click.option("--offline", is_flag=True, help="Read the settings only, and the SOURCE that is named. No server is asked.")
+@click.option(
+    "--offline", is_flag=True, help="Read the settings only, and the SOURCE that is named. No server is asked."
+)
 @click.option(
     "--profile",
     type=click.Choice(get_args(Profile)),
@@ -75,7 +77,9 @@ def _explained(ctx: click.Context, _: click.Parameter, id_: str | None) -> None:
     help="For how long each server is waited for.",
 )
 @click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
-@click.option("--explain", metavar="ID", callback=_explained, expose_value=False, is_eager=True, help="What a rule is about.")
+@click.option(
+    "--explain", metavar="ID", callback=_explained, expose_value=False, is_eager=True, help="What a rule is about."
+)
 @click.pass_context
 def doctor(
     ctx: click.Context,
@@ -95,9 +99,7 @@ def doctor(
     """
     app = _app(ctx)
     try:
-        examined = examine(
-            app, offline=offline, profile=profile, ignore=ignore, source=source or None, timeout=timeout
-        )
+        examined = examine(app, offline=offline, profile=profile, ignore=ignore, source=source or None, timeout=timeout)
     except ConfigurationError as error:
         end(str(error), WRONG_USE)
     if as_json:
@@ -142,13 +144,17 @@ def _show(found: Finding, width: int) -> None:
     say(f"{click.style(found.id, bold=True)} {severity}  {visible(found.where)}")
     for word, text in (("", f"{found.what}."), ("", found.happens), ("Cure: ", found.cure)):
         _paragraph(word, visible(text), width)
-    say(f"  More: celery patterns doctor --explain {found.id}\n")
+    say(f"  See: {found.upstream}, and celery patterns doctor --explain {found.id}\n")
 
 
 def _paragraph(word: str, text: str, width: int) -> None:
     first = f"{text[:1].upper()}{text[1:]}" if not word else text
     for line in textwrap.wrap(
-        f"{word}{first}", width, initial_indent="  ", subsequent_indent="  " + " " * len(word), break_on_hyphens=False,
+        f"{word}{first}",
+        width,
+        initial_indent="  ",
+        subsequent_indent="  " + " " * len(word),
+        break_on_hyphens=False,
         break_long_words=False,
     ):
         say(line)

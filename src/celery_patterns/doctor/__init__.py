@@ -1,7 +1,7 @@
 """The doctor: what is wrong with an app's settings, servers, workers and source, before production finds it.
 
-Data goes one way: what is known of the app (``_tasks``, ``_address``, ``_reach``, ``_servers``, ``_workers``, ``_source``) is
-looked up once and becomes a case (``_case``); each rule (``_rules``) reads the case and says what it sees (``_finding``).
+Data goes one way: what is known of the app is looked up once (``_tasks``, ``_address``, ``_reach``, ``_servers``, ``_workers``,
+``_source``) and becomes a case (``_case``); each rule (``_rules``) reads the case and says what it sees (``_finding``).
 """
 
 from __future__ import annotations

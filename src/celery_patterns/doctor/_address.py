@@ -26,7 +26,7 @@ _SCHEMES: dict[str, tuple[Tongue, bool]] = {
     "amqps": ("amqp", True),
     **dict.fromkeys(("redis", "sentinel"), ("redis", False)),
     "rediss": ("redis", True),
-    **dict.fromkeys(("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "db"), ("sql", False)),
+    **dict.fromkeys(("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "sqlite", "db"), ("sql", False)),
 }
 _SENTINELS_PORT = 26379
 _DATABASES = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306}
@@ -141,7 +141,5 @@ def _read(role: str, setting: str, url: str, ssl: bool) -> Iterator[Address]:
     elif tongue == "redis" and kind != "unix" and driver != "socket":
         host, port = host or "localhost", port or (_SENTINELS_PORT if kind == "sentinel" else _PORTS["redis", tls])
     elif tongue == "sql" and kind in _DATABASES:
-        host, port = host, port or _DATABASES[kind]
+        port = port or _DATABASES[kind]
     yield Address(role, setting, url, kind, tongue, tls, host, port, user, password, place)
-
-

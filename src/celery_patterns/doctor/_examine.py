@@ -109,6 +109,8 @@ def _findings(rule: Rule, case: Case, unchecked: dict[str, None]) -> Iterator[Fi
         yield from rule.findings(case)
     except UnknownError as unknown:
         unchecked.setdefault(str(unknown))
+    except Exception as error:  # noqa: BLE001 - settings, routers and annotations are the user's own; others are looked at
+        unchecked.setdefault(f"{rule.id}, whose look at this app ended with {type(error).__name__}")
 
 
 def _looked_up(app: Celery, *, offline: bool, source: Iterable[str | Path] | None, timeout: float) -> Case:
@@ -135,7 +137,9 @@ def _excused(app: Celery, ignore: Any) -> dict[str, str]:
     known = {one.id for one in RULES}
     for where, said in ((IGNORE, app.conf.get(IGNORE)), ("ignore", ignore)):
         if isinstance(said, str):
-            raise ConfigurationError(f'expected {where} to hold ids of rules, {{"CP203": "why"}}; got the text {said!r}')
+            raise ConfigurationError(
+                f'expected {where} to hold ids of rules, {{"CP203": "why"}}; got the text {said!r}'
+            )
         reasons = said if isinstance(said, Mapping) else dict.fromkeys(said or (), "")
         for id_, reason in reasons.items():
             if str(id_).partition(":")[0] not in known:

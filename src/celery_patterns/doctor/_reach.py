@@ -19,10 +19,12 @@ Kind = Literal[
 ]
 
 _HELLO = {"amqp": b"AMQP\x00\x00\x09\x01", "redis": b"PING\r\n"}
+#: To Redis a question, and to others nonsense; RabbitMQ answers with its own name.
+_LINE = b"PING / HTTP/1.0\r\n\r\n"
 #: How servers begin that are none of ours.
 _STRANGERS = (
     (b"HTTP/", "an HTTP server"),
-    (b"<html", "an HTTP server"),
+    (b"<!doctype", "an HTTP server"),
     (b"SSH-", "an SSH server"),
     (b"220", "a mail or FTP server"),
     (b"* OK", "a mail server"),
@@ -77,11 +79,11 @@ def _at(address: Address, place: tuple[str, int], deadline: float) -> Trouble | 
         return Trouble("refused", f"nothing listens at {place[0]} port {place[1]}: {said}")
     with contextlib.closing(opened):
         if address.tls:
-            return _greet_in_tls(opened, deadline)
+            return _greet_in_tls(address, place, opened, deadline)
         hello = _HELLO.get(address.tongue)
         if hello is None:
             return None
-        heard = _hear(opened, hello, deadline)
+        heard = _hear(opened, hello, _half(deadline))
     return _judge(address, place, heard, deadline)
 
 
@@ -89,29 +91,38 @@ def _open(place: tuple[str, int], deadline: float) -> socket.socket:
     return socket.create_connection(place, timeout=_left(deadline))
 
 
-def _left(deadline: float, share: float = 1.0) -> float:
-    return max(0.05, (deadline - time.monotonic()) * share)
+def _left(deadline: float) -> float:
+    return max(0.05, deadline - time.monotonic())
+
+
+def _half(deadline: float) -> float:
+    """A moment in the middle between now and then."""
+    return time.monotonic() + _left(deadline) / 2
 
 
 def _silent(detail: str) -> Trouble:
     return Trouble("silent", detail)
 
 
-def _greet_in_tls(opened: socket.socket, deadline: float) -> Trouble | None:
+def _greet_in_tls(address: Address, place: tuple[str, int], opened: socket.socket, deadline: float) -> Trouble | None:
     """Whether TLS is spoken there; whether its certificate is accepted is the driver's to say."""
-    opened.settimeout(_left(deadline))
+    opened.settimeout(_left(_half(deadline)))
     try:
         with _any_certificate().wrap_socket(opened):
             return None
     except TimeoutError:
-        return _silent("a connection is made, and then nothing is said, in TLS as it should be")
+        # A server that waits for the end of a line takes TLS's first words for the beginning of one.
+        if _language_of(place, deadline) is not None:
+            return Trouble("tls", f"TLS is asked for, and the server at port {place[1]} speaks in plain text")
+        return _silent(f"port {place[1]} takes a connection, and then says nothing")
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "UNEXPECTED_MESSAGE", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-            return Trouble("tls", "TLS is asked for, and the server answers in plain text")
+            return Trouble("tls", f"TLS is asked for, and the server at port {place[1]} speaks in plain text")
         # It speaks TLS, and wants a certificate of ours, or another version of TLS.
         return Trouble("certificate", f"TLS fails: {error.reason or type(error).__name__}")
     except OSError:
-        return Trouble("tls", "TLS is asked for, and the server hangs up")
+        wanted = {"amqp": "AMQP", "redis": "Redis"}.get(address.tongue, "an answer")
+        return Trouble("tls", f"TLS is asked for, and the server at port {place[1]} hangs up; {wanted} was expected")
 
 
 def _any_certificate() -> ssl.SSLContext:
@@ -122,33 +133,40 @@ def _any_certificate() -> ssl.SSLContext:
 
 def _hear(opened: socket.socket, hello: bytes, deadline: float) -> bytes | None:
     """The first bytes of an answer; none where the server hangs up, None where it says nothing."""
-    for said, share in ((hello, 0.5), (b"\r\n\r\n", 0.5)):  # others wait for the end of a line
-        opened.settimeout(_left(deadline, share))
-        try:
-            opened.sendall(said)
-            return opened.recv(64)
-        except TimeoutError:
-            continue
-        except OSError:
-            return b""
-    return None
+    opened.settimeout(_left(deadline))
+    try:
+        opened.sendall(hello)
+        return opened.recv(64)
+    except TimeoutError:
+        return None
+    except OSError:
+        return b""
 
 
 def _judge(address: Address, place: tuple[str, int], heard: bytes | None, deadline: float) -> Trouble | None:
     wanted = {"amqp": "AMQP", "redis": "Redis"}[address.tongue]
-    speaks = None if heard is None else _language(heard)
+    speaks = _language(heard or b"")
     if speaks == wanted:
         return None
-    if speaks is None and (heard is None or not heard) and _speaks_tls(place, deadline):
-        speaks = "TLS"
+    if not heard:
+        speaks = "TLS" if _speaks_tls(place, _half(deadline)) else _language_of(place, deadline)
     if speaks == "TLS":
         return Trouble("tls", f"the server at port {place[1]} speaks TLS, and is spoken to in plain text")
     if speaks is not None:
         return Trouble("protocol", f"at port {place[1]} {speaks} answers, and {wanted} was expected")
     if heard is None:
         return _silent(f"port {place[1]} takes a connection, and then says nothing")
-    how = "hangs up at once" if not heard else "answers in no language that is known"
+    how = "answers in no language that is known" if heard else "hangs up at once"
     return Trouble("protocol", f"the server at port {place[1]} {how}; {wanted} was expected")
+
+
+def _language_of(place: tuple[str, int], deadline: float) -> str | None:
+    """What a server speaks that is greeted with a line of text, which all know but AMQP's; and that hangs up on it."""
+    try:
+        with contextlib.closing(_open(place, deadline)) as opened:
+            return _language(_hear(opened, _LINE, deadline) or b"")
+    except OSError:
+        return None
 
 
 def _language(heard: bytes) -> str | None:

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import AccessRefused, NotAllowed, NotFound
+from celery.app.backends import by_url
+from celery.exceptions import ImproperlyConfigured
+from kombu.transport import get_transport_cls
 from redis import ConnectionPool, Redis
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError, ResponseError
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["QueueFacts", "RedisFacts", "Server", "ask_servers"]
 
+#: kombu would try a hundred times, with pauses.
+_ONCE: dict[str, Any] = {"max_retries": 1, "interval_start": 0, "reraise_as_library_errors": False}
 #: Seconds that are left to the others when one server takes all of its own.
 _SPARE = 0.5
 
@@ -99,12 +104,13 @@ def ask_servers(app: Celery, queues: frozenset[str], timeout: float) -> tuple[Se
         # One that is over its time is left to itself: the system's own name service, for one, knows no time-out.
         thread.join(max(0.0, deadline - time.monotonic()))
     late = Trouble("silent", f"no answer within {timeout:g} s")
-    return tuple(
-        answer or Server(address, late) for address, answer in zip(addresses, tuple(answers), strict=True)
-    )
+    return tuple(answer or Server(address, late) for address, answer in zip(addresses, tuple(answers), strict=True))
 
 
 def _asked(app: Celery, address: Address, queues: frozenset[str], deadline: float) -> Server:
+    missing = _missing_driver(app, address)
+    if missing is not None:
+        return Server(address, missing)
     if address.host and address.port:
         trouble = knock(address, deadline)
         if trouble is not None:
@@ -116,6 +122,20 @@ def _asked(app: Celery, address: Address, queues: frozenset[str], deadline: floa
         return log_in(app, Server(address), queues, max(0.5, deadline - time.monotonic()))
     except Exception as error:  # noqa: BLE001 - whatever a driver raises is why it cannot be used
         return Server(address, _trouble(address, error))
+
+
+def _missing_driver(app: Celery, address: Address) -> Trouble | None:
+    """What kombu and Celery say of a scheme that they do not know, or whose package is not there."""
+    try:
+        if address.role == "broker":
+            get_transport_cls(address.url.partition("://")[0])
+        elif address.role == "result backend":
+            by_url(address.url.partition("?")[0], app.loader)
+    except (KeyError, ImportError, ImproperlyConfigured) as error:
+        return Trouble(
+            "driver", address.hushed(str(error.args[0] if error.args else error).strip("'").partition("\n")[0])
+        )
+    return None
 
 
 def _trouble(address: Address, error: BaseException) -> Trouble:
@@ -165,10 +185,8 @@ def _kind_in_sql(text: str) -> Kind | None:
 def _into_amqp(app: Celery, server: Server, queues: frozenset[str], left: float) -> Server:
     timeouts = {"read_timeout": left, "write_timeout": left}
     options = {**(app.conf.broker_transport_options or {}), **timeouts}
-    with app.connection_for_write(
-        server.address.url, connect_timeout=left, transport_options=options
-    ) as connection:
-        connection.connect()
+    with app.connection_for_write(server.address.url, connect_timeout=left, transport_options=options) as connection:
+        connection.ensure_connection(**_ONCE)
         return replace(server, queues={name: _queue(connection, name) for name in sorted(queues)})
 
 
@@ -190,7 +208,8 @@ def _into_redis_broker(app: Celery, server: Server, _: frozenset[str], left: flo
     options = {**(app.conf.broker_transport_options or {}), **timeouts}
     url = app.conf.broker_write_url if server.address.scheme == "sentinel" else server.address.url
     with app.connection_for_write(url, transport_options=options) as connection:
-        return replace(server, redis=_redis(connection.default_channel.client))
+        connection.ensure_connection(**_ONCE)
+        return replace(server, redis=_redis(connection.channel().client))
 
 
 def _into_redis_backend(app: Celery, server: Server, _: frozenset[str], left: float) -> Server:

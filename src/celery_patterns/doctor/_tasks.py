@@ -60,9 +60,7 @@ class TaskFacts:
     @property
     def promises(self) -> str:
         """The patterns that promise that no message is lost."""
-        return " and ".join(
-            f"{kind.kind()}()" for kind in (idempotent, dead_letter) if kind in self._patterns
-        )
+        return " and ".join(f"{kind.kind()}()" for kind in (idempotent, dead_letter) if kind in self._patterns)
 
     @property
     def late(self) -> bool:
@@ -151,7 +149,7 @@ class TaskFacts:
 
     @cached_property
     def longest_span(self) -> float | None:
-        """From the first attempt's start until the last one's, at the longest; None where nobody can know, or it has no end."""
+        """From the first attempt's start until the last one's, at the longest; None: nobody knows, or there is no end."""
         retries = self.retries
         if retries is None or not retries:
             return None
@@ -167,9 +165,7 @@ class TaskFacts:
 
 def facts_of(app: Celery) -> tuple[TaskFacts, ...]:
     """The app's own tasks, by name; Celery's built-in ones are left out."""
-    return tuple(
-        TaskFacts(task, app) for name, task in sorted(app.tasks.items()) if not name.startswith("celery.")
-    )
+    return tuple(TaskFacts(task, app) for name, task in sorted(app.tasks.items()) if not name.startswith("celery."))
 
 
 def seconds(span: float) -> str:

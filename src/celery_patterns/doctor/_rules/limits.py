@@ -1,4 +1,4 @@
-"""CP30 and CP31: for each task, numbers that must stand in an order, from its patterns, its limits and the app's settings."""
+"""CP3: for each task numbers that must stand in an order, from its patterns, its limits and the app's settings."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def outlasts_consumer_timeout(case: Case) -> Iterator[Sign]:
     "CP305",
     "error",
     "A killed task comes back without an end",
-    "A task that takes its worker down, for want of memory for instance, is delivered again at once, and again: a worker a turn.",
+    "A task that takes its process down, for want of memory for instance, is delivered again at once, and again.",
     upstream="celery/celery#9082",
 )
 def crash_loop(case: Case) -> Iterator[Sign]:
@@ -242,7 +242,7 @@ def key_forgotten(case: Case) -> Iterator[Sign]:
         if task.longest_span > ttl:
             yield Sign(
                 task.name,
-                f"its attempts may take {seconds(task.longest_span)} in all, and its key is remembered for ttl={seconds(ttl)}",
+                f"its attempts may take {seconds(task.longest_span)} in all, and its key is kept for ttl={seconds(ttl)}",
                 f"Write ttl=timedelta(seconds={int(task.longest_span * 2)}) or more.",
             )
 

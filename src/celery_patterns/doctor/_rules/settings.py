@@ -72,7 +72,7 @@ def forgets(case: Case) -> Iterator[Sign]:
     "CP403",
     "warning",
     "Messages that may be lost as they are sent",
-    "Where the broker does not take a message, full, blocked or cut off, .delay() returns as if it did, and the task is gone.",
+    "Where the broker does not take a message, full or cut off, .delay() returns as if it did, and the task is gone.",
     upstream="celery/celery#5410",
 )
 def unconfirmed(case: Case) -> Iterator[Sign]:
@@ -277,7 +277,7 @@ def unlimited_eta(case: Case) -> Iterator[Sign]:
     if waiting and not case.delays_natively and not case.conf.get("worker_eta_task_limit"):
         yield Sign(
             "worker_eta_task_limit",
-            f"{waiting[0].name} waits up to {waiting[0].longest_wait:g} s between attempts, and nothing limits how many wait",
+            f"{waiting[0].name} waits up to {waiting[0].longest_wait:g} s between attempts, and nothing limits how many do",
             "Set worker_eta_task_limit = 10000 (Celery 5.6 or later).",
         )
 
@@ -291,7 +291,7 @@ def unlimited_eta(case: Case) -> Iterator[Sign]:
     production=True,
 )
 def late_sweep(case: Case) -> Iterator[Sign]:
-    """kombu's restore interval is at its default."""
+    """Kombu's restore interval is at its default."""
     late = [task for task in case.tasks if task.late]
     if case.transport == "redis" and late and "unacked_restore_interval" not in case.transport_options:
         yield Sign(

@@ -22,14 +22,23 @@ _TRANSACTIONS = frozenset({"atomic", "begin", "begin_nested"})
 _METHODS = frozenset({"post", "put", "patch", "delete"})
 _CLIENTS = frozenset({"requests", "httpx", "session", "client"})
 _EFFECTS = frozenset({"send_mail", "send_mass_mail", "sendmail", "send_message", "EmailMessage"})
-_FINDS_MODEL = frozenset({"get", "first", "last", "create", "get_or_create", "one", "one_or_none", "earliest", "latest"})
+_FINDS_MODEL = frozenset(
+    {"get", "first", "last", "create", "get_or_create", "one", "one_or_none", "earliest", "latest"}
+)
 _UNSENDABLE: dict[type[ast.expr], str] = {
     ast.Set: "a set",
     ast.SetComp: "a set",
     ast.Lambda: "a lambda",
     ast.GeneratorExp: "a generator",
 }
-_MADE = {"set": "a set", "frozenset": "a set", "open": "a file", "Path": "a path", "timedelta": "a timedelta", "object": "an object"}
+_MADE = {
+    "set": "a set",
+    "frozenset": "a set",
+    "open": "a file",
+    "Path": "a path",
+    "timedelta": "a timedelta",
+    "object": "an object",
+}
 
 
 @rule(
@@ -85,12 +94,16 @@ def called_directly(case: Case) -> Iterator[Sign]:
     """A statement that calls a task as a function, and uses nothing of what it returns."""
     for module in case.source:
         for call in module.calls:
-            if not isinstance(module.parents.get(call), ast.Expr) or not isinstance(call.func, ast.Name | ast.Attribute):
+            if not isinstance(module.parents.get(call), ast.Expr) or not isinstance(
+                call.func, ast.Name | ast.Attribute
+            ):
                 continue
             name = _task_name(case, module, call.func)
             if name is not None and not module.is_excused(call, "CP503"):
                 yield Sign(
-                    module.place(call), f"{name}(…) is called like a function", f"Write {ast.unparse(call.func)}.delay(…)."
+                    module.place(call),
+                    f"{name}(…) is called like a function",
+                    f"Write {ast.unparse(call.func)}.delay(…).",
                 )
 
 
@@ -187,7 +200,8 @@ def sends_model(case: Case) -> Iterator[Sign]:
                     yield Sign(
                         module.place(call),
                         f".{called(call)}({said}) sends a row of the database",
-                        f"Send its key, {said}.pk, and read the row in the task." if isinstance(argument, ast.Name)
+                        f"Send its key, {said}.pk, and read the row in the task."
+                        if isinstance(argument, ast.Name)
                         else "Send its key, and read the row in the task.",
                     )
 
@@ -315,9 +329,7 @@ def _written(case: Case) -> dict[str, str]:
 
 def _reads_result(module: Module, call: ast.Call) -> bool:
     return (
-        isinstance(call.func, ast.Attribute)
-        and call.func.attr in _WAITS
-        and _is_result(module, call.func.value, call)
+        isinstance(call.func, ast.Attribute) and call.func.attr in _WAITS and _is_result(module, call.func.value, call)
     )
 
 
@@ -438,7 +450,9 @@ def _kinds(handler: ast.ExceptHandler) -> list[ast.expr]:
 
 def _set_in(function: Function) -> Iterator[ast.Attribute]:
     for node in ast.walk(function):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+        )
         yield from (target for target in targets if isinstance(target, ast.Attribute))
 
 

@@ -69,7 +69,7 @@ def unheard(case: Case) -> Iterator[Sign]:
         if heard and queue not in heard:
             yield Sign(
                 f"queue {queue}",
-                f"{_some(tasks)} {_goes(tasks)} to the queue {queue}, and the workers listen to {', '.join(sorted(heard))} only",
+                f"{_some(tasks)} {_goes(tasks)} to the queue {queue}, and the workers listen to {_some(sorted(heard))} only",
                 f"Start a worker with -Q {queue}, or route the task to one of theirs.",
             )
 
@@ -111,9 +111,10 @@ def unknown_task(case: Case) -> Iterator[Sign]:
             continue
         lacks = [task for task in case.tasks if task.queue in worker.queues and task.name not in worker.tasks]
         if lacks:
+            queues, names = [task.queue or "" for task in lacks], [task.name for task in lacks]
             yield Sign(
                 worker.name,
-                f"it listens to {_some([task.queue or '' for task in lacks])}, and does not know {_some([t.name for t in lacks])}",
+                f"it listens to {_some(queues)}, and does not know {_some(names)}",
                 "Restart it, so that it has this code; if it has, add the module to `include` of the app, or to "
                 "autodiscover_tasks().",
             )
@@ -146,7 +147,6 @@ def versions(case: Case) -> Iterator[Sign]:
 )
 def settings(case: Case) -> Iterator[Sign]:
     """Two workers, or a worker and this app, disagree where they must agree."""
-    ours = case.app.conf.table(with_defaults=False)
     for name in _SHARED:
         told: list[tuple[Any, str]] = [
             (repr(worker.settings.get(name)), worker.name) for worker in case.workers if worker.settings is not None
@@ -159,10 +159,10 @@ def settings(case: Case) -> Iterator[Sign]:
                 found[value].append(worker)
             said = "; ".join(f"{_shown(name, value)}: {_some(names)}" for value, names in sorted(found.items()))
             yield Sign("workers", f"they differ in {name} ({said})", f"Deploy one value of {name} to all.")
-        elif values and name in _TOLD and _plain(ours.get(name)) not in values:
+        elif values and name in _TOLD and _plain(case.conf[name]) not in values:
             yield Sign(
                 "workers",
-                f"they have {_shown(name, next(iter(values)))} for {name}, and this app has {_shown(name, repr(ours.get(name)))}",
+                f"they have {name}={next(iter(values))}, and this app has {case.conf[name]!r}",
                 f"Restart them, or deploy one value of {name} to both.",
             )
 

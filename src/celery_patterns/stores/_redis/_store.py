@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -78,6 +79,10 @@ class RedisStore:
         #: Where it is reached, with its password: not to be shown.
         self.url = url
         self._server = Server(url, patience.total_seconds(), replicas, f"{prefix}:{TOUCHED}")
+
+    def client(self) -> Redis:
+        """redis-py's own client of the same server, for what is no step; to be closed."""
+        return self._server.client()
 
     def claim(self, key: str, attempt: Attempt, fingerprint: str, *, lease: timedelta, ttl: timedelta) -> Answer:
         return self._answer(

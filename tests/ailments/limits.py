@@ -1,0 +1,5 @@
+"""x"""
+
+from ._ailment import Ailment
+
+AILMENTS: tuple[Ailment, ...] = ()

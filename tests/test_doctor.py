@@ -1,0 +1,110 @@
+"""The doctor: each rule finds its broken project, whose failure is seen, and is silent on the cured one, where it is gone."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celery_patterns.doctor import RULES
+
+from .ailments import AILMENTS, Ailment
+from .projects import Project
+from .servers import free_port
+from .strangers import TLS, mute, other_redis, web
+
+
+class Values(dict[str, str]):
+    """What a project's source may name; servers of its own are started when it does."""
+
+    def __init__(self, request: pytest.FixtureRequest, folder: Path, stack: ExitStack) -> None:
+        super().__init__()
+        self._request, self._stack = request, stack
+        self["folder"], self["queue"], self["ca"] = str(folder), f"q-{uuid.uuid4().hex[:10]}", str(TLS / "ca.pem")
+        for name in ("redis", "rabbit", "postgres"):
+            self[f"{name}_port"] = os.environ[f"TESTS_{name.upper()}_PORT"]
+
+    def __missing__(self, name: str) -> str:
+        if name in ("broker", "backend", "store", "redis"):
+            made = str(self._request.getfixturevalue("database"))
+        elif name in ("rabbit", "postgres"):
+            made = str(self._request.getfixturevalue(name))
+        elif name in SERVERS:
+            made = str(SERVERS[name](self._stack))
+        else:
+            raise KeyError(name)
+        self[name] = made
+        return made
+
+
+SERVERS: dict[str, Callable[[ExitStack], int]] = {
+    "closed": lambda _: free_port(),
+    "mute": lambda stack: stack.enter_context(mute()),
+    "web": lambda stack: stack.enter_context(web()),
+    "locked": lambda stack: stack.enter_context(other_redis(password="a-secret")).port,
+    "tls": lambda stack: stack.enter_context(other_redis(tls=True)).port,
+    "locked_tls": lambda stack: stack.enter_context(other_redis(password="a-secret", tls=True)).port,
+}
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Ailment, bool], Project]]:
+    """Writes a project that is ill, or cured."""
+    projects: list[Project] = []
+    with ExitStack() as stack:
+
+        def made(ailment: Ailment, cured: bool) -> Project:
+            folder = tmp_path / ("cured" if cured else "ill")
+            values = Values(request, folder, stack)
+            if ailment.broker == "rabbitmq":
+                values["broker"] = values["rabbit"]
+            projects.append(Project(folder, ailment.cured if cured else ailment.broken, values))
+            return projects[-1]
+
+        yield made
+        for project in projects:
+            project.close()
+
+
+def _found(project: Project, ailment: Ailment, *, cured: bool) -> list[tuple[str, str]]:
+    """Ids and places of what the doctor finds while the project's workers run."""
+    workers = ailment.workers if not cured or ailment.cured_workers is None else ailment.cured_workers
+    running = [project.worker(*arguments, name=name) for name, *arguments in workers]
+    ignored = {"CP201"} if not workers and ailment.id != "CP201" else set()
+    how = {**ailment.how, "ignore": {*ailment.how.get("ignore", ()), *ignored}}
+    try:
+        examined = project.examine(**how)
+        assert not [what for what in examined.unchecked if what.startswith("CP")]
+        return [(one.id, one.where) for one in examined.findings]
+    finally:
+        for one in running:
+            one.kill()
+
+
+@pytest.mark.parametrize("ailment", AILMENTS, ids=lambda one: one.label)
+def test_a_rule_finds_what_is_ill(ailment: Ailment, make: Any) -> None:
+    """It finds the broken project, in the right place, and nothing else; on the cured one the doctor is silent."""
+    found = _found(make(ailment, False), ailment, cured=False)
+    assert [id_ for id_, _ in found] == [ailment.id]
+    assert ailment.where in found[0][1]
+    assert _found(make(ailment, True), ailment, cured=True) == []
+
+
+@pytest.mark.parametrize(
+    "ailment",
+    [pytest.param(one, id=one.label, marks=[pytest.mark.long] if one.long else []) for one in AILMENTS],
+)
+def test_what_is_found_fails(ailment: Ailment, make: Any) -> None:
+    """The failure that the rule predicts is seen in the broken project, and gone in the cured one."""
+    assert ailment.fails(make(ailment, False))
+    assert not ailment.fails(make(ailment, True))
+
+
+def test_each_rule_is_proven() -> None:
+    """No rule without a broken project and its cured twin."""
+    assert {one.id for one in RULES} - {one.id for one in AILMENTS} <= {"CP110"}
