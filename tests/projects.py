@@ -87,8 +87,11 @@ class Project:
             file.write_text(Template(text).safe_substitute(values))
         path = os.pathsep.join((str(folder), str(ROOT)))
         self.environment = {**os.environ, "PYTHONPATH": path, "PROJECT_MARKS": str(self.marks_file)}
+        #: What its workers are started with: ``w``, ``w:old`` for the module's older self, ``w+TIMEOUT=2`` in another environment.
+        self.workers: tuple[tuple[str, ...], ...] = ()
         self._started: list[Started] = []
         self._app: Any = None
+        self._finalizers = set(_state._on_app_finalizers)
         self._current = _state.default_app, getattr(_state._tls, "current_app", None)
 
     @property
@@ -111,6 +114,14 @@ class Project:
     def send(self, name: str, *args: Any, **options: Any) -> Any:
         return self.task(name).apply_async(args, **options)
 
+    def call(self, name: str, *args: Any) -> Any:
+        """Call a function of its module, as a view of the user's does."""
+        assert self.app
+        return getattr(sys.modules[self.name], name)(*args)
+
+    def wait(self, condition: Any, seconds: float, what: object) -> object:
+        return wait_until(condition, seconds, what)
+
     def examine(self, **how: Any) -> Examination:
         return examine(self.app, **how)
 
@@ -128,6 +139,14 @@ class Project:
         ready: bool = True,
         **environment: str,
     ) -> Started:
+        name, _, setting = name.partition("+")
+        name, _, older = name.partition(":")
+        if setting:
+            key, _, value = setting.partition("=")
+            environment = {**environment, key: value}
+        if older:
+            module = f"{self.name}_{older}"
+        arguments = tuple(Template(one).safe_substitute(self.values) for one in arguments)
         more = () if "-Q" in arguments else ("-Q", self.values["queue"])
         started = self.start(
             *("worker", "-n", f"{name}@localhost", "-c", str(concurrency), "-l", "INFO"),
@@ -172,6 +191,8 @@ class Project:
             self._app.close()
         for name in [name for name in sys.modules if name == self.name or name.startswith(f"{self.name}.")]:
             del sys.modules[name]
+        # A task is shared by default: it would be in each app that is finalized in this process.
+        _state._on_app_finalizers.intersection_update(self._finalizers)
         _state.default_app, _state._tls.current_app = self._current
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import amqp
 import psycopg
 import redis
+from kombu import Connection
 
 
 def free_port() -> int:
@@ -292,6 +293,12 @@ class RabbitServer(Server):
                 return True
         except (OSError, amqp.AMQPError):
             return False
+
+
+def queue_length(url: str, name: str) -> int:
+    """How many messages stand in a queue of RabbitMQ's."""
+    with Connection(url) as connection:
+        return int(connection.default_channel.queue_declare(queue=name, passive=True).message_count)
 
 
 def _children(pid: int) -> list[int]:

@@ -15,7 +15,7 @@ from celery_patterns.doctor import RULES
 
 from .ailments import AILMENTS, Ailment
 from .projects import Project
-from .servers import free_port
+from .servers import RabbitServer, Server, free_port
 from .strangers import TLS, mute, other_redis, web
 
 
@@ -24,6 +24,7 @@ class Values(dict[str, str]):
 
     def __init__(self, request: pytest.FixtureRequest, folder: Path, stack: ExitStack) -> None:
         super().__init__()
+        self.servers: list[Server] = []
         self._request, self._stack = request, stack
         self["folder"], self["queue"], self["ca"] = str(folder), f"q-{uuid.uuid4().hex[:10]}", str(TLS / "ca.pem")
         for name in ("redis", "rabbit", "postgres"):
@@ -35,20 +36,50 @@ class Values(dict[str, str]):
         elif name in ("rabbit", "postgres"):
             made = str(self._request.getfixturevalue(name))
         elif name in SERVERS:
-            made = str(SERVERS[name](self._stack))
+            found = SERVERS[name](self._stack)
+            if isinstance(found, Server):
+                self.servers.append(found)
+                found = found.port
+            made = str(found)
         else:
             raise KeyError(name)
         self[name] = made
         return made
 
 
-SERVERS: dict[str, Callable[[ExitStack], int]] = {
+class _Impatient(RabbitServer):
+    """RabbitMQ, which waits three seconds for an acknowledgement, and looks every second."""
+
+    def environment(self) -> Any:
+        config = self.folder / "advanced.config"
+        config.write_text("[{rabbit, [{consumer_timeout, 3000}, {channel_tick_interval, 1000}]}].\n")
+        return {**super().environment(), "RABBITMQ_ADVANCED_CONFIG_FILE": str(config)}
+
+
+def _redis(*words: str, **how: Any) -> Callable[[ExitStack], Server | int]:
+    return lambda stack: stack.enter_context(other_redis(*words, **how))
+
+
+def _rabbit(stack: ExitStack) -> Server:
+    server = _Impatient()
+    stack.callback(server.close)
+    server.start()
+    return server
+
+
+_LITTLE = ("--maxmemory", "3mb", "--maxmemory-policy")
+SERVERS: dict[str, Callable[[ExitStack], Server | int]] = {
     "closed": lambda _: free_port(),
     "mute": lambda stack: stack.enter_context(mute()),
     "web": lambda stack: stack.enter_context(web()),
-    "locked": lambda stack: stack.enter_context(other_redis(password="a-secret")).port,
-    "tls": lambda stack: stack.enter_context(other_redis(tls=True)).port,
-    "locked_tls": lambda stack: stack.enter_context(other_redis(password="a-secret", tls=True)).port,
+    "locked": _redis(password="a-secret"),
+    "tls": _redis(tls=True),
+    "locked_tls": _redis(password="a-secret", tls=True),
+    "evicting": _redis(*_LITTLE, "allkeys-lru"),
+    "refusing": _redis(*_LITTLE, "noeviction"),
+    "forgetful": _redis("--appendonly", "no"),
+    "durable": _redis(),
+    "impatient": _rabbit,
 }
 
 
@@ -63,36 +94,38 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[A
             values = Values(request, folder, stack)
             if ailment.broker == "rabbitmq":
                 values["broker"] = values["rabbit"]
-            projects.append(Project(folder, ailment.cured if cured else ailment.broken, values))
-            return projects[-1]
+            for before in projects:  # its tasks would be in the next one's app, too
+                before.close()
+            project = Project(folder, ailment.cured if cured else ailment.broken, values)
+            cured_workers = ailment.workers if ailment.cured_workers is None else ailment.cured_workers
+            project.workers = cured_workers if cured else ailment.workers
+            projects.append(project)
+            return project
 
         yield made
         for project in projects:
             project.close()
 
 
-def _found(project: Project, ailment: Ailment, *, cured: bool) -> list[tuple[str, str]]:
+def _found(project: Project, ailment: Ailment) -> list[tuple[str, str]]:
     """Ids and places of what the doctor finds while the project's workers run."""
-    workers = ailment.workers if not cured or ailment.cured_workers is None else ailment.cured_workers
-    running = [project.worker(*arguments, name=name) for name, *arguments in workers]
-    ignored = {"CP201"} if not workers and ailment.id != "CP201" else set()
-    how = {**ailment.how, "ignore": {*ailment.how.get("ignore", ()), *ignored}}
-    try:
-        examined = project.examine(**how)
-        assert not [what for what in examined.unchecked if what.startswith("CP")]
-        return [(one.id, one.where) for one in examined.findings]
-    finally:
-        for one in running:
-            one.kill()
+    running = [project.worker(*arguments, name=name, ready=False) for name, *arguments in project.workers]
+    for one in running:
+        one.wait_ready()
+    nobody = {"CP201"} if not running and ailment.id != "CP201" else set()
+    how = {**ailment.how, "ignore": {*ailment.how.get("ignore", ()), *nobody}}
+    examined = project.examine(**how)
+    assert not [what for what in examined.unchecked if what.startswith("CP")]
+    return [(one.id, one.where) for one in examined.findings]
 
 
 @pytest.mark.parametrize("ailment", AILMENTS, ids=lambda one: one.label)
 def test_a_rule_finds_what_is_ill(ailment: Ailment, make: Any) -> None:
     """It finds the broken project, in the right place, and nothing else; on the cured one the doctor is silent."""
-    found = _found(make(ailment, False), ailment, cured=False)
+    found = _found(make(ailment, False), ailment)
     assert [id_ for id_, _ in found] == [ailment.id]
     assert ailment.where in found[0][1]
-    assert _found(make(ailment, True), ailment, cured=True) == []
+    assert _found(make(ailment, True), ailment) == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,313 @@
-"""x"""
+"""CP4: the app's settings and its servers' own."""
 
-from ._ailment import Ailment
+from __future__ import annotations
 
-AILMENTS: tuple[Ailment, ...] = ()
+import os
+import signal
+
+import redis
+
+from ..projects import Project
+from ..servers import queue_length
+from ._ailment import EQUIPPED, HEAD, Ailment, cannot_send
+
+WORK = """
+
+@app.task
+def work(text: object = "a") -> object:
+    mark("worked")
+    return text
+"""
+BURIES = """
+
+@app.task(time_limit=60)
+@patterns.dead_letter()
+def work(text: object = "a") -> object:
+    mark("worked")
+    return text
+"""
+
+
+def _on(url: str, more: str = WORK) -> str:
+    return (HEAD + more).replace('broker="$broker"', f'broker="{url}"')
+
+
+def _sent_and_gone(project: Project) -> bool:
+    """Whether messages vanish that ``.delay()`` took: a full server must refuse them."""
+    sent = 0
+    try:
+        for _ in range(400):
+            project.send("work", "x" * 10_000, ignore_result=True, retry=False)
+            sent += 1
+    except Exception:
+        pass
+    port = int(project.app.connection_for_write().port)
+    try:
+        return bool(redis.Redis(port=port).llen(project.values["queue"]) < sent)
+    except redis.RedisError:
+        return False
+
+
+def _is_empty_after_a_restart(project: Project) -> bool:
+    port = project.app.connection_for_write().port
+    server = next(one for one in project.values.servers if one.port == port)  # type: ignore[attr-defined]
+    project.send("work", ignore_result=True)
+    server.stop(signal.SIGKILL)
+    server.start()
+    return bool(redis.Redis(port=server.port).llen(project.values["queue"]) == 0)
+
+
+def _full_queue_takes_it(project: Project) -> bool:
+    """Whether a message is gone that ``.delay()`` took: the queue has room for one."""
+    try:
+        for _ in range(3):
+            project.send("work", ignore_result=True, retry=False)
+    except Exception:
+        return False
+    return queue_length(project.values["rabbit"], project.values["queue"]) < 3
+
+
+def _another_task_waits(project: Project) -> bool:
+    """Whether a task is not run while another one waits for its next attempt."""
+    project.worker()
+    project.send("fails", ignore_result=True)
+    assert project.marked("failed", 30)
+    project.send("work", ignore_result=True)
+    return not project.marked("worked", 5)
+
+
+def _succeeds_without_running(project: Project) -> bool:
+    worker = project.worker()
+    project.send("work")
+    project.wait(lambda: "succeeded in" in worker.text(), 20, "the worker says that it succeeded")
+    return not project.marked("worked", 1)
+
+
+def _place_raises(project: Project) -> bool:
+    try:
+        project.call("place")
+    except Exception:
+        return True
+    return False
+
+
+def _runs_here(project: Project) -> bool:
+    project.send("work", ignore_result=True)
+    return project.marks() == [f"in {os.getpid()}"]
+
+
+def _has_no_effect(project: Project) -> bool:
+    return not project.task("work").ignore_result
+
+
+def _comes_back_late(project: Project) -> bool:
+    """Whether what a killed worker held is not back within its visibility timeout and ten seconds."""
+    first = project.worker()
+    project.send("work", ignore_result=True)
+    assert project.marked("began")
+    first.kill()
+    project.worker(name="second")
+    return not project.marked("began", 20, times=2)
+
+
+def _is_thrown_away(project: Project) -> bool:
+    worker = project.worker("-B", "-s", str(project.folder / "beat"))
+    seen = project.marked("worked", 5)
+    assert seen or "unregistered task" in worker.text()
+    return not seen
+
+
+def _ends_with_a_type_error(project: Project) -> bool:
+    worker = project.worker("-B", "-s", str(project.folder / "beat"))
+    seen = project.marked("worked", 5)
+    assert seen or "TypeError" in worker.text()
+    return not seen
+
+
+def _is_kept(project: Project) -> bool:
+    project.app.backend.store_result("an-id", 1, "SUCCESS")
+    return bool(project.app.backend.client.ttl(project.app.backend.get_key_for_task("an-id")) == -1)
+
+
+def _holds_all(project: Project) -> bool:
+    """Whether a worker takes all that waits."""
+    project.worker()
+    for _ in range(40):
+        project.send("work", countdown=120, ignore_result=True)
+    inspect = project.app.control.inspect(timeout=1)
+
+    def held() -> int:
+        return sum(map(len, (inspect.scheduled() or {}).values()))
+
+    project.wait(lambda: held() >= 5, 20, "some wait in the worker")
+    most = 0
+    for _ in range(4):
+        most = max(most, held())
+    return most == 40
+
+
+QUORUM = """
+from kombu import Exchange, Queue
+from tenacity.wait import wait_fixed
+
+tasks = Exchange("x-$queue", type="direct")
+app.conf.task_queues = [Queue("$queue", tasks, routing_key="$queue", queue_arguments={"x-queue-type": "quorum"})]
+app.conf.worker_prefetch_multiplier = 1
+
+
+@app.task
+@patterns.retry(on=ConnectionError, attempts=2, wait=wait_fixed(20))
+def fails() -> None:
+    mark("failed")
+    raise ConnectionError
+"""
+SCHEDULE = 'app.conf.beat_schedule = {"often": {"task": "$name.work", "schedule": 0.5, "args": ["a"]}}\n'
+
+AILMENTS = (
+    Ailment(
+        "CP401", _on("redis://127.0.0.1:$evicting/0"), (("$evicting", "$refusing"),), _sent_and_gone, where="broker_url"
+    ),
+    Ailment(
+        "CP402",
+        _on("redis://127.0.0.1:$forgetful/0"),
+        (("$forgetful", "$durable"),),
+        _is_empty_after_a_restart,
+        where="broker_url",
+    ),
+    Ailment(
+        "CP403",
+        EQUIPPED
+        + """
+from kombu import Queue
+
+full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+app.conf.task_queues = [Queue("$queue", queue_arguments=full)]
+app.conf.broker_transport_options = {}
+"""
+        + BURIES,
+        (("broker_transport_options = {}", 'broker_transport_options = {"confirm_publish": True}'),),
+        _full_queue_takes_it,
+        broker="rabbitmq",
+    ),
+    Ailment(
+        "CP404",
+        EQUIPPED + QUORUM + WORK,
+        (('type="direct"', 'type="topic"'),),
+        _another_task_waits,
+        broker="rabbitmq",
+        long=True,
+    ),
+    Ailment(
+        "CP405",
+        HEAD + WORK.replace("@app.task", "@app.task(ignore_result=True)").replace("def work", "async def work"),
+        (("async def", "def"),),
+        _succeeds_without_running,
+        long=True,
+    ),
+    Ailment(
+        "CP406",
+        HEAD
+        + '\nTAGS = {"a", "b"}\n\n\n@app.task\ndef work(tags: set[str]) -> None: ...\n\n\ndef place() -> None:\n    work.delay(TAGS)\n',
+        (('{"a", "b"}', '["a", "b"]'), ("set[str]", "list[str]")),
+        _place_raises,
+        name="json",
+    ),
+    Ailment(
+        "CP406",
+        HEAD
+        + "patterns.use_patterns(app)\npatterns.use_strict_json(app)\n"
+        + "\nPLACE = (1, 2)\n\n\n@app.task\ndef work(place: tuple[int, int]) -> None: ...\n\n\ndef place() -> None:\n    work.delay(PLACE)\n",
+        (("(1, 2)", "[1, 2]"), ("tuple[int, int]", "list[int]")),
+        _place_raises,
+        name="strict",
+    ),
+    Ailment(
+        "CP407",
+        HEAD + "app.conf.task_always_eager = True\n\nimport os\n" + WORK.replace('"worked"', 'f"in {os.getpid()}"'),
+        (("task_always_eager = True", "task_always_eager = False"),),
+        _runs_here,
+        how={"profile": "production"},
+    ),
+    Ailment(
+        "CP408",
+        HEAD + "app.conf.task_ignore_results = True\n" + WORK,
+        (("task_ignore_results", "task_ignore_result"),),
+        _has_no_effect,
+        where="task_ignore_results",
+        name="setting",
+    ),
+    Ailment(
+        "CP408",
+        HEAD + 'app.conf.broker_transport_options = {"global_keypreffix": "shop:"}\n' + WORK,
+        (("global_keypreffix", "global_keyprefix"),),
+        lambda project: _key_of(project) == project.values["queue"],
+        where="global_keypreffix",
+        name="option",
+    ),
+    Ailment("CP409", HEAD + SCHEDULE.replace("work", "wrok") + WORK, (("wrok", "work"),), _is_thrown_away, long=True),
+    Ailment(
+        "CP410",
+        HEAD + SCHEDULE.replace('["a"]', '["a", "b"]') + WORK,
+        (('["a", "b"]', '["a"]'),),
+        _ends_with_a_type_error,
+        long=True,
+    ),
+    Ailment(
+        "CP411",
+        HEAD
+        + """
+from kombu import Queue
+
+app.conf.task_queues = [Queue("$queue")]
+app.conf.task_create_missing_queues = False
+app.conf.task_routes = {"$name.work": {"queue": "mails"}}
+"""
+        + WORK,
+        (('"mails"', '"$queue"'),),
+        cannot_send,
+    ),
+    Ailment(
+        "CP412",
+        HEAD + "app.conf.result_expires = None\n" + WORK,
+        (("result_expires = None", "result_expires = 3600"),),
+        _is_kept,
+    ),
+    Ailment(
+        "CP413",
+        HEAD
+        + "app.conf.worker_eta_task_limit = None\n"
+        + WORK.replace("@app.task", '@app.task(autoretry_for=(ConnectionError,), retry_kwargs={"max_retries": 3})'),
+        (("eta_task_limit = None", "eta_task_limit = 10"),),
+        _holds_all,
+        how={"profile": "production"},
+        long=True,
+    ),
+    Ailment(
+        "CP414",
+        EQUIPPED
+        + """
+import time
+
+app.conf.broker_transport_options = {"visibility_timeout": 5}
+
+
+@app.task(time_limit=60)
+@patterns.idempotent(key="text", ttl=timedelta(days=1), lease=timedelta(seconds=2))
+def work(text: str = "a") -> None:
+    mark("began")
+    time.sleep(30)
+""",
+        (('"visibility_timeout": 5', '"visibility_timeout": 5, "unacked_restore_interval": 1'),),
+        _comes_back_late,
+        how={"profile": "production"},
+        long=True,
+    ),
+)
+
+
+def _key_of(project: Project) -> str:
+    """Under which key of Redis a message stands."""
+    project.send("work", ignore_result=True)
+    connection = project.app.connection_for_write()
+    database = redis.Redis(port=int(connection.port), db=int(connection.virtual_host))
+    return next(key.decode() for key in database.scan_iter() if key.decode().endswith(project.values["queue"]))

@@ -1,5 +1,293 @@
-"""x"""
+"""CP5: what is written in a project's source."""
 
-from ._ailment import Ailment
+from __future__ import annotations
 
-AILMENTS: tuple[Ailment, ...] = ()
+import os
+from typing import Any
+
+from ..projects import Project
+from ._ailment import EQUIPPED, HEAD, Ailment
+
+WORK = """
+
+@app.task
+def work(text: object = "a") -> object:
+    mark("worked")
+    return text
+"""
+
+
+def _place_raises(project: Project) -> bool:
+    try:
+        project.call("place")
+    except Exception:
+        return True
+    return False
+
+
+def _does_not_come(project: Project) -> bool:
+    """Whether the result is not what the task returned; a worker runs."""
+    project.worker()
+    try:
+        return bool(project.call("place") != "a")
+    except (NotImplementedError, AttributeError):
+        return True
+
+
+def _worker_does(name: str, mark: str, *, times: int = 1, seconds: float = 10.0) -> Any:
+    """Whether it is marked, by a worker that runs the task."""
+
+    def fails(project: Project) -> bool:
+        project.worker()
+        project.send(name, ignore_result=True)
+        return project.marked(mark, seconds, times)
+
+    return fails
+
+
+def _never_done(project: Project) -> bool:
+    worker = project.worker()
+    project.send("work")
+    return not project.marked("waited", 6) and "RuntimeError" in worker.text()
+
+
+def _is_not_found(project: Project) -> bool:
+    project.call("engine").connect().exec_driver_sql("CREATE TABLE orders (id INTEGER)")
+    project.worker()
+    project.call("place")
+    assert project.marked("looked")
+    return "found 0" in project.marks()
+
+
+def _ran_here(project: Project) -> bool:
+    project.worker()
+    project.call("place")
+    assert project.marked("worked")
+    return f"in {os.getpid()}" in project.marks()
+
+
+def _finds_what_was_left(project: Project) -> bool:
+    project.worker()
+    project.send("work", ignore_result=True)
+    project.send("work", ignore_result=True)
+    assert project.marked("worked", times=2)
+    return "seen 2" in project.marks()
+
+
+def _is_thrown_away(project: Project) -> bool:
+    worker = project.worker()
+    project.app.send_task(f"{project.name}.extra.work", ignore_result=True)
+    seen = project.marked("worked", 6)
+    assert seen or "unregistered task" in worker.text()
+    return not seen
+
+
+AILMENTS = (
+    Ailment(
+        "CP501",
+        HEAD
+        + WORK.replace("work", "inner")
+        + """
+
+@app.task
+def work() -> None:
+    result = inner.delay()
+    result.get(timeout=5)
+    mark("waited")
+""",
+        (("    result = inner.delay()\n    result.get(timeout=5)\n", "    inner.delay()\n"),),
+        _never_done,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP502",
+        HEAD
+        + """
+import time
+from pathlib import Path
+
+import sqlalchemy as sa
+
+db = sa.create_engine("sqlite:///$folder/rows.db")
+
+
+@app.task(ignore_result=True)
+def work() -> None:
+    with db.connect() as connection:
+        mark(f"found {connection.exec_driver_sql('SELECT count(*) FROM orders').scalar()}")
+    mark("looked")
+
+
+def the_rest() -> None:
+    marks, deadline = Path("$folder/marks"), time.monotonic() + 20
+    while not marks.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def place() -> None:
+    with db.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO orders VALUES (1)")
+        work.delay()
+        the_rest()
+
+
+def engine() -> sa.Engine:
+    return db
+""",
+        (("        work.delay()\n        the_rest()\n", "    work.delay()\n"),),
+        _is_not_found,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP503",
+        HEAD
+        + """
+import os
+
+
+@app.task(ignore_result=True)
+def work() -> None:
+    mark(f"in {os.getpid()}")
+    mark("worked")
+
+
+def place() -> None:
+    work()
+""",
+        (("    work()\n", "    work.delay()\n"),),
+        _ran_here,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP504",
+        EQUIPPED
+        + """
+from pathlib import Path
+
+from tenacity.wait import wait_none
+
+
+class client:
+    @staticmethod
+    def post(path: str, headers: dict[str, str]) -> None:
+        known = Path("$folder") / headers.get("Idempotency-Key", "none").replace(":", "-")
+        if "Idempotency-Key" not in headers or not known.exists():
+            known.touch()
+            mark("charged")
+
+
+@app.task(time_limit=60)
+@patterns.retry(on=ConnectionError, attempts=3, wait=wait_none())
+def work(order: str = "o-1") -> None:
+    client.post("/charges", headers={})
+    raise ConnectionError
+""",
+        (
+            ("@patterns.retry", '@patterns.idempotent(key="order", ttl=timedelta(days=1))\n@patterns.retry'),
+            ("headers={})", 'headers={"Idempotency-Key": patterns.current_claim().key})'),
+        ),
+        _worker_does("work", "charged", times=2, seconds=6),
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP505",
+        HEAD
+        + """
+import time
+
+
+@app.task(soft_time_limit=1, time_limit=4)
+def work() -> None:
+    try:
+        time.sleep(3)
+    except Exception:
+        pass
+    mark("went on")
+""",
+        (("except Exception:", "except ConnectionError:"),),
+        _worker_does("work", "went on", seconds=5),
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP506",
+        HEAD
+        + """
+
+@app.task(bind=True)
+def work(self) -> None:
+    self.seen = getattr(self, "seen", 0) + 1
+    mark(f"seen {self.seen}")
+    mark("worked")
+""",
+        (('self.seen = getattr(self, "seen", 0) + 1', "seen = 1"), ("{self.seen}", "{seen}")),
+        _finds_what_was_left,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP507",
+        HEAD
+        + WORK
+        + """
+
+class Manager:
+    def get(self, pk: int) -> "Order":
+        return Order()
+
+
+class Order:
+    objects, pk = Manager(), 1
+
+
+def place() -> None:
+    order = Order.objects.get(pk=1)
+    work.delay(order)
+""",
+        (("work.delay(order)", "work.delay(order.pk)"),),
+        _place_raises,
+        where=".py:",
+    ),
+    Ailment(
+        "CP508",
+        {
+            "NAME/__init__.py": HEAD + "\napp.conf.include = []\n",
+            "NAME/extra.py": "from tests.apps.marks import mark\n\nfrom . import app\n" + WORK,
+        },
+        (("include = []", 'include = ["$name.extra"]'),),
+        _is_thrown_away,
+        where="extra.py:",
+        long=True,
+    ),
+    Ailment(
+        "CP509",
+        HEAD + WORK + "\n\ndef place() -> None:\n    work.delay({1, 2})\n",
+        (("{1, 2}", "[1, 2]"),),
+        _place_raises,
+        where=".py:",
+    ),
+    Ailment(
+        "CP510",
+        HEAD.replace(', backend="$backend"', "")
+        + WORK
+        + "\n\ndef place() -> object:\n    return work.delay().get(timeout=9)\n",
+        (('broker="$broker"', 'broker="$broker", backend="$backend"'),),
+        _does_not_come,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP511",
+        HEAD
+        + WORK.replace("@app.task", "@app.task(ignore_result=True)")
+        + "\n\ndef place() -> object:\n    return work.delay().get(timeout=9)\n",
+        (("@app.task(ignore_result=True)", "@app.task"),),
+        _does_not_come,
+        where=".py:",
+        long=True,
+    ),
+)

@@ -1,5 +1,186 @@
-"""x"""
+"""CP2: the workers that listen."""
 
-from ._ailment import Ailment
+from __future__ import annotations
 
-AILMENTS: tuple[Ailment, ...] = ()
+from celery.exceptions import TimeoutError as NoResult
+
+from ..projects import Project
+from ._ailment import EQUIPPED, HEAD, Ailment
+
+WORK = """
+
+@app.task
+def work(text: object = "a") -> object:
+    mark("worked")
+    return text
+"""
+
+
+def _start(project: Project) -> None:
+    for name, *arguments in project.workers:
+        project.worker(*arguments, name=name)
+
+
+def _no_result_comes(project: Project) -> bool:
+    _start(project)
+    try:
+        return bool(project.send("work").get(timeout=8) != "a")
+    except NoResult:
+        return True
+
+
+def _one_idles(project: Project) -> bool:
+    """Whether one of two workers runs nothing of ten tasks."""
+    _start(project)
+    for _ in range(10):
+        project.send("work", ignore_result=True)
+    assert project.marked("worked", times=10)
+    return len({mark for mark in project.marks() if mark.startswith("at ")}) == 1
+
+
+def _does_not_know_it(project: Project) -> bool:
+    _start(project)
+    project.send("work", ignore_result=True)
+    return not project.marked("worked", 6) and "unregistered task" in project.logs()
+
+
+def _runs_twice(project: Project) -> bool:
+    _start(project)
+    project.send("work", ignore_result=True)
+    return project.marked("began", 14, times=2)
+
+
+def _runs_past(project: Project) -> bool:
+    _start(project)
+    project.send("work", ignore_result=True)
+    return project.marked("done", 6)
+
+
+def _is_never_told(project: Project) -> bool:
+    _start(project)
+    project.send("work", ignore_result=True)
+    return not project.marked("tidied", 5)
+
+
+def _waits_behind_long_ones(project: Project) -> bool:
+    """Whether a second worker gets nothing of four long tasks, of which the first runs one."""
+    (first, *_), (second, *_) = project.workers
+    project.worker(name=first)
+    for _ in range(4):
+        project.send("work", ignore_result=True)
+    assert project.marked("worked")
+    project.worker(name=second)
+    assert project.marked("worked", 30, times=4)
+    return f"at {second}@localhost" not in project.marks()
+
+
+HERE = (
+    WORK.replace("@app.task\n", "@app.task(bind=True)\n")
+    .replace("def work(", "def work(self, ")
+    .replace('    mark("worked")', '    time.sleep(0.3)\n    mark(f"at {self.request.hostname}")\n    mark("worked")')
+)
+
+AILMENTS = (
+    Ailment("CP201", HEAD + WORK, (), _no_result_comes, cured_workers=(("w",),), long=True),
+    Ailment(
+        "CP202",
+        HEAD + WORK,
+        (),
+        _no_result_comes,
+        workers=(("w", "-Q", "$queue-2"),),
+        cured_workers=(("w",),),
+        where="queue ",
+        how={"ignore": ("CP203",)},
+        long=True,
+    ),
+    Ailment(
+        "CP203",
+        HEAD + "\nimport time\n" + HERE,
+        (),
+        _one_idles,
+        workers=(("w",), ("idle", "-Q", "$queue-2")),
+        cured_workers=(("w",), ("idle",)),
+        long=True,
+    ),
+    Ailment(
+        "CP204",
+        {"NAME.py": HEAD + WORK, "NAME_old.py": HEAD},
+        (),
+        _does_not_know_it,
+        workers=(("w:old",),),
+        cured_workers=(("w",),),
+        where="w@",
+        long=True,
+    ),
+    Ailment(
+        "CP206",
+        EQUIPPED
+        + """
+import os
+import time
+
+app.conf.broker_transport_options = {
+    "visibility_timeout": int(os.environ.get("TIMEOUT", "60")),
+    "unacked_restore_interval": 1,
+    "unacked_restore_throttle": 1,
+}
+
+
+@app.task(time_limit=20)
+@patterns.dead_letter()
+def work() -> None:
+    mark("began")
+    time.sleep(6)
+""",
+        (),
+        _runs_twice,
+        workers=(("w",), ("v+TIMEOUT=2",)),
+        cured_workers=(("w",), ("v",)),
+        long=True,
+    ),
+    Ailment(
+        "CP207",
+        HEAD
+        + "\nimport time\n"
+        + WORK.replace("@app.task", "@app.task(time_limit=1)").replace(
+            'mark("worked")', 'time.sleep(3)\n    mark("done")'
+        ),
+        (),
+        _runs_past,
+        workers=(("w", "-P", "threads"),),
+        cured_workers=(("w",),),
+        long=True,
+    ),
+    Ailment(
+        "CP208",
+        HEAD
+        + """
+import time
+
+from celery.exceptions import SoftTimeLimitExceeded
+
+
+@app.task(soft_time_limit=1)
+def work() -> None:
+    try:
+        time.sleep(3)
+    except SoftTimeLimitExceeded:
+        mark("tidied")
+""",
+        (),
+        _is_never_told,
+        workers=(("w", "-P", "threads"),),
+        cured_workers=(("w",),),
+        long=True,
+    ),
+    Ailment(
+        "CP209",
+        HEAD
+        + "app.conf.worker_prefetch_multiplier = 4\n\nimport time\n"
+        + HERE.replace("bind=True", "bind=True, time_limit=60").replace("time.sleep(0.3)", "time.sleep(3)"),
+        (("worker_prefetch_multiplier = 4", "worker_prefetch_multiplier = 1"),),
+        _waits_behind_long_ones,
+        workers=(("w",), ("v",)),
+        long=True,
+    ),
+)

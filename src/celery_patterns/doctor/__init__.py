@@ -1,7 +1,8 @@
 """The doctor: what is wrong with an app's settings, servers, workers and source, before production finds it.
 
-Data goes one way: what is known of the app is looked up once (``_tasks``, ``_address``, ``_reach``, ``_servers``, ``_workers``,
-``_source``) and becomes a case (``_case``); each rule (``_rules``) reads the case and says what it sees (``_finding``).
+Data goes one way. What is known of the app is looked up once, in ``_tasks``, ``_address``, ``_reach``, ``_servers``,
+``_workers`` and ``_source``, and becomes a case, ``_case``; each rule in ``_rules`` reads the case and says what it sees,
+``_finding``.
 """
 
 from __future__ import annotations

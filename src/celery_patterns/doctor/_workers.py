@@ -29,7 +29,7 @@ class Worker:
         slots: How many tasks it runs at once.
         prefetch: How many messages it takes from the queues at most; 0: no limit.
         limits: The soft and the hard limit that it was started with, in seconds.
-        settings: Its settings, secrets left out; None where it did not say.
+        settings: Its settings, with their defaults, secrets left out; None where it did not say.
         versions: Of Celery, kombu, billiard and Python.
     """
 
@@ -61,7 +61,7 @@ def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...]:
 
     questions: tuple[tuple[str, dict[str, Any]], ...] = (
         *((name, {}) for name in ("stats", "registered", "active_queues", "report")),
-        ("conf", {"with_defaults": False}),
+        ("conf", {"with_defaults": True}),
     )
     threads = [threading.Thread(target=ask, args=(name,), kwargs=how, daemon=True) for name, how in questions]
     for thread in threads:

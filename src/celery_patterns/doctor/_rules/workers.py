@@ -231,19 +231,23 @@ def prefetch(case: Case) -> Iterator[Sign]:
     """Several messages for each slot are taken, and a task may run for a minute or more."""
     if len(case.workers) < 2:  # noqa: PLR2004 - nobody else would have taken them
         return
+    greedy: dict[tuple[int, int, str], list[str]] = defaultdict(list)
     for worker in case.workers:
-        long = [task for task in _taken_by(worker, case) if (task.hard_limit or task.soft_limit or 0.0) >= _LONG]
-        if not long or not worker.prefetch or worker.prefetch <= worker.slots:
-            continue
-        first = max(long, key=lambda task: task.hard_limit or task.soft_limit or 0.0)
-        limit = first.hard_limit or first.soft_limit or 0.0
+        long = [task for task in _taken_by(worker, case) if _limit_of(task) >= _LONG]
+        if long and worker.prefetch > worker.slots:
+            greedy[worker.prefetch, worker.slots, max(long, key=_limit_of).name].append(worker.name)
+    for (messages, slots, name), workers in greedy.items():
         yield Sign(
-            worker.name,
-            f"it takes {worker.prefetch} messages for {worker.slots} {'slot' if worker.slots == 1 else 'slots'}, and "
-            f"{first.name} may run for {seconds(limit)}",
+            _some(workers),
+            f"takes {messages} messages for {slots} {'slot' if slots == 1 else 'slots'}, and {name} may run for "
+            f"{seconds(_limit_of(case.by_name[name]))}",
             "Set worker_prefetch_multiplier = 1, with task_acks_late = True, or give long tasks a queue and a worker of "
             "their own.",
         )
+
+
+def _limit_of(task: TaskFacts) -> float:
+    return task.hard_limit or task.soft_limit or 0.0
 
 
 def _taken_by(worker: Worker, case: Case) -> list[TaskFacts]:
