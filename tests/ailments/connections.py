@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import socket
 import threading
@@ -79,12 +80,12 @@ class _Code:
         self.path = path
 
     def __reduce__(self) -> Any:
-        return open, (self.path, "w")
+        return os.mkdir, (self.path,)
 
 
 def _runs_a_strangers_code(project: Project) -> bool:
-    """Whether a message of a stranger's makes a file, in a worker."""
-    worker = project.worker()
+    """Whether a message of a stranger's makes a folder, in a worker."""
+    worker = project.worker(C_FORCE_ROOT="1")
     made = project.folder / "made"
     with project.app.connection_for_write() as connection:
         connection.Producer().publish(

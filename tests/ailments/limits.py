@@ -33,6 +33,13 @@ def _is_never(mark: str, seconds: float = 8.0) -> Any:
     return lambda project: not marks(project)
 
 
+def _is_not_tidied(project: Project) -> bool:
+    try:
+        return bool(_is_never("tidied", 6)(project))
+    except ValueError:  # Celery 5.7 sends no such task
+        return True
+
+
 def _is_cut_off(project: Project) -> bool:
     worker = project.worker()
     project.send("work", ignore_result=True)
@@ -179,12 +186,13 @@ AILMENTS = (
     Ailment(
         "CP309",
         HEAD
+        + "app.conf.update(task_soft_time_limit=2, task_time_limit=1)\n"
         + _task(
-            "(soft_time_limit=2, time_limit=1)",
+            "",
             "from celery.exceptions import SoftTimeLimitExceeded\ntry:\n    time.sleep(9)\nexcept SoftTimeLimitExceeded:\n    mark('tidied')",
         ),
-        (("(soft_time_limit=2, time_limit=1)", "(soft_time_limit=1, time_limit=5)"),),
-        _is_never("tidied", 6),
+        (("task_soft_time_limit=2, task_time_limit=1", "task_soft_time_limit=1, task_time_limit=5"),),
+        _is_not_tidied,
         long=True,
     ),
     Ailment(
