@@ -19,22 +19,22 @@ FLOORS: list[set[str]] = [
     {"exceptions", "typing"},
     {
         *("_body", "_call", "_message", "_received", "_header_values", "_history"),
-        *("_codec", "_keys", "_lines", "_events", "_publish", "_queues", "_frame"),
+        *("_codec", "_keys", "_lines", "_events", "_publish", "_queues", "_frame", "_waits"),
     },
     {"stores", "_aftermath", "_equipment", "_plan", "_republish", "_letter", "_envelope", "_x_death", "_bury"},
     {"_retry", "_idempotent", "_dead_letter", "_logged", "_strict_json"},
-    {"_fit", "_sending", "_slots", "_task", "letters", "worker", "_app"},
+    {"_fit", "_sending", "_slots", "_task", "letters", "worker", "_app", "doctor"},
     {"cli"},
     {"__init__"},
 ]
 #: What only these modules may import.
 FENCED = {
-    "tenacity": {"_retry"},
-    "redis": {"stores", "letters"},
+    "tenacity": {"_retry", "_waits"},
+    "redis": {"stores", "letters", "doctor"},
     "structlog": {"_events", "_logged"},
     "orjson": {"_codec", "_lines"},
-    "amqp": {"_queues"},
-    "sqlalchemy": {"stores"},
+    "amqp": {"_queues", "doctor"},
+    "sqlalchemy": {"stores", "doctor"},
     "pydantic": set(),
     "pickle": set(),
 }

@@ -123,7 +123,7 @@ def _app(ctx: click.Context) -> Celery:
 
 
 def _failing(fail_on: str) -> tuple[str, ...]:
-    return () if fail_on == "never" else SEVERITIES[: SEVERITIES.index(fail_on) + 1]  # type: ignore[arg-type]
+    return () if fail_on == "never" else SEVERITIES[: SEVERITIES.index(fail_on) + 1]
 
 
 def _tell(examined: Examination) -> None:

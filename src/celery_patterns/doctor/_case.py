@@ -103,6 +103,12 @@ class Case:
         direct = [one for one in queues if one.exchange is None or one.exchange.type == "direct"]
         return any(self.is_quorum(one) for one in queues) and not direct
 
+    @cached_property
+    def written(self) -> dict[str, str]:
+        """The names of all tasks, by where they are written: ``shop.tasks.pay``."""
+        read = {f"{one.name}.{task.function.name}": task.name for one in self.source for task in one.tasks}
+        return {**read, **{f"{one.task.__module__}.{one.task.__name__}": one.name for one in self.tasks}}
+
     @property
     def servers(self) -> tuple[Server, ...]:
         if isinstance(self.asked, str):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,12 +55,14 @@ class Module:
         name: Its name when it is imported.
         text: What is written in it.
         tree: The same, parsed.
+        registered: Which of its functions the app knows as tasks, and by which names.
     """
 
     path: str
     name: str
     text: str
     tree: ast.Module
+    registered: Mapping[str, str]
 
     @cached_property
     def lines(self) -> list[str]:
@@ -85,16 +88,18 @@ class Module:
                 if called(decorator) in _DECORATORS:
                     said = decorator.keywords if isinstance(decorator, ast.Call) else []
                     options = {word.arg: word.value for word in said if word.arg}
-                    named, bound = options.get("name"), options.get("bind")
+                    bound = options.get("bind")
                     yield TaskSource(
-                        name=named.value
-                        if isinstance(named, ast.Constant) and isinstance(named.value, str)
-                        else f"{self.name}.{node.name}",
+                        name=self.registered.get(node.name) or self._named(node, options.get("name")),
                         function=node,
                         takes_task=isinstance(bound, ast.Constant) and bound.value is True,
                         wears=frozenset(called(one) for one in node.decorator_list),
                         options=options,
                     )
+
+    def _named(self, function: Function, name: ast.expr | None) -> str:
+        given = name.value if isinstance(name, ast.Constant) else None
+        return given if isinstance(given, str) else f"{self.name}.{function.name}"
 
     @cached_property
     def imported(self) -> dict[str, str]:
@@ -160,11 +165,12 @@ def read_source(app: Celery, named: Iterable[Path] | None) -> tuple[Module, ...]
         ConfigurationError: When a named one is not there, or no Python.
     """
     modules: dict[Path, Module] = {}
+    registered = _registered(app)
     for root, file in _files_of(app) if named is None else _files(named):
         if len(modules) >= _MOST:
             break
         if file not in modules:
-            module = _read(root, file)
+            module = _read(root, file, registered.get(file, {}))
             if module is not None:
                 modules[file] = module
             elif named is not None:
@@ -172,7 +178,17 @@ def read_source(app: Celery, named: Iterable[Path] | None) -> tuple[Module, ...]
     return tuple(modules.values())
 
 
-def _read(root: Path, file: Path) -> Module | None:
+def _registered(app: Celery) -> dict[Path, dict[str, str]]:
+    """The app's tasks, by the file and the name of their functions."""
+    found: dict[Path, dict[str, str]] = {}
+    for name, task in app.tasks.items():
+        code = getattr(inspect.unwrap(task.run), "__code__", None)
+        if code is not None and not name.startswith("celery."):
+            found.setdefault(Path(code.co_filename).resolve(), {})[code.co_name] = name
+    return found
+
+
+def _read(root: Path, file: Path, registered: Mapping[str, str]) -> Module | None:
     try:
         text = file.read_text()
         tree = ast.parse(text)
@@ -180,7 +196,7 @@ def _read(root: Path, file: Path) -> Module | None:
         return None
     inside = file.relative_to(root).with_suffix("")
     parts = inside.parts[:-1] if inside.name == "__init__" else inside.parts
-    return Module(_shown(file), ".".join(parts), text, tree)
+    return Module(_shown(file), ".".join(parts), text, tree, registered)
 
 
 def _shown(file: Path) -> str:

@@ -317,14 +317,7 @@ def _task_name(case: Case, module: Module, function: ast.expr) -> str | None:
         for task in module.tasks:
             if task.function.name == function.id:
                 return task.name
-    whole = module.whole_name(function)
-    known = _written(case)
-    return known.get(whole) or (whole if whole in case.by_name else None)
-
-
-def _written(case: Case) -> dict[str, str]:
-    """The tasks of all modules, by where they are written."""
-    return {f"{module.name}.{task.function.name}": task.name for module in case.source for task in module.tasks}
+    return case.written.get(module.whole_name(function))
 
 
 def _reads_result(module: Module, call: ast.Call) -> bool:

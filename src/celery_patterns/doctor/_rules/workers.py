@@ -45,12 +45,11 @@ _LONG = 60.0
 def nobody(case: Case) -> Iterator[Sign]:
     """None runs, or none is connected to this broker."""
     if not case.workers:
-        app = case.app.main or "proj"
         yield Sign(
             "workers",
             "the broker answers, and no worker does",
-            f"Start one: celery -A {app} worker -l INFO. If one runs, compare its broker with this app's: its first lines "
-            "show it as `transport`.",
+            "Start one, with the same -A: celery -A … worker -l INFO. If one runs, compare its broker with this app's: its "
+            "first lines show it as `transport`.",
         )
 
 
