@@ -39,6 +39,49 @@ def mute() -> Iterator[int]:
 
 
 @contextmanager
+def hole() -> Iterator[int]:
+    """A port that lets nobody in, and refuses nobody: as behind a firewall that drops what comes."""
+    door = socket.socket()
+    door.bind(("127.0.0.1", 0))
+    door.listen(0)
+    port = int(door.getsockname()[1])
+    callers: list[socket.socket] = []
+    for _ in range(4):  # until the queue of those who wait to be let in is full
+        caller = socket.socket()
+        caller.setblocking(False)
+        caller.connect_ex(("127.0.0.1", port))
+        callers.append(caller)
+    try:
+        yield port
+    finally:
+        for one in [*callers, door]:
+            one.close()
+
+
+@contextmanager
+def babble(said: bytes) -> Iterator[int]:
+    """A port at which these words are said to whoever comes, and nothing after."""
+    door = socket.create_server(("127.0.0.1", 0))
+    kept: list[socket.socket] = []
+
+    def say() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                caller = door.accept()[0]
+                kept.append(caller)
+                caller.sendall(said)
+
+    threading.Thread(target=say, daemon=True).start()
+    try:
+        yield int(door.getsockname()[1])
+    finally:
+        with contextlib.suppress(OSError):
+            door.shutdown(socket.SHUT_RDWR)
+        for one in [door, *kept]:
+            one.close()
+
+
+@contextmanager
 def web() -> Iterator[int]:
     """A server of the web, as RabbitMQ's management page is one."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)

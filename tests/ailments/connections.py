@@ -133,7 +133,7 @@ AILMENTS = (
         (("no-such-host.invalid", "127.0.0.1"),),
         cannot_send,
         where="broker_url",
-        how={"ignore": ("CP111", "CP112")},
+        how={"ignore": ("CP111",)},
     ),
     Ailment(
         "CP102",
@@ -269,7 +269,6 @@ AILMENTS = (
         _broker("redis://127.1:$redis_port/0"),
         (("redis://127.1:$redis_port/0", "redis://:a-secret@127.1:$locked/0"),),
         _anybody_reads,
-        how={"ignore": ("CP112",)},
         name="redis",
     ),
     Ailment(
@@ -282,6 +281,7 @@ AILMENTS = (
             ),
         ),
         _is_read_on_the_way,
+        how={"profile": "production"},
     ),
     Ailment(
         "CP113",

@@ -90,7 +90,6 @@ AILMENTS = (
         workers=(("w", "-Q", "$queue-2"),),
         cured_workers=(("w",),),
         where="queue ",
-        how={"ignore": ("CP203",)},
         long=True,
     ),
     Ailment(

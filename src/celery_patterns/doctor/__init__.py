@@ -7,8 +7,20 @@ Data goes one way. What is known of the app is looked up once, in ``_tasks``, ``
 
 from __future__ import annotations
 
+from ._django import system_check
 from ._examine import IGNORE, Examination, Profile, examine
 from ._finding import SEVERITIES, Finding, Rule, Severity
 from ._rules import RULES
 
-__all__ = ["IGNORE", "RULES", "SEVERITIES", "Examination", "Finding", "Profile", "Rule", "Severity", "examine"]
+__all__ = [
+    "IGNORE",
+    "RULES",
+    "SEVERITIES",
+    "Examination",
+    "Finding",
+    "Profile",
+    "Rule",
+    "Severity",
+    "examine",
+    "system_check",
+]

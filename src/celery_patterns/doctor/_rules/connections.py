@@ -249,6 +249,7 @@ def known_account(case: Case) -> Iterator[Sign]:
     "Plain text over a network",
     "Whoever sees the packets reads the password and every task's arguments, and can change them.",
     upstream="celery/celery#2804",
+    production=True,
 )
 def plain_text(case: Case) -> Iterator[Sign]:
     """A server on another machine is spoken to without TLS."""

@@ -83,8 +83,8 @@ def unheard(case: Case) -> Iterator[Sign]:
 )
 def idle(case: Case) -> Iterator[Sign]:
     """A worker's queue is none of those that the app's tasks, its settings and its schedule name."""
-    if not case.tasks:
-        return
+    if not case.tasks or any(queue not in _heard(case) for queue in _queues(case)):
+        return  # where a queue has no consumer, this is the other side of the same mistake
     known = {*_queues(case), *map(str, case.app.amqp.queues), str(case.conf.task_default_queue)}
     for worker in case.workers:
         for queue in sorted((worker.queues or frozenset()) - known):

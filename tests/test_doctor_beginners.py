@@ -1,0 +1,49 @@
+"""Twelve mistakes that beginners make, each in a project of its own, as the command tells them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from .ailments import AILMENTS, Ailment
+from .test_doctor import make  # noqa: F401 - a fixture
+
+_KNOWN = {one.label: one for one in AILMENTS}
+_GUEST = Ailment(
+    "CP111",
+    _KNOWN["CP102-broker"].broken.replace("redis://127.0.0.1:$closed/0", "amqp://guest:guest@127.1:$rabbit_port//"),  # type: ignore[union-attr]
+    (),
+    lambda _: True,
+)
+#: What is wrong, the project, and whether a worker can run.
+BEGINNERS = {
+    "no worker": (_KNOWN["CP201"], False),
+    "worker on another queue": (_KNOWN["CP202"], True),
+    "wrong port": (_KNOWN["CP106-web"], False),
+    "nothing at the port": (_KNOWN["CP102-broker"], False),
+    "wrong password": (_KNOWN["CP104-rabbitmq"], False),
+    "wrong vhost": (_KNOWN["CP105-rabbitmq"], False),
+    "guest off localhost": (_GUEST, True),
+    "pickle accepted": (_KNOWN["CP113"], True),
+    "get() in a task": (_KNOWN["CP501"], True),
+    "unserialisable argument": (_KNOWN["CP509"], True),
+    "no backend, results read": (_KNOWN["CP510"], True),
+    "results ignored, but awaited": (_KNOWN["CP511"], True),
+    "task not registered": (_KNOWN["CP204"], True),
+}
+
+
+@pytest.mark.parametrize("mistake", BEGINNERS)
+def test_a_beginners_mistake_is_the_first_line(mistake: str, make: Any) -> None:  # noqa: F811
+    """The command's first line names it, it is the only finding, and the exit code is 1."""
+    ailment, works = BEGINNERS[mistake]
+    project = make(ailment, False)
+    for name, *arguments in project.workers or ((("w",),) if works else ()):
+        project.worker(*arguments, name=name, C_FORCE_ROOT="1")
+    told = project.command("patterns", "doctor")
+    assert (told.returncode, told.stderr) == (1, "")
+    assert told.stdout.splitlines()[0].startswith(f"{ailment.id} error")
+    found = json.loads(project.command("patterns", "doctor", "--json").stdout)
+    assert [one["id"] for one in found["findings"]] == [ailment.id]
