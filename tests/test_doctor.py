@@ -14,6 +14,7 @@ import pytest
 from celery_patterns.doctor import RULES
 
 from .ailments import AILMENTS, Ailment
+from .doctor_table import PAGE, with_table
 from .projects import Project
 from .servers import RabbitServer, Server, free_port
 from .strangers import TLS, mute, other_redis, web
@@ -136,6 +137,12 @@ def test_what_is_found_fails(ailment: Ailment, make: Any) -> None:
     """The failure that the rule predicts is seen in the broken project, and gone in the cured one."""
     assert ailment.fails(make(ailment, False))
     assert not ailment.fails(make(ailment, True))
+
+
+def test_the_table_of_the_rules_is_theirs() -> None:
+    """What the documentation lists is what the code says."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_table(page) == page, "run: python -m tests.doctor_table"
 
 
 def test_each_rule_is_proven() -> None:
