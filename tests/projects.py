@@ -22,6 +22,17 @@ from celery_patterns.doctor import Examination, examine
 from .harness import ROOT
 from .servers import _children, wait_until
 
+#: A machine whose clock is wrong: Python reads this file as it starts.
+CLOCK = """
+import os
+import time
+
+ahead = float(os.environ.get("CLOCK_AHEAD", "0"))
+if ahead:
+    right = time.time
+    time.time = lambda: right() + ahead
+"""
+
 
 class Started:
     """A ``celery`` command that goes on: a worker, or beat."""
@@ -80,6 +91,7 @@ class Project:
         self.name = f"proj_{uuid.uuid4().hex[:8]}"
         self.marks_file = folder / "marks"
         values["name"] = self.name
+        (folder / "sitecustomize.py").write_text(CLOCK)
         files = {"NAME.py": source} if isinstance(source, str) else source
         for path, text in files.items():
             file = folder / path.replace("NAME", self.name)
@@ -142,8 +154,9 @@ class Project:
         name, _, setting = name.partition("+")
         name, _, older = name.partition(":")
         if setting:
-            key, _, value = setting.partition("=")
-            environment = {**environment, key: value}
+            key, _, value = Template(setting).safe_substitute(self.values).partition("=")
+            before = f"{os.pathsep}{self.environment['PYTHONPATH']}" if key == "PYTHONPATH" else ""
+            environment = {**environment, key: f"{value}{before}"}
         if older:
             module = f"{self.name}_{older}"
         arguments = tuple(Template(one).safe_substitute(self.values) for one in arguments)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 
 from celery_patterns.doctor import RULES
@@ -18,6 +22,7 @@ from .doctor_table import PAGE, with_table
 from .projects import Project
 from .servers import RabbitServer, Server, free_port
 from .strangers import TLS, mute, other_redis, web
+from .test_failover import House
 
 
 class Values(dict[str, str]):
@@ -25,7 +30,7 @@ class Values(dict[str, str]):
 
     def __init__(self, request: pytest.FixtureRequest, folder: Path, stack: ExitStack) -> None:
         super().__init__()
-        self.servers: list[Server] = []
+        self.servers: list[Server | House] = []
         self._request, self._stack = request, stack
         self["folder"], self["queue"], self["ca"] = str(folder), f"q-{uuid.uuid4().hex[:10]}", str(TLS / "ca.pem")
         for name in ("redis", "rabbit", "postgres"):
@@ -38,9 +43,9 @@ class Values(dict[str, str]):
             made = str(self._request.getfixturevalue(name))
         elif name in SERVERS:
             found = SERVERS[name](self._stack)
-            if isinstance(found, Server):
+            if isinstance(found, Server | House):
                 self.servers.append(found)
-                found = found.port
+                found = found.primary.port if isinstance(found, House) else found.port
             made = str(found)
         else:
             raise KeyError(name)
@@ -57,6 +62,15 @@ class _Impatient(RabbitServer):
         return {**super().environment(), "RABBITMQ_ADVANCED_CONFIG_FILE": str(config)}
 
 
+def _other_celery(stack: ExitStack) -> str:
+    """A folder with another release of Celery than the one that is installed."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    release = "celery~=5.5.0" if celery.__version__.startswith("5.7") else "celery~=5.7.0"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, release]
+    subprocess.run(install, check=True, capture_output=True)
+    return folder
+
+
 def _redis(*words: str, **how: Any) -> Callable[[ExitStack], Server | int]:
     return lambda stack: stack.enter_context(other_redis(*words, **how))
 
@@ -68,8 +82,14 @@ def _rabbit(stack: ExitStack) -> Server:
     return server
 
 
+def _house(stack: ExitStack) -> House:
+    house = House()
+    stack.callback(house.close)
+    return house
+
+
 _LITTLE = ("--maxmemory", "3mb", "--maxmemory-policy")
-SERVERS: dict[str, Callable[[ExitStack], Server | int]] = {
+SERVERS: dict[str, Callable[[ExitStack], Server | House | int | str]] = {
     "closed": lambda _: free_port(),
     "mute": lambda stack: stack.enter_context(mute()),
     "web": lambda stack: stack.enter_context(web()),
@@ -81,6 +101,8 @@ SERVERS: dict[str, Callable[[ExitStack], Server | int]] = {
     "forgetful": _redis("--appendonly", "no"),
     "durable": _redis(),
     "impatient": _rabbit,
+    "other_celery": _other_celery,
+    "followed": _house,
 }
 
 
@@ -120,7 +142,10 @@ def _found(project: Project, ailment: Ailment) -> list[tuple[str, str]]:
     return [(one.id, one.where) for one in examined.findings]
 
 
-@pytest.mark.parametrize("ailment", AILMENTS, ids=lambda one: one.label)
+@pytest.mark.parametrize(
+    "ailment",
+    [pytest.param(one, id=one.label, marks=[pytest.mark.long] if one.slow else []) for one in AILMENTS],
+)
 def test_a_rule_finds_what_is_ill(ailment: Ailment, make: Any) -> None:
     """It finds the broken project, in the right place, and nothing else; on the cured one the doctor is silent."""
     found = _found(make(ailment, False), ailment)

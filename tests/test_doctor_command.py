@@ -197,7 +197,7 @@ def test_a_line_may_say_that_it_is_meant(tmp_path: Path, app: Celery) -> None:
 
 def test_it_is_one_line_in_a_test_of_the_users(app: Celery) -> None:
     """An assert that shows each error when it fails."""
-    with pytest.raises(AssertionError, match="CP405 error: ill.never"):
+    with pytest.raises(AssertionError, match=r"CP405 error: ill\.never"):
         assert not examine(app, offline=True).errors, "\n".join(map(str, examine(app, offline=True).errors))
 
 
@@ -360,7 +360,7 @@ def test_it_changes_nothing(database: str, rabbit: str) -> None:
 
     examine(app, source=[])
     # What a question to the workers leaves is Celery's own, as with `celery inspect ping`.
-    assert [key for key in redis.Redis.from_url(database).keys() if not key.startswith(b"_kombu.binding")] == []
+    assert [key for key in redis.Redis.from_url(database).scan_iter() if not key.startswith(b"_kombu.binding")] == []
     app = Celery("look", broker=rabbit, set_as_current=False)
     app.conf.task_default_queue = "a-queue-that-nobody-made"
     app.task(shared=False, name="look.work")(work.run)

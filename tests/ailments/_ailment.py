@@ -43,6 +43,7 @@ class Ailment:
         where: A part of the place that is found.
         how: What is said to ``examine()``.
         long: Whether its failure takes long to see.
+        slow: Whether the doctor's look at it takes long, too: its servers and workers do, until they run.
         name: What tells it from others of the same rule.
     """
 
@@ -57,6 +58,7 @@ class Ailment:
     where: str = ""
     how: dict[str, Any] = field(default_factory=dict)
     long: bool = False
+    slow: bool = False
     name: str = ""
 
     @property

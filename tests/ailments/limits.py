@@ -136,6 +136,7 @@ AILMENTS = (
         (("time_limit=1800", "time_limit=1"),),
         _is_cut_off,
         long=True,
+        slow=True,
     ),
     Ailment(
         "CP305",

@@ -6,8 +6,14 @@ import contextlib
 import os
 import signal
 import uuid
+from datetime import timedelta
 
 import redis
+
+from celery_patterns._equipment import equipment_of
+from celery_patterns.exceptions import StoreUnavailable
+from celery_patterns.stores import RedisStore
+from celery_patterns.typing import Attempt, Claimed
 
 from ..projects import Project
 from ..servers import queue_length
@@ -149,6 +155,22 @@ def _holds_all(project: Project) -> bool:
     for _ in range(4):
         most = max(most, held())
     return most == 40
+
+
+def _is_done_twice(project: Project) -> bool:
+    """Whether a key that was recorded as done is free once the replica is the primary; it heard nothing of the last moment."""
+    house = project.values.servers[0]  # type: ignore[attr-defined]
+    store = equipment_of(project.app).store
+    spans = {"lease": timedelta(seconds=30), "ttl": timedelta(days=1)}
+    with house.cable.cut():
+        try:
+            claimed = store.claim("work:a", Attempt("run", 0, "owner"), "print", **spans)
+            store.complete("work:a", Attempt("run", 0, "owner"), "print", claimed.fence, b"1", ttl=spans["ttl"])
+        except StoreUnavailable:
+            return False  # nobody was told that it is done
+        house.on_replica().replicaof("NO", "ONE")
+    promoted = RedisStore(f"redis://127.0.0.1:{house.replica.port}/0")
+    return isinstance(promoted.claim("work:a", Attempt("run", 0, "another"), "print", **spans), Claimed)
 
 
 QUORUM = """
@@ -306,6 +328,14 @@ def work(text: str = "a") -> None:
         _comes_back_late,
         how={"profile": "production"},
         long=True,
+    ),
+    Ailment(
+        "CP415",
+        EQUIPPED.replace('"$store"', 'patterns.stores.RedisStore("redis://127.0.0.1:$followed/0", replicas=0)')
+        + BURIES,
+        (("replicas=0", "replicas=1"),),
+        _is_done_twice,
+        how={"profile": "production", "ignore": ("CP414",)},
     ),
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from celery.exceptions import TimeoutError as NoResult
 
 from ..projects import Project
@@ -14,6 +16,24 @@ def work(text: object = "a") -> object:
     mark("worked")
     return text
 """
+
+
+def _runs_at_once(project: Project) -> bool:
+    """Whether what is to wait half a minute does not."""
+    _start(project)
+    project.send("work", countdown=30, ignore_result=True)
+    return project.marked("worked", 8)
+
+
+def _ends_in_two_ways(project: Project) -> bool:
+    """Whether tasks that all do the same end in different states: which worker takes one decides."""
+    _start(project)
+    sent = [project.send("work") for _ in range(12)]
+    assert project.marked("rejects", 30, times=12)
+    project.wait(lambda: any(one.state == "FAILURE" for one in sent), 10, "a task that failed")
+    with contextlib.suppress(AssertionError):
+        project.wait(lambda: all(one.state == "FAILURE" for one in sent), 5, "all failed")
+    return len({one.state for one in sent}) == 2
 
 
 def _start(project: Project) -> None:
@@ -100,6 +120,7 @@ AILMENTS = (
         workers=(("w",), ("idle", "-Q", "$queue-2")),
         cured_workers=(("w",), ("idle",)),
         long=True,
+        slow=True,
     ),
     Ailment(
         "CP204",
@@ -110,6 +131,28 @@ AILMENTS = (
         cured_workers=(("w",),),
         where="w@",
         long=True,
+    ),
+    Ailment(
+        "CP205",
+        HEAD
+        + """
+from celery.exceptions import Reject
+import time
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True, time_limit=30)
+def work() -> None:
+    mark("rejects")
+    time.sleep(0.3)
+    raise Reject("no", requeue=False)
+""",
+        (),
+        _ends_in_two_ways,
+        workers=(("w",), ("v+PYTHONPATH=$other_celery",)),
+        cured_workers=(("w",), ("v",)),
+        how={"ignore": ("CP305",)},
+        long=True,
+        slow=True,
     ),
     Ailment(
         "CP206",
@@ -136,6 +179,7 @@ def work() -> None:
         workers=(("w",), ("v+TIMEOUT=2",)),
         cured_workers=(("w",), ("v",)),
         long=True,
+        slow=True,
     ),
     Ailment(
         "CP207",
@@ -171,6 +215,7 @@ def work() -> None:
         workers=(("w", "-P", "threads"),),
         cured_workers=(("w",),),
         long=True,
+        slow=True,
     ),
     Ailment(
         "CP209",
@@ -181,5 +226,16 @@ def work() -> None:
         _waits_behind_long_ones,
         workers=(("w",), ("v",)),
         long=True,
+        slow=True,
+    ),
+    Ailment(
+        "CP210",
+        HEAD + WORK,
+        (),
+        _runs_at_once,
+        workers=(("w+CLOCK_AHEAD=60",),),
+        cured_workers=(("w",),),
+        long=True,
+        slow=True,
     ),
 )

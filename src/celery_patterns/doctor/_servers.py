@@ -40,14 +40,14 @@ class RedisFacts:
         policy: What it does when its memory is full.
         maxmemory: When that is, in bytes; 0: never.
         keeps: Whether it writes to disk what it is told; None where it does not tell.
-        run_id: The server's own name for this run of it.
+        replicas: How many replicas follow it.
     """
 
     release: str
     policy: str
     maxmemory: int
     keeps: bool | None
-    run_id: str
+    replicas: int
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _redis(client: Any) -> RedisFacts:
         policy=str(told.get("maxmemory_policy", "noeviction")),
         maxmemory=int(told.get("maxmemory", 0)),
         keeps=keeps,
-        run_id=str(told.get("run_id", "")),
+        replicas=int(told.get("connected_slaves", 0)),
     )
 
 

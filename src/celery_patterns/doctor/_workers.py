@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ class Worker:
         limits: The soft and the hard limit that it was started with, in seconds.
         settings: Its settings, with their defaults, secrets left out; None where it did not say.
         versions: Of Celery, kombu, billiard and Python.
+        ahead: How far its clock is before ours, in seconds; None where it did not say.
     """
 
     name: str
@@ -42,10 +44,11 @@ class Worker:
     limits: tuple[float | None, float | None]
     settings: Mapping[str, Any] | None
     versions: Mapping[str, str]
+    ahead: float | None
 
 
 def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...]:
-    """Ask them all, five questions at once.
+    """Ask them all, six questions at once.
 
     Args:
         app: The app.
@@ -63,16 +66,37 @@ def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...]:
         *((name, {}) for name in ("stats", "registered", "active_queues", "report")),
         ("conf", {"with_defaults": True}),
     )
+    clocks: dict[str, float] = {}
     threads = [threading.Thread(target=ask, args=(name,), kwargs=how, daemon=True) for name, how in questions]
+    threads.append(threading.Thread(target=_ask_clocks, args=(app, timeout, clocks), daemon=True))
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + timeout + 2.0
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    return tuple(_worker(name, answers) for name in sorted({name for told in answers.values() for name in told}))
+    names = sorted({name for told in answers.values() for name in told})
+    return tuple(_worker(name, answers, clocks.get(name)) for name in names)
 
 
-def _worker(name: str, answers: Mapping[str, Mapping[str, Any]]) -> Worker:
+def _ask_clocks(app: Celery, timeout: float, ahead: dict[str, float]) -> None:
+    """Let each worker send a heartbeat at once, which has the moment in it."""
+    deadline = time.monotonic() + timeout
+
+    def heard(event: Any, _: Any) -> None:
+        for one in event if isinstance(event, list) else [event]:
+            if one.get("type") == "worker-heartbeat":
+                ahead[str(one["hostname"])] = float(one["timestamp"]) - time.time()
+
+    with app.connection_for_write() as connection:
+        queue = app.events.Receiver(connection).queue
+        with connection.Consumer(queues=[queue], callbacks=[heard], no_ack=True, accept=["json"]):
+            app.control.broadcast("heartbeat", connection=connection)
+            with suppress(TimeoutError):
+                while (left := deadline - time.monotonic()) > 0:
+                    connection.drain_events(timeout=left)
+
+
+def _worker(name: str, answers: Mapping[str, Mapping[str, Any]], ahead: float | None) -> Worker:
     def of(question: str) -> Any:
         return answers.get(question, {}).get(name)
 
@@ -90,6 +114,7 @@ def _worker(name: str, answers: Mapping[str, Mapping[str, Any]]) -> Worker:
         limits=(float(soft) if soft else None, float(hard) if hard else None),
         settings=conf if isinstance(conf, dict) else None,
         versions=dict(_VERSIONS.findall(str((of("report") or {}).get("ok", "")))),
+        ahead=ahead,
     )
 
 

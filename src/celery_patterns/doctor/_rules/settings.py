@@ -301,6 +301,27 @@ def late_sweep(case: Case) -> Iterator[Sign]:
         )
 
 
+@rule(
+    "CP415",
+    "warning",
+    "Keys that a failover may lose",
+    "A replica that takes over has not heard of the last moment: work that was done in it is done again.",
+    upstream="redis/redis#4819",
+    part="servers",
+    production=True,
+)
+def forgets_at_failover(case: Case) -> Iterator[Sign]:
+    """The store's Redis has replicas, and no step waits for them."""
+    for server, facts in _redises(case):
+        if server.address.role == "store" and facts.replicas and not getattr(case.store, "replicas", 0):
+            yield Sign(
+                server.address.setting,
+                f"the store at {server.address.shown} has {facts.replicas} "
+                f"{'replica' if facts.replicas == 1 else 'replicas'}, and replicas=0",
+                f'Write use_store(app, RedisStore("{server.address.scheme}://…", replicas=1)), or keep the keys in SQL.',
+            )
+
+
 def _redises(case: Case) -> Iterator[tuple[Server, RedisFacts]]:
     for server in case.servers:
         if server.redis is not None:

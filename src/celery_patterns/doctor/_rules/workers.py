@@ -32,6 +32,8 @@ _WITHOUT_HARD = {"thread", "solo"}
 _WITHOUT_SOFT = {"thread", "solo", "gevent", "eventlet"}
 #: A task that may take so long is a long one, in seconds, and so many messages are more than one worker's share.
 _LONG = 60.0
+#: Seconds by which clocks may differ.
+_SKEW = 5.0
 
 
 @rule(
@@ -243,6 +245,26 @@ def prefetch(case: Case) -> Iterator[Sign]:
             "Set worker_prefetch_multiplier = 1, with task_acks_late = True, or give long tasks a queue and a worker of "
             "their own.",
         )
+
+
+@rule(
+    "CP210",
+    "error",
+    "A worker's clock is wrong",
+    "What is to wait runs too early or too late there, and what expires is thrown away too early or not at all.",
+    upstream="celery/celery#1980",
+    part="workers",
+)
+def clock(case: Case) -> Iterator[Sign]:
+    """Its clock and this machine's differ by more than 5 seconds."""
+    for worker in case.workers:
+        if worker.ahead is not None and abs(worker.ahead) > _SKEW:
+            how = "before" if worker.ahead > 0 else "behind"
+            yield Sign(
+                worker.name,
+                f"its clock is {seconds(round(abs(worker.ahead)))} {how} this machine's",
+                "Keep the clocks of both by NTP.",
+            )
 
 
 def _limit_of(task: TaskFacts) -> float:

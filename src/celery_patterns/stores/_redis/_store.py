@@ -78,6 +78,7 @@ class RedisStore:
         self._prefix = prefix
         #: Where it is reached, with its password: not to be shown.
         self.url = url
+        self.replicas = replicas
         self._server = Server(url, patience.total_seconds(), replicas, f"{prefix}:{TOUCHED}")
 
     def client(self) -> Redis:
