@@ -22,7 +22,7 @@ from .doctor_table import PAGE, with_table
 from .projects import Project
 from .servers import RabbitServer, Server, free_port
 from .strangers import TLS, mute, other_redis, web
-from .test_failover import House
+from .test_failover import House, Replica
 
 
 class Values(dict[str, str]):
@@ -60,6 +60,14 @@ class _Impatient(RabbitServer):
         config = self.folder / "advanced.config"
         config.write_text("[{rabbit, [{consumer_timeout, 3000}, {channel_tick_interval, 1000}]}].\n")
         return {**super().environment(), "RABBITMQ_ADVANCED_CONFIG_FILE": str(config)}
+
+
+def _replica(stack: ExitStack) -> Server:
+    primary = stack.enter_context(other_redis())
+    replica = Replica(primary.port)
+    stack.callback(replica.close)
+    replica.start()
+    return replica
 
 
 def _other_celery(stack: ExitStack) -> str:
@@ -102,6 +110,11 @@ SERVERS: dict[str, Callable[[ExitStack], Server | House | int | str]] = {
     "durable": _redis(),
     "impatient": _rabbit,
     "other_celery": _other_celery,
+    "known": _redis(
+        "--requirepass", "a-secret", "--user", "admin", "on", ">admin", "~*", "&*", "+@all", password="a-secret"
+    ),
+    "spare": _redis(),
+    "replica": _replica,
     "followed": _house,
 }
 

@@ -41,6 +41,24 @@ def _anybody_reads(project: Project) -> bool:
             return False
 
 
+def _everybody_logs_in(project: Project) -> bool:
+    """Whether a stranger who tries the first account reads what is queued."""
+    project.send("work", "a secret", ignore_result=True)
+    port = int(project.app.connection_for_write().port)
+    with contextlib.closing(redis.Redis(port=port, username="admin", password="admin")) as stranger:
+        try:
+            return b"argsrepr" in stranger.lrange(project.values["queue"], 0, -1)[0]
+        except redis.AuthenticationError:
+            return False
+
+
+def _none_is_left(project: Project) -> bool:
+    """Whether nothing can be sent once the server goes that is left."""
+    last = next(one for one in project.values.servers if str(one.port) == project.values["durable"])  # type: ignore[attr-defined]
+    last.stop()
+    return cannot_send(project)
+
+
 class _Eye:
     """Sees every byte on its way to a port."""
 
@@ -133,7 +151,7 @@ AILMENTS = (
         (("no-such-host.invalid", "127.0.0.1"),),
         cannot_send,
         where="broker_url",
-        how={"ignore": ("CP111",)},
+        how={"ignore": ("CP115",)},
     ),
     Ailment(
         "CP102",
@@ -266,11 +284,24 @@ AILMENTS = (
     # 127.1 is this machine, and does not look like it.
     Ailment(
         "CP111",
+        _broker("redis://admin:admin@127.1:$known/0"),
+        (("redis://admin:admin@127.1:$known/0", "redis://:a-secret@127.1:$locked/0"),),
+        _everybody_logs_in,
+    ),
+    Ailment(
+        "CP115",
         _broker("redis://127.1:$redis_port/0"),
         (("redis://127.1:$redis_port/0", "redis://:a-secret@127.1:$locked/0"),),
         _anybody_reads,
-        name="redis",
     ),
+    Ailment(
+        "CP116",
+        _broker("redis://127.0.0.1:$closed/0;redis://127.0.0.1:$durable/0"),
+        (("$closed", "$spare"),),
+        _none_is_left,
+        where="(1 of 2)",
+    ),
+    Ailment("CP117", _broker("redis://127.0.0.1:$replica/0"), (("$replica", "$redis_port"),), cannot_send),
     Ailment(
         "CP112",
         _broker("redis://:a-secret@127.1:$locked/0"),

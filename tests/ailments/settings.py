@@ -345,4 +345,5 @@ def _key_of(project: Project) -> str:
     project.send("work", ignore_result=True)
     connection = project.app.connection_for_write()
     database = redis.Redis(port=int(connection.port), db=int(connection.virtual_host))
-    return next(key.decode() for key in database.scan_iter() if key.decode().endswith(project.values["queue"]))
+    keys = [key.decode() for key in database.scan_iter()]
+    return next(key for key in keys if key.endswith(project.values["queue"]) and "binding" not in key)

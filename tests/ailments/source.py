@@ -45,6 +45,14 @@ def _worker_does(name: str, mark: str, *, times: int = 1, seconds: float = 10.0)
     return fails
 
 
+def _runs_twice(project: Project) -> bool:
+    project.worker()
+    project.worker(name="second")
+    project.call("place")
+    assert project.marked("worked")
+    return project.marked("worked", 8, times=2)
+
+
 def _never_done(project: Project) -> bool:
     worker = project.worker()
     project.send("work")
@@ -277,6 +285,23 @@ def place() -> None:
         + "\n\ndef place() -> object:\n    return work.delay().get(timeout=9)\n",
         (('broker="$broker"', 'broker="$broker", backend="$backend"'),),
         _does_not_come,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP512",
+        HEAD
+        + """
+app.conf.broker_transport_options = {
+    "visibility_timeout": 2,
+    "unacked_restore_interval": 1,
+    "unacked_restore_throttle": 1,
+}
+"""
+        + WORK
+        + "\n\ndef place() -> None:\n    work.apply_async(countdown=4 * 2, ignore_result=True)\n",
+        (('"visibility_timeout": 2', '"visibility_timeout": 100'),),
+        _runs_twice,
         where=".py:",
         long=True,
     ),

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import textwrap
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from ..doctor import RULES, SEVERITIES, Examination, Finding, Profile, Rule, examine
-from ..exceptions import ConfigurationError, PatternsError
+from ..exceptions import PatternsError
 from ._screens import visible
 from ._targets import app_of
-from ._terminal import NOT_ALL_DONE, WRONG_USE, end, say
+from ._terminal import NOT_ALL_DONE, WRONG_USE, end, say, told
 
 if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ["doctor"]
 
+#: So many places are named of those of which the same is said.
+_PLACES = 3
+_LOGIN = re.compile(r"//[^/\s]*@")
 _COLOURS = {"error": "red", "warning": "yellow", "hint": "cyan"}
 _EXITS = """\b
 Exit codes:
@@ -70,7 +76,7 @@ def _explained(ctx: click.Context, _: click.Parameter, id_: str | None) -> None:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, 600, min_open=True),
     default=5.0,
     show_default=True,
     metavar="SECONDS",
@@ -97,15 +103,13 @@ def doctor(
     Reads the app's settings and its tasks, connects to its broker, result backend and store, asks the workers that run, and
     parses SOURCE: files and folders, by default the packages in which the tasks are written. Changes nothing.
     """
-    app = _app(ctx)
-    try:
+    with told(ctx):
+        app = _app(ctx)
         examined = examine(app, offline=offline, profile=profile, ignore=ignore, source=source or None, timeout=timeout)
-    except ConfigurationError as error:
-        end(str(error), WRONG_USE)
-    if as_json:
-        click.echo(json.dumps(_facts(examined)))
-    else:
-        _tell(examined)
+        if as_json:
+            click.echo(json.dumps(_facts(examined)))
+        else:
+            _tell(examined, colours=not (ctx.obj.no_color or os.environ.get("NO_COLOR")))
     if any(one.severity in _failing(fail_on) for one in examined.findings):
         raise click.exceptions.Exit(NOT_ALL_DONE)
 
@@ -118,18 +122,19 @@ def _app(ctx: click.Context) -> Celery:
         raise
     except PatternsError as error:
         end(str(error), WRONG_USE)
-    except Exception as error:  # noqa: BLE001 - the user's own code, whatever it raises
-        end(f"the app's modules cannot be imported: {type(error).__name__}: {error}", WRONG_USE)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's own code, whatever it raises
+        said = _LOGIN.sub("//**@", f"{type(error).__name__}: {error}")
+        end(f"the app's modules cannot be imported: {said}", WRONG_USE)
 
 
 def _failing(fail_on: str) -> tuple[str, ...]:
     return () if fail_on == "never" else SEVERITIES[: SEVERITIES.index(fail_on) + 1]
 
 
-def _tell(examined: Examination) -> None:
+def _tell(examined: Examination, *, colours: bool) -> None:
     width = min(100, max(40, shutil.get_terminal_size().columns))
-    for found in examined.findings:
-        _show(found, width)
+    for found, where in _gathered(examined.findings):
+        _show(found, where, width, colours=colours)
     for found, reason in examined.ignored:
         say(f"{found.id} at {visible(found.where)} is ignored{f': {visible(reason)}' if reason else ''}")
     for what in examined.unchecked:
@@ -139,18 +144,29 @@ def _tell(examined: Examination) -> None:
     say(f"{said}." if said else "Nothing is wrong, as far as was looked.")
 
 
-def _show(found: Finding, width: int) -> None:
-    severity = click.style(found.severity, fg=_COLOURS[found.severity], bold=True)
-    say(f"{click.style(found.id, bold=True)} {severity}  {visible(found.where)}")
+def _gathered(findings: Iterable[Finding]) -> Iterator[tuple[Finding, str]]:
+    """Those that say the same of several places as one, with these places."""
+    places: dict[Finding, list[str]] = {}
+    for found in findings:
+        places.setdefault(replace(found, where=""), []).append(found.where)
+    for found, each in places.items():
+        more = f" and {len(each) - _PLACES} more" if len(each) > _PLACES else ""
+        yield found, ", ".join(each[:_PLACES]) + more
+
+
+def _show(found: Finding, where: str, width: int, *, colours: bool) -> None:
+    id_, severity = found.id, str(found.severity)
+    if colours:
+        id_, severity = click.style(id_, bold=True), click.style(severity, fg=_COLOURS[severity], bold=True)
+    say(f"{id_} {severity}  {visible(where)}")
     for word, text in (("", f"{found.what}."), ("", found.happens), ("Cure: ", found.cure)):
         _paragraph(word, visible(text), width)
     say(f"  See: {found.upstream}, and celery patterns doctor --explain {found.id}\n")
 
 
 def _paragraph(word: str, text: str, width: int) -> None:
-    first = f"{text[:1].upper()}{text[1:]}" if not word else text
     for line in textwrap.wrap(
-        f"{word}{first}",
+        f"{word}{text}",
         width,
         initial_indent="  ",
         subsequent_indent="  " + " " * len(word),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
+from celery.app.backends import by_url
+from celery.exceptions import ImproperlyConfigured
 from kombu.utils.url import url_to_parts
 
 from .._equipment import equipment_of
@@ -15,21 +18,49 @@ from .._equipment import equipment_of
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["Address", "addresses_of"]
+__all__ = ["Address", "Kind", "Trouble", "addresses_of"]
 
 Tongue = Literal["amqp", "redis", "sql", "other"]
+Kind = Literal[
+    "unresolved",
+    "refused",
+    "silent",
+    "protocol",
+    "tls",
+    "certificate",
+    "credentials",
+    "place",
+    "driver",
+    "unreadable",
+    "role",
+    "other",
+]
 
-_PORTS = {("amqp", False): 5672, ("amqp", True): 5671, ("redis", False): 6379, ("redis", True): 6379}
-#: What a URL's scheme says of the language that the server speaks, and whether within TLS.
-_SCHEMES: dict[str, tuple[Tongue, bool]] = {
-    **dict.fromkeys(("amqp", "pyamqp", "librabbitmq"), ("amqp", False)),
-    "amqps": ("amqp", True),
-    **dict.fromkeys(("redis", "sentinel"), ("redis", False)),
-    "rediss": ("redis", True),
-    **dict.fromkeys(("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "sqlite", "db"), ("sql", False)),
+_PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379, "sentinel": 26379}
+_TONGUES: dict[str, Tongue] = {
+    **dict.fromkeys(("amqp", "amqps", "pyamqp", "librabbitmq"), "amqp"),
+    **dict.fromkeys(("redis", "rediss", "unix", "sentinel"), "redis"),
+    **dict.fromkeys(("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "sqlite"), "sql"),
 }
-_SENTINELS_PORT = 26379
 _DATABASES = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306}
+#: What may stand before ``://``; anything else may be a part of a password.
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_LOGIN = re.compile(r"//[^/\s]*@")
+#: So short a password is in any text: of that nothing is shown.
+_SHORT = 4
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a server cannot be used.
+
+    Attributes:
+        kind: Which of the causes it is.
+        detail: What was seen, without a password.
+    """
+
+    kind: Kind
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -39,7 +70,7 @@ class Address:
     Attributes:
         role: What it is for the app: ``broker``, ``result backend`` or ``store``.
         setting: The line that says where it is.
-        url: With its password: never shown.
+        number: Which it is of several that take over from each other, and how many they are.
         scheme: The URL's.
         tongue: What it is to speak.
         tls: Whether within TLS.
@@ -47,32 +78,45 @@ class Address:
         port: Its port.
         user: Who logs in.
         place: The virtual host or the database.
+        url: With its password: never shown.
+        trouble: Why it cannot be used, where the URL alone says that.
     """
 
     role: str
     setting: str
-    url: str = field(repr=False)
-    scheme: str
-    tongue: Tongue
-    tls: bool
-    host: str
-    port: int | None
-    user: str
-    password: str = field(repr=False)
-    place: str
+    number: tuple[int, int] = (1, 1)
+    scheme: str = ""
+    tongue: Tongue = "other"
+    tls: bool = False
+    host: str = ""
+    port: int | None = None
+    user: str = ""
+    password: str = field(default="", repr=False)
+    place: str = ""
+    url: str = field(default="", repr=False)
+    trouble: Trouble | None = None
+
+    @property
+    def where(self) -> str:
+        """The setting, and which of several it is."""
+        number, count = self.number
+        return self.setting if count == 1 else f"{self.setting} ({number} of {count})"
 
     @property
     def shown(self) -> str:
-        """Where it is, without a password."""
-        user = f"{self.user}@" if self.user else ""
+        """Where it is, without a password; a user without one may be a password whose colon was forgotten."""
+        if self.trouble is not None and self.trouble.kind == "unreadable":
+            return f"{self.scheme}://…" if self.scheme else "…"
+        user = f"{self.user if self.password else '**'}@" if self.user else ""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = f":{self.port}" if self.port is not None else ""
-        return f"{self.scheme}://{user}{host}{port}/{quote(self.place, safe='/') if self.place else ''}"
+        place = "…" if "@" in self.place else quote(self.place, safe="/")
+        return f"{self.scheme}://{user}{host}{port}/{place}"
 
     @property
     def is_local(self) -> bool:
         """Whether nobody else's machine is between it and us."""
-        if not self.host or self.host == "localhost" or self.host.endswith(".localhost"):
+        if not self.host or self.host.startswith("/") or self.host == "localhost" or self.host.endswith(".localhost"):
             return True
         try:
             return ip_address(self.host).is_loopback
@@ -81,65 +125,152 @@ class Address:
 
     def hushed(self, text: str) -> str:
         """A text of the server's or of its driver's, without the password, however that is written."""
-        for secret in sorted({self.password, quote(self.password), quote(self.password, safe="")}, key=len)[::-1]:
-            if secret:
-                text = text.replace(secret, "**")
-        return text.replace(self.url, self.shown)
+        secrets = {self.password, quote(self.password), quote(self.password, safe=""), quote(self.password).lower()}
+        if any(secret and len(secret) < _SHORT for secret in secrets) or (self.user and not self.password):
+            return text.partition(":")[0]
+        for secret in sorted(secrets - {""}, key=len, reverse=True):
+            text = text.replace(secret, "**")
+        return _LOGIN.sub("//**@", text)
 
 
 def addresses_of(app: Celery) -> Iterator[Address]:
-    """Each server of the app's, the broker's first; those that are none, as one in memory, are left out."""
+    """Each server of the app's, the broker's first."""
     conf = app.conf
-    write, read = conf.broker_write_url, conf.broker_read_url
-    yield from _listed("broker", "broker_url" if write == read else "broker_write_url", write, conf.broker_use_ssl)
-    if read != write:
-        yield from _listed("broker", "broker_read_url", read, conf.broker_use_ssl)
-    if isinstance(conf.result_backend, str):
-        yield from _listed(
-            "result backend",
-            "result_backend",
-            conf.result_backend.removeprefix("db+"),
-            getattr(conf, "redis_backend_use_ssl", None),
-        )
+    same = conf.broker_write_url == conf.broker_read_url
+    yield from _brokers("broker_url" if same else "broker_write_url", conf.broker_write_url, app.connection_for_write)
+    if not same:
+        yield from _brokers("broker_read_url", conf.broker_read_url, app.connection_for_read)
+    backend = conf.result_backend
+    if isinstance(backend, str) and backend and backend != "disabled":
+        yield _backend(app, backend)
     store = equipment_of(app).store if equipment_of(app).has_store else None
     url = getattr(store, "url", None)
     if isinstance(url, str):
-        yield from _listed("store", "store", url, None)
+        yield from _stores(url)
 
 
-def _listed(role: str, setting: str, urls: Any, ssl: Any) -> Iterator[Address]:
-    """One for each of several that take over from each other."""
-    each = urls.split(";") if isinstance(urls, str) else list(urls or ["amqp://"])
+def _brokers(setting: str, urls: Any, connect: Any) -> Iterator[Address]:
+    """As kombu reads them, with what the app's other settings say beside the URL."""
+    each = urls.split(";") if isinstance(urls, str) else list(urls or [None])
+    each = [url for url in each if url] or [None]
     for number, url in enumerate(each, 1):
-        where = setting if len(each) == 1 else f"{setting} ({number} of {len(each)})"
-        yield from _read(role, where, url or "amqp://", bool(ssl))
+        yield _broker(setting, (number, len(each)), url, connect)
 
 
-def _read(role: str, setting: str, url: str, ssl: bool) -> Iterator[Address]:
-    scheme, _, rest = url.partition("://")
-    kind, _, driver = scheme.partition("+")
-    tongue, tls = _SCHEMES.get(kind, ("other", False))
-    if kind == "sentinel" and "," in rest:  # a store's: one URL for all Sentinels
-        login, at, hosts = rest.rpartition("@")
-        first, _, path = hosts.partition("/")
-        for host in first.split(","):
-            yield from _read(role, setting, f"sentinel://{login}{at}{host}/{path}", ssl)
-        return
+def _broker(setting: str, number: tuple[int, int], url: str | None, connect: Any) -> Address:
+    scheme = _scheme(url or "amqp://")
     try:
-        parts = url_to_parts(url if driver != "socket" else f"{kind}:///{rest}")
-    except ValueError:
-        parts = None
-    if parts is None:
-        yield Address(role, setting, url, kind, "other", False, "", None, "", "", "")
+        with connect(url) as connection:
+            name = str(connection.transport_cls).lower()
+            if "://" in str(connection.hostname or "") or name.partition("+")[0] not in _TONGUES:
+                # A socket, or a broker that is none of those we know.
+                connection.get_transport_cls()
+                tongue: Tongue = _TONGUES.get(name, "other")
+                return Address(
+                    "broker", setting, number, scheme, tongue, place="…" if tongue == "redis" else "", url=url or ""
+                )
+            kind = {"pyamqp": "amqp", "librabbitmq": "amqp"}.get(name, name)
+            tls = kind in ("amqps", "rediss") or (bool(connection.ssl) and kind != "sentinel")
+            if kind == "sentinel":
+                tls = bool((connection.transport_options.get("sentinel_kwargs") or {}).get("ssl"))
+            tongue = _TONGUES[kind]
+            return Address(
+                role="broker",
+                setting=setting,
+                number=number,
+                scheme=kind,
+                tongue=tongue,
+                tls=tls,
+                host=connection.hostname or "localhost",
+                port=int(connection.port or _PORTS["amqps" if tls and tongue == "amqp" else kind]),
+                user=connection.userid or ("guest" if tongue == "amqp" else ""),
+                password=connection.password or ("guest" if tongue == "amqp" else ""),
+                place=str(connection.virtual_host or ("/" if tongue == "amqp" else "0")),
+                url=url or "",
+            )
+    except (KeyError, ImportError, NameError, ImproperlyConfigured) as error:
+        return Address("broker", setting, number, scheme, trouble=_no_driver(error, scheme))
+    except Exception as error:  # noqa: BLE001 - whatever is made of a URL that is none
+        return Address("broker", setting, number, scheme, trouble=_unreadable(error))
+
+
+def _backend(app: Celery, url: str) -> Address:
+    found = Address("result backend", "result_backend", scheme=_scheme(url))
+    try:
+        by_url(url.partition("?")[0], app.loader)
+    except (KeyError, ImportError, NameError, ImproperlyConfigured, ValueError) as error:
+        return Address(found.role, found.setting, scheme=found.scheme, trouble=_no_driver(error, found.scheme))
+    try:
+        if found.scheme in ("redis", "rediss", "sentinel", "socket") or found.scheme.startswith("redis+"):
+            return _redis_backend(app, found.scheme, url)
+        if found.scheme.partition("+")[0] in ("db", "database"):
+            return _read("result backend", "result_backend", (1, 1), url.partition("+")[2])
+    except Exception as error:  # noqa: BLE001 - as above
+        return Address(found.role, found.setting, scheme=found.scheme, trouble=_unreadable(error))
+    return Address(found.role, found.setting, scheme=found.scheme)
+
+
+def _redis_backend(app: Celery, scheme: str, url: str) -> Address:
+    """As Celery's own backend reads it."""
+    told: dict[str, Any] = app.backend.connparams
+    first = (told.get("hosts") or [told])[0]
+    is_path = bool(first.get("path"))
+    return Address(
+        role="result backend",
+        setting="result_backend",
+        scheme=scheme,
+        tongue="redis",
+        tls=scheme == "rediss" or "ssl_cert_reqs" in told,
+        host="" if is_path else str(first.get("host") or "localhost"),
+        port=None if is_path else int(first.get("port") or _PORTS.get(scheme, 6379)),
+        user=str(first.get("username") or ""),
+        password=str(first.get("password") or ""),
+        place=str(first.get("db") or 0),
+        url=url,
+    )
+
+
+def _stores(url: str) -> Iterator[Address]:
+    scheme, _, rest = url.partition("://")
+    if scheme != "sentinel":
+        yield _read("store", "store", (1, 1), url)
         return
-    host, port, user, password, place = parts[1] or "", parts[2], parts[3] or "", parts[4] or "", parts[5] or ""
-    tls = tls or ssl
-    if tongue == "amqp":
-        host, user, place = host or "localhost", user or "guest", place or "/"
-        password = password or "guest"
-        port = port or _PORTS["amqp", tls]
-    elif tongue == "redis" and kind != "unix" and driver != "socket":
-        host, port = host or "localhost", port or (_SENTINELS_PORT if kind == "sentinel" else _PORTS["redis", tls])
-    elif tongue == "sql" and kind in _DATABASES:
-        port = port or _DATABASES[kind]
-    yield Address(role, setting, url, kind, tongue, tls, host, port, user, password, place)
+    login, at, hosts = rest.rpartition("@")
+    each, _, path = hosts.partition("/")
+    names = each.split(",")
+    for number, host in enumerate(names, 1):
+        yield _read("store", "store", (number, len(names)), f"sentinel://{login}{at}{host}/{path}")
+
+
+def _read(role: str, setting: str, number: tuple[int, int], url: str) -> Address:
+    scheme = _scheme(url)
+    kind = scheme.partition("+")[0]
+    try:
+        parts = url_to_parts(url)
+        host, port = parts[1] or "", parts[2]
+        user, password, place = parts[3] or "", parts[4] or "", parts[5] or ""
+    except ValueError as error:
+        return Address(role, setting, number, scheme, trouble=_unreadable(error))
+    tongue = _TONGUES.get(kind, "other")
+    if tongue == "redis" and kind != "unix":
+        host, port = host or "localhost", port or _PORTS[kind]
+    elif host:
+        port = port or _DATABASES.get(kind)
+    return Address(role, setting, number, kind, tongue, kind == "rediss", host, port, user, password, place, url)
+
+
+def _scheme(url: str) -> str:
+    found = url.partition("://")[0] if "://" in url else url
+    return found if _SCHEME.fullmatch(found) and ("://" in url or found.isalpha()) else ""
+
+
+def _no_driver(error: BaseException, scheme: str) -> Trouble:
+    said = str(error.args[0] if error.args else error).partition("\n")[0]
+    return Trouble(
+        "driver", said if scheme and scheme.partition("+")[0] in said else f"{scheme or 'what it names'} is not known"
+    )
+
+
+def _unreadable(error: BaseException) -> Trouble:
+    """Its text may quote a part of the password."""
+    return Trouble("unreadable", f"the URL cannot be read ({type(error).__name__})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,33 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from ..typing import Store
-    from ._servers import Server
-    from ._source import Module
+    from ._module import Module
+    from ._servers import QueueFacts, Server
     from ._workers import Worker
 
-__all__ = ["VISIBILITY", "Case"]
+__all__ = ["VISIBILITY", "Case", "Entry"]
 
 #: kombu's own visibility timeout on Redis, in seconds.
 VISIBILITY = 3600.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What beat sends.
+
+    Attributes:
+        name: The entry's.
+        task: The task's name.
+        args: Its arguments.
+        kwargs: Its named arguments.
+        queue: The queue that it is sent to, where the entry says one.
+    """
+
+    name: str
+    task: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    queue: str | None
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,26 @@ class Case:
         """Where the app's servers are, asked or not."""
         return tuple(addresses_of(self.app))
 
+    @cached_property
+    def keeps_results(self) -> bool:
+        """Whether results are kept anywhere."""
+        backend = self.conf.result_backend
+        return bool(backend) and not (isinstance(backend, str) and backend.startswith("disabled"))
+
+    def spelled(self, setting: str) -> str:
+        """A setting as this app writes it: under Django with its prefix."""
+        prefix = getattr(self.conf, "prefix", None)
+        return f"{prefix}{setting.upper()}" if prefix else setting
+
+    def line(self, setting: str, value: str) -> str:
+        """The line that sets it."""
+        return f"{self.spelled(setting)} = {value}"
+
+    def longer_visibility(self, span: float) -> str:
+        """The line that lets Redis wait for longer than this."""
+        line = self.line("broker_transport_options", f'{{"visibility_timeout": {int(span * 2)}}}')
+        return f"Set {line} in all processes of the app."
+
     @property
     def store(self) -> Store | None:
         equipment = equipment_of(self.app)
@@ -78,12 +118,13 @@ class Case:
         """Seconds after which Redis gives a message out again that nobody acknowledged; None on other brokers."""
         if self.transport != "redis":
             return None
-        return float(self.transport_options.get("visibility_timeout", VISIBILITY))
+        said = self.transport_options.get("visibility_timeout")
+        return float(said) if isinstance(said, int | float | str) and said else VISIBILITY
 
     @property
     def visibility_line(self) -> str:
         """Where it is said."""
-        if "visibility_timeout" in self.transport_options:
+        if self.transport_options.get("visibility_timeout"):
             return f'broker_transport_options["visibility_timeout"]={self.visibility_timeout:g}'
         return f"the visibility timeout, {self.visibility_timeout:g} s by default"
 
@@ -109,20 +150,67 @@ class Case:
         read = {f"{one.name}.{task.function.name}": task.name for one in self.source for task in one.tasks}
         return {**read, **{f"{one.task.__module__}.{one.task.__name__}": one.name for one in self.tasks}}
 
+    @cached_property
+    def schedule(self) -> tuple[Entry, ...]:
+        """What beat sends, as far as it stands in the settings."""
+        found = self.conf.beat_schedule
+        return tuple(_entries(found)) if isinstance(found, Mapping) else ()
+
+    @cached_property
+    def queues(self) -> dict[str, list[str]]:
+        """The queues that the app's tasks go to, each with the names of those that do."""
+        found: dict[str, list[str]] = {}
+        for task in self.tasks:
+            if task.queue is not None:
+                found.setdefault(task.queue, []).append(task.name)
+        for entry in self.schedule:
+            if entry.queue is not None:
+                found.setdefault(entry.queue, []).append(f"beat_schedule[{entry.name!r}]")
+        return found
+
+    @property
+    def queues_there(self) -> Mapping[str, QueueFacts]:
+        """The app's queues that RabbitMQ has; none where it was not asked."""
+        asked = () if isinstance(self.asked, str) else self.asked
+        return next((one.queues for one in asked if one.queues), {})
+
     @property
     def servers(self) -> tuple[Server, ...]:
         if isinstance(self.asked, str):
             raise UnknownError(self.asked)
         return self.asked
 
-    @property
+    @cached_property
     def workers(self) -> tuple[Worker, ...]:
+        """Those of this app; others may use the same broker."""
         if isinstance(self.answered, str):
             raise UnknownError(self.answered)
-        return self.answered
+        if not self.by_name:
+            return self.answered
+        return tuple(one for one in self.answered if self._is_ours(one))
+
+    def _is_ours(self, worker: Worker) -> bool:
+        knows = worker.tasks is None or not self.by_name.keys().isdisjoint(worker.tasks)
+        hears = worker.queues is None or not self.queues.keys().isdisjoint(worker.queues)
+        return knows or hears
 
     @property
     def source(self) -> tuple[Module, ...]:
         if isinstance(self.modules, str):
             raise UnknownError(self.modules)
         return self.modules
+
+
+def _entries(schedule: Mapping[Any, Any]) -> Iterator[Entry]:
+    for name, entry in sorted(schedule.items(), key=lambda one: str(one[0])):
+        said = entry if isinstance(entry, Mapping) else vars(entry) if hasattr(entry, "__dict__") else {}
+        task, queue = said.get("task"), (said.get("options") or {}).get("queue")
+        if isinstance(task, str):
+            args, kwargs = said.get("args") or (), said.get("kwargs") or {}
+            yield Entry(
+                str(name),
+                task,
+                tuple(args),
+                dict(kwargs),
+                None if queue is None else str(getattr(queue, "name", queue)),
+            )

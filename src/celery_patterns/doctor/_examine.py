@@ -11,9 +11,10 @@ from .._fit import expect_app
 from ..exceptions import ConfigurationError
 from ._case import Case
 from ._finding import SEVERITIES, Finding, Rule, UnknownError
+from ._module import Module
 from ._rules import RULES
 from ._servers import Server, ask_servers
-from ._source import Module, read_source
+from ._source import read_source
 from ._workers import Worker, ask_workers
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ Profile = Literal["development", "production"]
 
 #: The setting that holds what a project ignores, and why.
 IGNORE = "patterns_doctor_ignore"
+#: For how many seconds a server may be waited for.
+_LONGEST = 600.0
 #: Seconds that workers have to answer; each that runs does so at once.
 _WORKERS_ANSWER = 1.0
 
@@ -83,14 +86,17 @@ def examine(
     expect_app(app, "examine()")
     if profile not in get_args(Profile):
         raise ConfigurationError(f'expected profile to be "development" or "production", got {profile!r}')
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
-        raise ConfigurationError(f"expected timeout to be a number of seconds above 0, got {timeout!r}")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= _LONGEST:
+        raise ConfigurationError(
+            f"expected timeout to be a number of seconds, above 0 and up to {_LONGEST:g}, got {timeout!r}"
+        )
     excused = _excused(app, ignore)
     app.finalize()
-    case = _looked_up(app, offline=offline, source=source, timeout=float(timeout))
+    unread: list[str] = []
+    case = _looked_up(app, unread, offline=offline, source=source, timeout=float(timeout))
     findings: list[Finding] = []
     ignored: list[tuple[Finding, str]] = []
-    unchecked: dict[str, None] = {}
+    unchecked = dict.fromkeys([*unread, *_unseen(case)])
     for one in RULES:
         if one.production and profile != "production":
             continue
@@ -113,22 +119,33 @@ def _findings(rule: Rule, case: Case, unchecked: dict[str, None]) -> Iterator[Fi
         unchecked.setdefault(f"{rule.id}, whose look at this app ended with {type(error).__name__}")
 
 
-def _looked_up(app: Celery, *, offline: bool, source: Iterable[str | Path] | None, timeout: float) -> Case:
+def _unseen(case: Case) -> list[str]:
+    return [] if isinstance(case.asked, str) else [one.unseen for one in case.asked if one.unseen]
+
+
+def _looked_up(
+    app: Celery, unread: list[str], *, offline: bool, source: Iterable[str | Path] | None, timeout: float
+) -> Case:
     modules: tuple[Module, ...] | str = "the source: only settings were read"
     if source is not None or not offline:
-        modules = read_source(app, None if source is None else [Path(one) for one in source])
+        modules = read_source(app, None if source is None else [Path(one) for one in source], unread)
     if offline:
         return Case(app, "the servers: only settings were read", "the workers: only settings were read", modules)
     case = Case(app, "", "", modules)
-    servers = ask_servers(app, frozenset(task.queue for task in case.tasks if task.queue), timeout)
+    servers = ask_servers(app, frozenset(case.queues), timeout)
     return Case(app, servers, _workers(app, case, servers), modules)
 
 
 def _workers(app: Celery, case: Case, servers: tuple[Server, ...]) -> tuple[Worker, ...] | str:
-    if case.transport == "memory":
-        return "the workers: the broker is in this process's memory"
-    if any(server.trouble is not None for server in servers if server.address.role == "broker"):
+    if case.transport not in ("amqp", "redis"):
+        return f"the workers: a broker at {servers[0].address.scheme}:// hands on no questions to them"
+    brokers = [one for one in servers if one.address.role == "broker"]
+    # Questions are sent where tasks are sent: the first setting's server, or another one of its list.
+    writing = [one for one in brokers if one.address.setting == brokers[0].address.setting]
+    if all(one.trouble is not None for one in writing):
         return "the workers: they are asked through the broker, which cannot be used"
+    if not app.conf.worker_enable_remote_control:
+        return "the workers: worker_enable_remote_control is off, so they do not answer"
     return ask_workers(app, _WORKERS_ANSWER)
 
 
@@ -142,7 +159,8 @@ def _excused(app: Celery, ignore: Any) -> dict[str, str]:
             )
         reasons = said if isinstance(said, Mapping) else dict.fromkeys(said or (), "")
         for id_, reason in reasons.items():
-            if str(id_).partition(":")[0] not in known:
+            rule, colon, place = str(id_).partition(":")
+            if rule.upper() not in known:
                 raise ConfigurationError(f"expected {where} to name rules, for example CP203; got {id_!r}")
-            excused[str(id_)] = str(reason)
+            excused[f"{rule.upper()}{colon}{place}"] = str(reason)
     return excused

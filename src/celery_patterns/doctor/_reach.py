@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import ssl
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from ._address import Trouble
 
 if TYPE_CHECKING:
     from ._address import Address
 
-__all__ = ["Kind", "Trouble", "knock"]
+__all__ = ["knock"]
 
-Kind = Literal[
-    "unresolved", "refused", "silent", "protocol", "tls", "certificate", "credentials", "place", "driver", "other"
-]
-
-_HELLO = {"amqp": b"AMQP\x00\x00\x09\x01", "redis": b"PING\r\n"}
+#: How each is greeted, and what it is called; PostgreSQL is asked whether it speaks TLS.
+_HELLO = {
+    "amqp": (b"AMQP\x00\x00\x09\x01", "AMQP"),
+    "redis": (b"PING\r\n", "Redis"),
+    "postgresql": (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", "PostgreSQL"),
+}
 #: To Redis a question, and to others nonsense; RabbitMQ answers with its own name.
 _LINE = b"PING / HTTP/1.0\r\n\r\n"
 #: How servers begin that are none of ours.
@@ -30,20 +33,8 @@ _STRANGERS = (
     (b"* OK", "a mail server"),
     (b"RFB ", "a VNC server"),
 )
+_REDIS = (b"+PONG", b"-ERR", b"-NOAUTH", b"-NOPERM", b"-DENIED", b"-LOADING", b"-MASTERDOWN", b"-BUSY")
 _ALERT, _RECORD = b"\x15\x03", b"\x16\x03"
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Why a server cannot be used.
-
-    Attributes:
-        kind: Which of the causes it is.
-        detail: What was seen, without a password.
-    """
-
-    kind: Kind
-    detail: str
 
 
 def knock(address: Address, deadline: float) -> Trouble | None:
@@ -76,15 +67,22 @@ def _at(address: Address, place: tuple[str, int], deadline: float) -> Trouble | 
         return _silent(f"{place[0]} port {place[1]} does not answer: no connection is made, and none is refused")
     except OSError as error:
         said = error.strerror or type(error).__name__
+        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            return _silent(f"there is no way to {place[0]}: {said}")
         return Trouble("refused", f"nothing listens at {place[0]} port {place[1]}: {said}")
     with contextlib.closing(opened):
         if address.tls:
-            return _greet_in_tls(address, place, opened, deadline)
-        hello = _HELLO.get(address.tongue)
-        if hello is None:
+            return _greet_in_tls(place, opened, deadline)
+        hello, wanted = _greeting(address)
+        if not hello:
             return None
         heard = _hear(opened, hello, _half(deadline))
-    return _judge(address, place, heard, deadline)
+    return _judge(wanted, place, heard, deadline)
+
+
+def _greeting(address: Address) -> tuple[bytes, str]:
+    kind = "postgresql" if address.scheme.startswith("postgres") else address.tongue
+    return _HELLO.get(kind, (b"", "an answer"))
 
 
 def _open(place: tuple[str, int], deadline: float) -> socket.socket:
@@ -104,7 +102,7 @@ def _silent(detail: str) -> Trouble:
     return Trouble("silent", detail)
 
 
-def _greet_in_tls(address: Address, place: tuple[str, int], opened: socket.socket, deadline: float) -> Trouble | None:
+def _greet_in_tls(place: tuple[str, int], opened: socket.socket, deadline: float) -> Trouble | None:
     """Whether TLS is spoken there; whether its certificate is accepted is the driver's to say."""
     opened.settimeout(_left(_half(deadline)))
     try:
@@ -121,8 +119,7 @@ def _greet_in_tls(address: Address, place: tuple[str, int], opened: socket.socke
         # It speaks TLS, and wants a certificate of ours, or another version of TLS.
         return Trouble("certificate", f"TLS fails: {error.reason or type(error).__name__}")
     except OSError:
-        wanted = {"amqp": "AMQP", "redis": "Redis"}.get(address.tongue, "an answer")
-        return Trouble("tls", f"TLS is asked for, and the server at port {place[1]} hangs up; {wanted} was expected")
+        return Trouble("tls", f"TLS is asked for, and the server at port {place[1]} hangs up")
 
 
 def _any_certificate() -> ssl.SSLContext:
@@ -143,8 +140,7 @@ def _hear(opened: socket.socket, hello: bytes, deadline: float) -> bytes | None:
         return b""
 
 
-def _judge(address: Address, place: tuple[str, int], heard: bytes | None, deadline: float) -> Trouble | None:
-    wanted = {"amqp": "AMQP", "redis": "Redis"}[address.tongue]
+def _judge(wanted: str, place: tuple[str, int], heard: bytes | None, deadline: float) -> Trouble | None:
     speaks = _language(heard or b"")
     if speaks == wanted:
         return None
@@ -177,8 +173,10 @@ def _language(heard: bytes) -> str | None:
             return name
     if heard[:3] == b"\x01\x00\x00" or heard[:4] == b"AMQP":
         return "AMQP"
-    if heard[:1] in (b"+", b"-"):
+    if heard.startswith(_REDIS):
         return "Redis"
+    if heard in (b"S", b"N"):
+        return "PostgreSQL"
     return None
 
 

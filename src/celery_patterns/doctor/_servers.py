@@ -7,18 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amqp.exceptions import AccessRefused, NotAllowed, NotFound
-from celery.app.backends import by_url
-from celery.exceptions import ImproperlyConfigured
-from kombu.transport import get_transport_cls
+from amqp.exceptions import AccessRefused, AMQPError, NotAllowed
 from redis import ConnectionPool, Redis
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError, ResponseError
+from redis.sentinel import MasterNotFoundError
 
 from .._equipment import equipment_of
-from ._address import Address, addresses_of
-from ._reach import Kind, Trouble, knock
+from ._address import Address, Kind, Trouble, addresses_of
+from ._reach import knock
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -29,6 +28,8 @@ __all__ = ["QueueFacts", "RedisFacts", "Server", "ask_servers"]
 _ONCE: dict[str, Any] = {"max_retries": 1, "interval_start": 0, "reraise_as_library_errors": False}
 #: Seconds that are left to the others when one server takes all of its own.
 _SPARE = 0.5
+#: The longest text of a driver's that is shown.
+_LONGEST = 300
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,12 @@ class RedisFacts:
     """How a Redis server is set up, as far as it tells.
 
     Attributes:
-        release: Its version.
         policy: What it does when its memory is full.
         maxmemory: When that is, in bytes; 0: never.
         keeps: Whether it writes to disk what it is told; None where it does not tell.
         replicas: How many replicas follow it.
     """
 
-    release: str
     policy: str
     maxmemory: int
     keeps: bool | None
@@ -70,16 +69,18 @@ class Server:
     Attributes:
         address: Where it is.
         trouble: Why it cannot be used; None where it can.
-        redis: How it is set up, where it is a Redis.
-        queues: The app's queues, where it is a RabbitMQ; None for one that is not there.
+        redis: How it is set up, where it is a Redis that tells.
+        queues: The app's queues that are there, where it is a RabbitMQ.
         lacks: What a store needs and has not.
+        unseen: What could not be looked at, and why.
     """
 
     address: Address
     trouble: Trouble | None = None
     redis: RedisFacts | None = None
-    queues: Mapping[str, QueueFacts | None] = field(default_factory=dict)
+    queues: Mapping[str, QueueFacts] = field(default_factory=dict)
     lacks: str | None = None
+    unseen: str | None = None
 
 
 def ask_servers(app: Celery, queues: frozenset[str], timeout: float) -> tuple[Server, ...]:
@@ -108,34 +109,19 @@ def ask_servers(app: Celery, queues: frozenset[str], timeout: float) -> tuple[Se
 
 
 def _asked(app: Celery, address: Address, queues: frozenset[str], deadline: float) -> Server:
-    missing = _missing_driver(app, address)
-    if missing is not None:
-        return Server(address, missing)
-    if address.host and address.port:
-        trouble = knock(address, deadline)
-        if trouble is not None:
-            return Server(address, trouble)
+    if address.trouble is not None:
+        return Server(address, address.trouble)
     log_in = _LOGINS.get((address.role, address.tongue))
-    if log_in is None:
-        return Server(address)
     try:
+        if address.host and address.port:
+            trouble = knock(address, deadline)
+            if trouble is not None:
+                return Server(address, trouble)
+        if log_in is None:
+            return Server(address, unseen=f"the {address.role}: how to log in at {address.scheme}:// is not known here")
         return log_in(app, Server(address), queues, max(0.5, deadline - time.monotonic()))
     except Exception as error:  # noqa: BLE001 - whatever a driver raises is why it cannot be used
         return Server(address, _trouble(address, error))
-
-
-def _missing_driver(app: Celery, address: Address) -> Trouble | None:
-    """What kombu and Celery say of a scheme that they do not know, or whose package is not there."""
-    try:
-        if address.role == "broker":
-            get_transport_cls(address.url.partition("://")[0])
-        elif address.role == "result backend":
-            by_url(address.url.partition("?")[0], app.loader)
-    except (KeyError, ImportError, ImproperlyConfigured) as error:
-        return Trouble(
-            "driver", address.hushed(str(error.args[0] if error.args else error).strip("'").partition("\n")[0])
-        )
-    return None
 
 
 def _trouble(address: Address, error: BaseException) -> Trouble:
@@ -144,21 +130,23 @@ def _trouble(address: Address, error: BaseException) -> Trouble:
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    said = address.hushed(f"{type(error).__name__}: {error}".partition("\n")[0][:300])
-    for one in chain:
-        kind = _kind(one)
-        if kind is not None:
-            return Trouble(kind, said)
-    return Trouble("other", said)
+    line = " ".join(f"{type(error).__name__}: {str(error).strip()}".partition(" : <")[0].split())
+    said = address.hushed(line)[:_LONGEST].rstrip(": ")
+    kinds: list[Kind] = [kind for kind in map(_kind, chain) if kind is not None]
+    return Trouble(kinds[0] if kinds else "other", said)
 
 
-def _kind(error: BaseException) -> Kind | None:
+def _kind(error: BaseException) -> Kind | None:  # noqa: C901 - one line for each thing that drivers say
     text = str(error).lower()
-    if isinstance(error, ssl.SSLError):
+    if isinstance(error, ssl.SSLError | FileNotFoundError) or "ssl_cert_reqs" in text or "cert_reqs" in text:
         return "certificate"
-    if isinstance(error, AccessRefused | AuthenticationError | AuthorizationError | NoPermissionError):
+    if isinstance(error, NoPermissionError):
+        return "other"  # the login was taken
+    if isinstance(error, AccessRefused | AuthenticationError | AuthorizationError):
         return "credentials"
     if isinstance(error, NotAllowed):
+        return "other" if "limit" in text else "place"
+    if isinstance(error, MasterNotFoundError) or "master_name" in text or "no master found" in text:
         return "place"
     if isinstance(error, ResponseError):
         if "db index" in text:
@@ -168,33 +156,46 @@ def _kind(error: BaseException) -> Kind | None:
         return "silent"
     if isinstance(error, ImportError):
         return "driver"
-    if type(error).__module__.startswith(("psycopg", "sqlalchemy")):
-        return _kind_in_sql(text)
+    if type(error).__module__.startswith("psycopg"):
+        return _kind_in_postgres(text)
     return None
 
 
-def _kind_in_sql(text: str) -> Kind | None:
-    """PostgreSQL tells a client that could not connect nothing but a text."""
-    if "password" in text or "authentication" in text or ("role" in text and "does not exist" in text):
-        return "credentials"
-    if "database" in text and "does not exist" in text:
-        return "place"
-    return "silent" if "timeout" in text else None
+def _kind_in_postgres(text: str) -> Kind | None:
+    """PostgreSQL tells a client that could not connect nothing but a text, in which a name may be anything."""
+    for kind, signs in _POSTGRES:
+        if any(sign in text for sign in signs):
+            return kind
+    return None
+
+
+_POSTGRES: tuple[tuple[Kind, tuple[str, ...]], ...] = (
+    ("tls", ("does not support ssl",)),
+    ("protocol", ("invalid response to ssl",)),
+    ("credentials", ("authentication failed", "pg_hba.conf", "no password supplied", "not permitted to log in")),
+    ("place", ("permission denied for database", "not currently accepting connections")),
+    ("credentials", ('role "',)),
+    ("place", ('database "',)),
+    ("silent", ("timeout",)),
+)
 
 
 def _into_amqp(app: Celery, server: Server, queues: frozenset[str], left: float) -> Server:
     timeouts = {"read_timeout": left, "write_timeout": left}
     options = {**(app.conf.broker_transport_options or {}), **timeouts}
-    with app.connection_for_write(server.address.url, connect_timeout=left, transport_options=options) as connection:
+    url = server.address.url or None
+    with app.connection_for_write(url, connect_timeout=left, transport_options=options) as connection:
         connection.ensure_connection(**_ONCE)
-        return replace(server, queues={name: _queue(connection, name) for name in sorted(queues)})
+        found = {name: _queue(connection, name) for name in sorted(queues)}
+        return replace(server, queues={name: facts for name, facts in found.items() if facts is not None})
 
 
 def _queue(connection: Any, name: str) -> QueueFacts | None:
+    """The queue; None where there is none, or it cannot be looked at."""
     channel = connection.channel()
     try:
         found = channel.queue_declare(queue=name, passive=True)
-    except NotFound:  # the broker has closed the channel by now
+    except AMQPError:  # there is none, or it is somebody's own; the broker has closed the channel by now
         return None
     else:
         return QueueFacts(found.message_count, found.consumer_count)
@@ -206,19 +207,19 @@ def _queue(connection: Any, name: str) -> QueueFacts | None:
 def _into_redis_broker(app: Celery, server: Server, _: frozenset[str], left: float) -> Server:
     timeouts = {"socket_timeout": left, "socket_connect_timeout": left}
     options = {**(app.conf.broker_transport_options or {}), **timeouts}
-    url = app.conf.broker_write_url if server.address.scheme == "sentinel" else server.address.url
+    url = app.conf.broker_write_url if server.address.scheme == "sentinel" else server.address.url or None
     with app.connection_for_write(url, transport_options=options) as connection:
         connection.ensure_connection(**_ONCE)
-        return replace(server, redis=_redis(connection.channel().client))
+        return _looked_at(server, connection.channel().client)
 
 
 def _into_redis_backend(app: Celery, server: Server, _: frozenset[str], left: float) -> Server:
-    return replace(server, redis=_redis(_hasty(app.backend.client, left)))
+    return _looked_at(server, _hasty(app.backend.client, left))
 
 
 def _into_redis_store(app: Celery, server: Server, _: frozenset[str], left: float) -> Server:
     store: Any = equipment_of(app).store
-    return replace(server, redis=_redis(_hasty(store.client(), left)))
+    return _looked_at(server, _hasty(store.client(), left))
 
 
 def _hasty(client: Any, left: float) -> Redis:
@@ -232,22 +233,38 @@ def _hasty(client: Any, left: float) -> Redis:
     return Redis(connection_pool=ConnectionPool(connection_class=pool.connection_class, **asked))
 
 
-def _redis(client: Any) -> RedisFacts:
-    client.ping()
-    told: dict[str, Any] = client.info()
+def _looked_at(server: Server, client: Any) -> Server:
+    try:
+        client.ping()
+        told: dict[str, Any] = client.info()
+    except NoPermissionError:  # an account that may do what tasks need, and no more
+        return replace(
+            server, unseen=f"how the {server.address.role} at {server.address.shown} is set up: INFO is not allowed"
+        )
+    role = _role(told)
+    if role is not None:
+        return replace(server, trouble=Trouble("role", f"the server is {role}"))
     keeps: bool | None = bool(told.get("aof_enabled"))
     if not keeps:
         try:
             keeps = bool(client.config_get("save").get("save"))
         except (RedisError, AttributeError):  # a server of somebody else's lets nobody look
             keeps = None
-    return RedisFacts(
-        release=str(told.get("redis_version", "?")),
+    facts = RedisFacts(
         policy=str(told.get("maxmemory_policy", "noeviction")),
         maxmemory=int(told.get("maxmemory", 0)),
         keeps=keeps,
         replicas=int(told.get("connected_slaves", 0)),
     )
+    return replace(server, redis=facts)
+
+
+def _role(told: Mapping[str, Any]) -> str | None:
+    if told.get("redis_mode") == "sentinel":
+        return "a Sentinel, which knows where a Redis is and is none"
+    if told.get("cluster_enabled"):
+        return "a part of a Redis Cluster"
+    return "a replica, which only reads" if told.get("role") == "slave" else None
 
 
 def _into_sql(app: Celery, server: Server, _: frozenset[str], left: float) -> Server:
@@ -255,11 +272,17 @@ def _into_sql(app: Celery, server: Server, _: frozenset[str], left: float) -> Se
     from sqlalchemy.pool import NullPool  # noqa: PLC0415 - an extra
 
     url = sa.make_url(server.address.url)
-    timeouts = {"connect_timeout": max(2, int(left))} if url.get_backend_name() in ("postgresql", "mysql") else {}
-    engine = sa.create_engine(url, poolclass=NullPool, connect_args=timeouts)
+    store: Any = equipment_of(app).store if server.address.role == "store" else None
+    if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).exists():
+        # To look at it would make it.
+        return replace(server, lacks=store.table.name) if store is not None else server
+    given = {} if store is not None else dict(app.conf.database_engine_options or {})
+    arguments = dict(given.pop("connect_args", None) or {})
+    if url.drivername in ("postgresql", "postgresql+psycopg", "postgresql+psycopg2"):
+        arguments.setdefault("connect_timeout", max(2, int(left)))
+    engine = sa.create_engine(url, poolclass=NullPool, connect_args=arguments)
     with engine.connect() as connection:
         connection.execute(sa.text("SELECT 1"))
-        store: Any = equipment_of(app).store if server.address.role == "store" else None
         if store is not None and not sa.inspect(connection).has_table(store.table.name):
             return replace(server, lacks=store.table.name)
     return server

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from celery.app.task import Task
 from celery.exceptions import QueueNotFound
+from celery.utils.objects import mro_lookup
+from kombu.common import Broadcast
 
 from .._dead_letter import dead_letter
 from .._idempotent import idempotent
-from .._plan import Plan
+from .._plan import INNER, Plan
 from .._retry import retry
 from .._waits import longest_wait
 
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskFacts", "facts_of", "seconds"]
 
+#: Celery's own ``default_retry_delay``, in seconds.
+_DEFAULT_DELAY = 180.0
+#: Behind so many attempts a wait has grown as far as it does.
+_STEADY = 100
 _QUOTED = re.compile(r"'([^']*)'")
 
 
@@ -44,6 +51,22 @@ class TaskFacts:
     def _patterns(self) -> dict[type, Any]:
         plan = getattr(self.task, "plan", None)
         return {type(pattern): pattern for pattern in plan.patterns} if isinstance(plan, Plan) else {}
+
+    @cached_property
+    def body(self) -> Any:
+        """The user's function."""
+        run = self.task.run
+        inner = getattr(run, INNER, None)
+        return inner[0] if inner is not None else run
+
+    @property
+    def is_called_otherwise(self) -> bool:
+        """Whether something of the user's stands between Celery and the function: a decorator, or a ``__call__``."""
+        return (
+            hasattr(self.body, "__wrapped__")
+            or mro_lookup(type(self.task), "__call__", stop={Task, object}, monkey_patched=[Task.__module__])
+            is not None
+        )
 
     @property
     def retry(self) -> retry | None:
@@ -102,7 +125,11 @@ class TaskFacts:
         except Exception:  # noqa: BLE001 - a router is code of the user's, which may want the arguments of a call
             return None, None
         queue = route.get("queue")
-        return (None if queue is None else str(getattr(queue, "name", queue))), None
+        if queue is None or isinstance(
+            queue, Broadcast
+        ):  # each worker has one of its own, with a name that nobody knows
+            return None, None
+        return str(getattr(queue, "name", queue)), None
 
     @property
     def queue(self) -> str | None:
@@ -140,6 +167,9 @@ class TaskFacts:
     def longest_wait(self) -> float | None:
         """The longest of its waits, in seconds; None where it has none, or nobody can know."""
         retries = self.retries
+        own = float(getattr(self.task, "default_retry_delay", None) or 0)
+        if not retries and self.retry is None and own not in (0.0, _DEFAULT_DELAY):
+            return own  # said for the body's own self.retry()
         # Waits grow: the last is the longest. Where there is no limit, that of the hundredth attempt will do.
         last = 100 if retries is None else min(retries, 1000)
         found = [wait for wait in (self.wait_behind(1), self.wait_behind(last)) if wait is not None] if last else []
@@ -153,14 +183,18 @@ class TaskFacts:
         retries = self.retries
         if retries is None or not retries:
             return None
-        span, run = 0.0, self.hard_limit or 0.0
-        within = self.retry.within if self.retry is not None else None
-        for attempt in range(1, min(retries, 1000) + 1):
+        run = self.hard_limit or 0.0
+        within = self.retry.within.total_seconds() if self.retry is not None and self.retry.within else None
+        span, before = run * retries, -1.0
+        for attempt in range(1, retries + 1):
             wait = self.wait_behind(attempt)
             if wait is None:
-                return None if within is None else within.total_seconds()
-            span += wait + run
-        return span if within is None else min(span, within.total_seconds())
+                return within
+            if wait == before or attempt > _STEADY:  # it grows no more
+                span += wait * (retries - attempt + 1)
+                break
+            span, before = span + wait, wait
+        return span if within is None else min(span, within)
 
 
 def facts_of(app: Celery) -> tuple[TaskFacts, ...]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "ask_workers"]
 
+#: The question that is none of Celery's own.
+_CLOCK = "clock"
 _VERSIONS = re.compile(r"\b(celery|kombu|billiard|py):([\w.+-]+)")
 
 
@@ -47,38 +49,51 @@ class Worker:
     ahead: float | None
 
 
-def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...]:
+def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...] | str:
     """Ask them all, six questions at once.
 
     Args:
         app: The app.
         timeout: Seconds within which they must have answered.
+
+    Returns:
+        Those that answered; or why they could not be asked.
     """
     answers: dict[str, dict[str, Any]] = {}
+    clocks: dict[str, float] = {}
+    failed: list[str] = []
 
-    def ask(question: str, **arguments: Any) -> None:
+    def ask(question: str, arguments: Mapping[str, Any]) -> None:
         # A thread that is over its time is left to itself, and with it its connection.
-        with app.connection_for_write() as connection:
-            inspect = app.control.inspect(timeout=timeout, connection=connection)
-            answers[question] = getattr(inspect, question)(**arguments) or {}
+        try:
+            with app.connection_for_write() as connection:
+                if question == _CLOCK:
+                    _ask_clocks(app, connection, timeout, clocks)
+                    return
+                inspect = app.control.inspect(timeout=timeout, connection=connection)
+                answers[question] = getattr(inspect, question)(**arguments) or {}
+        except Exception as error:  # noqa: BLE001 - whatever the broker or its driver says
+            failed.append(type(error).__name__)
 
     questions: tuple[tuple[str, dict[str, Any]], ...] = (
         *((name, {}) for name in ("stats", "registered", "active_queues", "report")),
         ("conf", {"with_defaults": True}),
+        (_CLOCK, {}),
     )
-    clocks: dict[str, float] = {}
-    threads = [threading.Thread(target=ask, args=(name,), kwargs=how, daemon=True) for name, how in questions]
-    threads.append(threading.Thread(target=_ask_clocks, args=(app, timeout, clocks), daemon=True))
+    threads = [threading.Thread(target=ask, args=one, daemon=True) for one in questions]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + timeout + 2.0
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    names = sorted({name for told in answers.values() for name in told})
-    return tuple(_worker(name, answers, clocks.get(name)) for name in names)
+    told = dict(answers)  # a thread that is late may still add to the other
+    names = sorted({name for answer in told.values() for name in answer})
+    if not names and failed:
+        return f"the workers: the question to them failed ({failed[0]})"
+    return tuple(_worker(name, told, clocks.get(name)) for name in names)
 
 
-def _ask_clocks(app: Celery, timeout: float, ahead: dict[str, float]) -> None:
+def _ask_clocks(app: Celery, connection: Any, timeout: float, ahead: dict[str, float]) -> None:
     """Let each worker send a heartbeat at once, which has the moment in it."""
     deadline = time.monotonic() + timeout
 
@@ -87,13 +102,12 @@ def _ask_clocks(app: Celery, timeout: float, ahead: dict[str, float]) -> None:
             if one.get("type") == "worker-heartbeat":
                 ahead[str(one["hostname"])] = float(one["timestamp"]) - time.time()
 
-    with app.connection_for_write() as connection:
-        queue = app.events.Receiver(connection).queue
-        with connection.Consumer(queues=[queue], callbacks=[heard], no_ack=True, accept=["json"]):
-            app.control.broadcast("heartbeat", connection=connection)
-            with suppress(TimeoutError):
-                while (left := deadline - time.monotonic()) > 0:
-                    connection.drain_events(timeout=left)
+    queue = app.events.Receiver(connection).queue
+    with connection.Consumer(queues=[queue], callbacks=[heard], no_ack=True, accept=["json"]):
+        app.control.broadcast("heartbeat", connection=connection)
+        with suppress(TimeoutError):
+            while (left := deadline - time.monotonic()) > 0:
+                connection.drain_events(timeout=left)
 
 
 def _worker(name: str, answers: Mapping[str, Mapping[str, Any]], ahead: float | None) -> Worker:

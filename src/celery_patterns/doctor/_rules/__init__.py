@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from . import connections, limits, settings, source, workers
+from . import bodies, connections, limits, sending, settings, workers
 
 __all__ = ["RULES"]
 
-RULES = (*connections.RULES, *workers.RULES, *limits.RULES, *settings.RULES, *source.RULES)
+RULES = tuple(
+    sorted(
+        (
+            *(*connections.RULES, *workers.RULES, *limits.RULES),
+            *(*settings.RULES, *bodies.RULES, *sending.RULES),
+        ),
+        key=lambda rule: rule.id,
+    )
+)

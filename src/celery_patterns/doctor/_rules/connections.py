@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .._finding import Rule, Sign, rule
 
 if TYPE_CHECKING:
+    from .._address import Kind
     from .._case import Case
-    from .._reach import Kind
     from .._servers import Server
 
 _FAILS = {
@@ -17,19 +18,30 @@ _FAILS = {
     "result backend": "A task's result is not stored, and whoever reads it waits or fails.",
     "store": "Tasks with a key are put off, and run again later, until it answers.",
 }
+_SPECIAL = " What is special in a password is written as %40 for @, %2F for /, %23 for #."
 #: Accounts that everybody knows.
 _KNOWN = {("guest", "guest"), ("admin", "admin"), ("root", "root"), ("user", "password"), ("admin", "password")}
 
 
 def _troubled(case: Case, *kinds: Kind) -> Iterator[tuple[Server, str]]:
+    """Those that cannot be used, for such a cause; of several that take over from each other, where none can."""
     for server in case.servers:
-        if server.trouble is not None and server.trouble.kind in kinds:
-            address = server.address
-            yield server, f"the {address.role} at {address.shown} cannot be used: {server.trouble.detail}"
+        if server.trouble is not None and server.trouble.kind in kinds and not _has_another(case, server):
+            yield server, _said(server)
+
+
+def _said(server: Server) -> str:
+    address = server.address
+    assert server.trouble is not None
+    return f"the {address.role} at {address.shown} cannot be used: {server.trouble.detail}"
+
+
+def _has_another(case: Case, server: Server) -> bool:
+    return any(one.trouble is None for one in case.servers if one.address.setting == server.address.setting)
 
 
 def _sign(server: Server, what: str, cure: str) -> Sign:
-    return Sign(server.address.setting, what, cure, _FAILS[server.address.role])
+    return Sign(server.address.where, what, cure, _FAILS[server.address.role])
 
 
 @rule(
@@ -100,10 +112,14 @@ def refuses_login(case: Case) -> Iterator[Sign]:
     """The account is not known, its password is another, or it may not log in from here."""
     for server, what in _troubled(case, "credentials"):
         address = server.address
-        who = f"the user {address.user!r}" if address.user else "a connection without a user"
         more = " RabbitMQ lets guest in from its own machine only." if address.user == "guest" else ""
-        special = " What is special in a password is written as %40 for @, %2F for /, %23 for #."
-        yield _sign(server, f"{what} (as {who})", f"Correct user and password in {address.setting}.{more}{special}")
+        if address.tongue == "redis" and address.user and not address.password:
+            # It is no user, but a password whose colon was forgotten: it is not shown.
+            more = " The URL has a user and no password; a password alone is written as redis://:PASSWORD@host."
+            who = "a user without a password"
+        else:
+            who = f"the user {address.user!r}" if address.user else "a connection without a user"
+        yield _sign(server, f"{what} (as {who})", f"Correct user and password in {address.setting}.{more}{_SPECIAL}")
 
 
 @rule(
@@ -118,11 +134,14 @@ def no_such_place(case: Case) -> Iterator[Sign]:
     """The virtual host or the database does not exist, or the user has no rights in it."""
     for server, what in _troubled(case, "place"):
         address = server.address
-        if address.tongue == "amqp":
+        place = shlex.quote(address.place)
+        if address.scheme == "sentinel":
+            cure = "Correct the name of the service: master_name in broker_transport_options, or the store's URL."
+        elif address.tongue == "amqp":
             cure = (
-                f"Make it with `rabbitmqctl add_vhost {address.place}` and `rabbitmqctl set_permissions -p {address.place} "
-                f"{address.user} '.*' '.*' '.*'`, or correct the part behind the last / in {address.setting}; the virtual "
-                "host / is written as //."
+                f"Make it with `rabbitmqctl add_vhost {place}` and `rabbitmqctl set_permissions -p {place} "
+                f"{shlex.quote(address.user)} '.*' '.*' '.*'`, or correct the part behind the last / in "
+                f"{address.setting}; the virtual host / is written as //."
             )
         elif address.tongue == "redis":
             cure = f"Take a database below the server's `databases`, 16 by default, in {address.setting}."
@@ -160,6 +179,9 @@ def half_tls(case: Case) -> Iterator[Sign]:
     for server, what in _troubled(case, "tls"):
         address = server.address
         plain, safe = ("amqp://", "amqps://") if address.tongue == "amqp" else ("redis://", "rediss://")
+        if address.tongue == "sql":
+            yield _sign(server, what, f"Take sslmode=prefer in {address.setting}, or switch TLS on on the server.")
+            continue
         cure = f"Write {plain} in place of {safe}" if address.tls else f"Write {safe} in place of {plain}"
         yield _sign(server, what, f"{cure} in {address.setting}, or take the server's other port.")
 
@@ -176,9 +198,14 @@ def certificate(case: Case) -> Iterator[Sign]:
     """Its authority is not known here, it names another host, it is over, or it wants one of ours."""
     for server, what in _troubled(case, "certificate"):
         address = server.address
-        setting = "broker_use_ssl" if address.role == "broker" else "redis_backend_use_ssl"
-        option = "the URL's ssl_ca_certs" if address.role == "store" else f'{setting}={{"ca_certs": "/path/to/ca.pem"}}'
-        yield _sign(server, what, f"Name the authority that signed it with {option}; do not switch the check off.")
+        before = "ssl_" if address.tongue == "redis" else ""
+        yield _sign(
+            server,
+            what,
+            f"Say {before}cert_reqs=required, name the authority that signed it with {before}ca_certs, a file that is "
+            f"there, and where the server wants a certificate of ours, too, {before}certfile and {before}keyfile: in the URL "
+            f"of {address.setting}, behind a ?, or in broker_use_ssl. Do not switch the check off.",
+        )
 
 
 @rule(
@@ -196,8 +223,7 @@ def no_driver(case: Case) -> Iterator[Sign]:
         yield _sign(
             server,
             what,
-            f"Correct the scheme {address.scheme!r} in {address.setting}, or install what it needs: "
-            f'pip install "celery[{address.scheme}]".',
+            f"Correct the scheme in {address.setting}, or install the package that brings it.",
         )
 
 
@@ -210,7 +236,9 @@ def no_driver(case: Case) -> Iterator[Sign]:
     part="servers",
 )
 def other_trouble(case: Case) -> Iterator[Sign]:
-    """For a reason that has no rule of its own."""
+    """Its URL cannot be read, or for a reason that has no rule of its own."""
+    for server, what in _troubled(case, "unreadable"):
+        yield _sign(server, what, f"Correct {server.address.setting}.{_SPECIAL}")
     for server, what in _troubled(case, "other"):
         yield _sign(server, what, f"Correct {server.address.setting}, or the server.")
 
@@ -223,20 +251,11 @@ def other_trouble(case: Case) -> Iterator[Sign]:
     upstream="BitTheByte/Monitorizer#20",
 )
 def known_account(case: Case) -> Iterator[Sign]:
-    """RabbitMQ's guest, an empty password, or one that is tried first."""
+    """RabbitMQ's guest, or another one that is tried first."""
     for address in case.addresses:
-        if address.is_local or address.tongue == "other":
-            continue
-        if address.tongue == "redis" and address.scheme != "sentinel" and not address.password:
+        if not address.is_local and (address.user, address.password) in _KNOWN:
             yield Sign(
-                address.setting,
-                f"the {address.role} at {address.shown} is a Redis without a password, and is not on this machine",
-                f"Set `requirepass` on the server, and write redis://:PASSWORD@{address.host}:{address.port} in "
-                f"{address.setting}.",
-            )
-        elif (address.user, address.password) in _KNOWN:
-            yield Sign(
-                address.setting,
+                address.where,
                 f"the {address.role} at {address.shown} is used as {address.user!r} with a password that everybody knows, "
                 "and is not on this machine",
                 f"Make an account of the app's own, and name it in {address.setting}.",
@@ -258,7 +277,7 @@ def plain_text(case: Case) -> Iterator[Sign]:
             continue
         safe = "amqps://" if address.tongue == "amqp" else "rediss://"
         yield Sign(
-            address.setting,
+            address.where,
             f"the {address.role} at {address.shown} is spoken to without TLS, and is not on this machine",
             f"Write {safe} in {address.setting}, with TLS on the server; or ignore this where the network itself is "
             "encrypted.",
@@ -273,13 +292,19 @@ def plain_text(case: Case) -> Iterator[Sign]:
     upstream="inducer/relate#1504",
 )
 def takes_code(case: Case) -> Iterator[Sign]:
-    """``accept_content`` lets pickle or yaml in."""
+    """``accept_content`` lets pickle in."""
     for name in ("accept_content", "result_accept_content"):
         takes = {str(one).lower() for one in case.conf[name] or ()}
-        bad = sorted(takes & {"pickle", "yaml", "application/x-python-serialize", "application/x-yaml"})
+        bad = takes & {"pickle", "application/x-python-serialize"}
         if bad:
-            kept = sorted(takes - set(bad)) or ["json"]
-            yield Sign(name, f"{name} takes {' and '.join(bad)}", f"Write {name} = {kept!r}.")
+            kept = sorted(takes - bad) or ["json"]
+            senders = ("task_serializer", "result_serializer")
+            own = [case.line(one, "'json'") for one in senders if case.conf[one] == "pickle"]
+            yield Sign(
+                case.spelled(name),
+                f"{name} takes {' and '.join(sorted(bad))}",
+                f"Write {', '.join([case.line(name, repr(kept)), *own])}, once all senders send JSON.",
+            )
 
 
 @rule(
@@ -295,10 +320,69 @@ def no_table(case: Case) -> Iterator[Sign]:
     for server in case.servers:
         if server.lacks:
             yield Sign(
-                server.address.setting,
+                server.address.where,
                 f"the database at {server.address.shown} has no table {server.lacks}",
                 "Make it once with `store.create_table()`, or with a migration.",
             )
+
+
+@rule(
+    "CP115",
+    "warning",
+    "A Redis without a password, over a network",
+    "Whoever reaches the port reads every task's arguments, and sends tasks of their own.",
+    upstream="BitTheByte/Monitorizer#20",
+)
+def no_password(case: Case) -> Iterator[Sign]:
+    """Neither the URL nor the settings have one, and the server is on another machine."""
+    for address in case.addresses:
+        asks = address.tongue == "redis" and address.scheme != "sentinel" and not address.is_local
+        if (
+            asks
+            and not address.password
+            and not address.user
+            and not any(word in address.url for word in _OTHER_PROOFS)
+        ):
+            yield Sign(
+                address.where,
+                f"the {address.role} at {address.shown} is used without a password, and is not on this machine",
+                f"Set `requirepass` on the server, and write {address.scheme}://:PASSWORD@{address.host} in "
+                f"{address.setting}; or ignore this where nobody else is in the network.",
+            )
+
+
+#: What a URL may say in place of a password.
+_OTHER_PROOFS = ("ssl_certfile", "credential_provider")
+
+
+@rule(
+    "CP116",
+    "warning",
+    "One of several servers cannot be used",
+    "The others are used meanwhile; when they go, too, none is left. What is sent waits for this one first.",
+    upstream="celery/celery#6348",
+    part="servers",
+)
+def one_of_several(case: Case) -> Iterator[Sign]:
+    """The setting names several, which take over from each other."""
+    for server in case.servers:
+        if server.trouble is not None and _has_another(case, server):
+            yield Sign(server.address.where, _said(server), "Mend it, or take it out of the list.")
+
+
+@rule(
+    "CP117",
+    "error",
+    "A Redis of another role",
+    "Nothing can be written there, or not as Celery does it.",
+    upstream="celery/celery#7946",
+    part="servers",
+)
+def wrong_role(case: Case) -> Iterator[Sign]:
+    """It is a replica, a Sentinel, or a part of a cluster."""
+    for server, what in _troubled(case, "role"):
+        cure = f"Name the primary in {server.address.setting}; Sentinels are named by sentinel://."
+        yield _sign(server, what, f"{cure} A cluster is no broker of Celery's.")
 
 
 RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from celery.exceptions import SoftTimeLimitExceeded
+
 from .._finding import Rule, Sign, rule
 from .._tasks import TaskFacts, seconds
 
@@ -35,7 +37,7 @@ def outruns_visibility(case: Case) -> Iterator[Sign]:
                 task.name,
                 f"it is acknowledged late and may run for {seconds(task.hard_limit)} ({task.limit_line('time_limit')}), and "
                 f"{case.visibility_line}",
-                _longer_visibility(task.hard_limit),
+                case.longer_visibility(task.hard_limit),
             )
 
 
@@ -55,7 +57,7 @@ def endless_run(case: Case) -> Iterator[Sign]:
             endless[0].name,
             f"{_many(endless)} acknowledged late and {'has' if len(endless) == 1 else 'have'} no time limit, and "
             f"{case.visibility_line}",
-            f"Set a limit below it: task_time_limit = {min(3000, max(1, int(timeout * 0.8)))}.",
+            f"Set a limit below it: {case.line('task_time_limit', str(max(1, int(timeout * 0.8))))}.",
         )
 
 
@@ -76,7 +78,7 @@ def outwaits_visibility(case: Case) -> Iterator[Sign]:
             yield Sign(
                 task.name,
                 f"its next attempt may wait for {seconds(task.longest_wait)}, and {case.visibility_line}",
-                _longer_visibility(task.longest_wait) + " Or let it wait less.",
+                case.longer_visibility(task.longest_wait) + " Or let it wait less.",
             )
 
 
@@ -114,6 +116,9 @@ def crash_loop(case: Case) -> Iterator[Sign]:
     """It goes back to its queue when its process is lost, and nobody counts how often."""
     for task in case.tasks:
         counted = getattr(getattr(task.task, "plan", None), "terms", None)
+        queue = case.queue_of(task.queue)
+        if queue is not None and "x-delivery-limit" in (queue.queue_arguments or {}):
+            continue  # RabbitMQ counts
         limited = counted is not None and counted.crash_limit is not None
         if task.returns_when_lost and not limited and not getattr(task.task, "retry_on_worker_lost", False):
             cure = (
@@ -178,7 +183,8 @@ def timeout_loop(case: Case) -> Iterator[Sign]:
         on_timeout = getattr(task.task, "acks_on_timeout", None)
         if on_timeout is None:
             on_timeout = task.task.acks_on_failure_or_timeout
-        if task.late and task.hard_limit is not None and on_timeout is False:
+        buried = task.buries is not None  # whose letter is its end, also at a limit
+        if task.late and task.hard_limit is not None and on_timeout is False and not buried:
             yield Sign(
                 task.name,
                 f"{task.limit_line('time_limit')}, acks_late=True and acks_on_failure_or_timeout=False",
@@ -215,7 +221,7 @@ def soft_after_hard(case: Case) -> Iterator[Sign]:
 def results_expire(case: Case) -> Iterator[Sign]:
     """All attempts with their waits may take longer than a result is kept."""
     keeps = _kept(case.conf.result_expires)
-    if keeps is None or not case.conf.result_backend:
+    if keeps is None or not case.keeps_results:
         return
     for task in case.tasks:
         if task.task.ignore_result or task.longest_span is None or task.longest_span < keeps:
@@ -223,7 +229,7 @@ def results_expire(case: Case) -> Iterator[Sign]:
         yield Sign(
             task.name,
             f"its attempts may take {seconds(task.longest_span)} in all, and result_expires={keeps:g}",
-            f"Set result_expires = {int(task.longest_span * 2)}, or let it be tried for a shorter time: within=….",
+            f"Set {case.line('result_expires', str(int(task.longest_span * 2)))}, or let it be tried for less: within=….",
         )
 
 
@@ -280,11 +286,14 @@ def retries_soft_limit(case: Case) -> Iterator[Sign]:
     """``autoretry_for`` names ``Exception``, which ``SoftTimeLimitExceeded`` is."""
     for task in case.tasks:
         kinds = getattr(task.task, "autoretry_for", None) or ()
-        if task.soft_limit is not None and any(kind in (Exception, BaseException) for kind in kinds):
+        spared = getattr(task.task, "dont_autoretry_for", None) or ()
+        strikes = task.soft_limit is not None and not any(issubclass(SoftTimeLimitExceeded, kind) for kind in spared)
+        if strikes and any(kind in (Exception, BaseException) for kind in kinds):
             yield Sign(
                 task.name,
                 f"autoretry_for=(Exception,) and {task.limit_line('soft_time_limit')}",
-                "Name what trying again can help, as @retry(on=(ConnectionError, TimeoutError)) does, in its place.",
+                "Name what trying again can help, as @retry(on=(ConnectionError, TimeoutError)) does, in its place; or add "
+                "dont_autoretry_for=(SoftTimeLimitExceeded,).",
             )
 
 
@@ -310,10 +319,6 @@ def _kept(expires: Any) -> float | None:
     if isinstance(expires, timedelta):
         return expires.total_seconds()
     return float(expires) if expires else None
-
-
-def _longer_visibility(span: float) -> str:
-    return f'Set broker_transport_options = {{"visibility_timeout": {int(span * 2)}}} in all processes of the app.'
 
 
 def _many(tasks: list[TaskFacts]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import types
 import typing
 from collections.abc import Iterator
 from datetime import timedelta
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 _ALIKE = 0.86
 #: What kombu's JSON refuses, and what strict JSON refuses beside it.
 _NO_JSON: tuple[type, ...] = (set, frozenset, timedelta, PurePath, complex, bytearray)
+_CONFIRMED = '{"confirm_publish": True}'
+_UNIONS = (typing.Union, types.UnionType)
+#: How the settings of Celery 3 begin.
+_OLD_PREFIXES = ("CELERY_", "CELERYD_", "CELERYBEAT_", "BROKER_")
 _NO_STRICT: tuple[type, ...] = (tuple,)
 
 
@@ -38,11 +43,13 @@ _NO_STRICT: tuple[type, ...] = (tuple,)
     part="servers",
 )
 def evicts(case: Case) -> Iterator[Sign]:
-    """``maxmemory`` is set, and its policy evicts."""
+    """``maxmemory`` is set, and its policy evicts what is there."""
     for server, facts in _redises(case):
-        if facts.maxmemory and facts.policy != "noeviction":
+        # A queue never expires, so only what takes any key takes it.
+        takes = facts.policy.startswith("allkeys") if server.address.role == "broker" else facts.policy != "noeviction"
+        if facts.maxmemory and takes:
             yield Sign(
-                server.address.setting,
+                server.address.where,
                 f"the {server.address.role} at {server.address.shown} has maxmemory={facts.maxmemory:,} bytes with "
                 f"maxmemory-policy={facts.policy}",
                 "Set `maxmemory-policy noeviction` there, or give the cache a Redis of its own.",
@@ -62,7 +69,7 @@ def forgets(case: Case) -> Iterator[Sign]:
     for server, facts in _redises(case):
         if facts.keeps is False and server.address.role != "result backend":
             yield Sign(
-                server.address.setting,
+                server.address.where,
                 f'the {server.address.role} at {server.address.shown} has appendonly=no and save=""',
                 "Set `appendonly yes` there.",
             )
@@ -80,9 +87,9 @@ def unconfirmed(case: Case) -> Iterator[Sign]:
     promised = [task for task in case.tasks if task.promises]
     if case.transport == "amqp" and promised and not case.transport_options.get("confirm_publish"):
         yield Sign(
-            "broker_transport_options",
+            case.spelled("broker_transport_options"),
             f"{promised[0].name} wears {promised[0].promises}, and confirm_publish is off",
-            'Set broker_transport_options = {"confirm_publish": True}.',
+            f"Set {case.line('broker_transport_options', _CONFIRMED)}.",
         )
 
 
@@ -105,7 +112,8 @@ def blocks_on_delay(case: Case) -> Iterator[Sign]:
             yield Sign(
                 task.name,
                 f"its queue {queue.name} is a quorum queue behind a direct exchange, and its attempts wait",
-                'Declare the queue with Exchange("tasks", type="topic"), or set task_default_exchange_type = "topic".',
+                'Declare the queue with Exchange("tasks", type="topic"), or set '
+                f"{case.line('task_default_exchange_type', repr('topic'))}.",
             )
 
 
@@ -119,7 +127,7 @@ def blocks_on_delay(case: Case) -> Iterator[Sign]:
 def never_awaited(case: Case) -> Iterator[Sign]:
     """Celery calls a task's function and does not run what it returns."""
     for task in case.tasks:
-        if inspect.iscoroutinefunction(inspect.unwrap(task.task.run)):
+        if inspect.iscoroutinefunction(task.task.run) and not task.is_called_otherwise:
             yield Sign(task.name, "it is an async def", "Make it a def, and call asyncio.run() in its body.")
 
 
@@ -134,15 +142,16 @@ def cannot_be_sent(case: Case) -> Iterator[Sign]:
     """An annotation names a type that JSON cannot carry."""
     for task in case.tasks:
         serializer = task.task.serializer
-        if serializer not in ("json", STRICT) or getattr(task.task, "pydantic", False):
+        if serializer not in ("json", STRICT) or getattr(task.task, "pydantic", False) or task.is_called_otherwise:
             continue
         for name, kind in _annotations(task):
             if _is_unsafe(kind, strict=serializer == STRICT):
-                said = getattr(kind, "__name__", str(kind))
+                said = kind.__name__ if type(kind) is type else str(kind).replace("typing.", "")
+                which = "strict JSON" if serializer == STRICT else "JSON"
                 yield Sign(
                     task.name,
-                    f"its argument {name} is a {said}, which {'strict ' if serializer == STRICT else ''}JSON cannot carry",
-                    f"Take a list, a dict or a str, and make the {said} of it in the body.",
+                    f"its argument {name} is annotated as {said}, which {which} cannot carry",
+                    "Take a list, a dict or a str, and make what you need of it in the body.",
                 )
 
 
@@ -157,7 +166,8 @@ def cannot_be_sent(case: Case) -> Iterator[Sign]:
 def eager(case: Case) -> Iterator[Sign]:
     """A setting that is for tests was left on."""
     if case.conf.task_always_eager:
-        yield Sign("task_always_eager", "task_always_eager=True", "Take it away; set it in the tests' settings only.")
+        where = case.spelled("task_always_eager")
+        yield Sign(where, "task_always_eager=True", "Take it away; set it in the tests' settings only.")
 
 
 @rule(
@@ -169,13 +179,15 @@ def eager(case: Case) -> Iterator[Sign]:
 )
 def misspelt(case: Case) -> Iterator[Sign]:
     """A name that is almost one of Celery's."""
-    known = sorted({*SETTING_KEYS, *(key.lower() for key in _OLD_SETTING_KEYS)})
+    new, old = sorted(SETTING_KEYS), sorted(_OLD_SETTING_KEYS)
     for shown, name in _own_settings(case):
-        if name in SETTING_KEYS or name.upper() in _OLD_SETTING_KEYS:
+        if name in SETTING_KEYS or shown in _OLD_SETTING_KEYS or name.upper() in _OLD_SETTING_KEYS:
             continue
-        meant = difflib.get_close_matches(name, known, 1, _ALIKE)
+        is_old = shown.isupper() and name == shown
+        meant = difflib.get_close_matches(name, old if is_old else new, 1, _ALIKE)
         if meant:
-            yield Sign(shown, f"{shown} is no setting of Celery's", f"Write {meant[0]}, if that was meant.")
+            right = meant[0] if is_old else case.spelled(meant[0])
+            yield Sign(shown, f"{shown} is no setting of Celery's", f"Write {right}, if that was meant.")
     options = _transport_options(case)
     for name in case.transport_options if options else ():
         meant = difflib.get_close_matches(name, options, 1, _ALIKE)
@@ -189,18 +201,19 @@ def misspelt(case: Case) -> Iterator[Sign]:
 
 @rule(
     "CP409",
-    "error",
+    "warning",
     "A schedule that names no task",
     "Beat sends it on time, each time, and the worker throws it away.",
     upstream="celery/celery#3446",
 )
 def scheduled_unknown(case: Case) -> Iterator[Sign]:
     """An entry of ``beat_schedule`` has the name of a task that the app does not have."""
-    for entry, task, _, _ in _schedule(case):
-        if task not in case.app.tasks:
-            meant = difflib.get_close_matches(str(task), list(case.app.tasks), 1)
+    for entry in case.schedule:
+        if entry.task not in case.app.tasks:
+            meant = difflib.get_close_matches(entry.task, list(case.app.tasks), 1)
             cure = f"Write {meant[0]!r}, if that was meant." if meant else "Import the module of the task in `include`."
-            yield Sign(f'beat_schedule["{entry}"]', f"there is no task {task!r}", cure)
+            more = " Ignore this where it is another service's task."
+            yield Sign(f'beat_schedule["{entry.name}"]', f"the app has no task {entry.task!r}", cure + more)
 
 
 @rule(
@@ -212,15 +225,15 @@ def scheduled_unknown(case: Case) -> Iterator[Sign]:
 )
 def scheduled_misfit(case: Case) -> Iterator[Sign]:
     """An entry of ``beat_schedule`` has arguments that its task does not take."""
-    for entry, name, args, kwargs in _schedule(case):
-        task = case.app.tasks.get(name)
+    for entry in case.schedule:
+        task = case.app.tasks.get(entry.task)
         if task is None or not getattr(task, "typing", False) or not hasattr(task, "__header__"):
             continue
         try:
-            task.__header__(*args, **kwargs)
+            task.__header__(*entry.args, **entry.kwargs)
         except TypeError as error:
             said = str(error).partition("()")[2].strip() or str(error)
-            yield Sign(f'beat_schedule["{entry}"]', f"{name}() {said}", "Correct its args or kwargs.")
+            yield Sign(f'beat_schedule["{entry.name}"]', f"{entry.task}() {said}", "Correct its args or kwargs.")
 
 
 @rule(
@@ -255,11 +268,11 @@ def no_such_queue(case: Case) -> Iterator[Sign]:
 def kept_for_ever(case: Case) -> Iterator[Sign]:
     """``result_expires`` is switched off."""
     storing = [task for task in case.tasks if not task.task.ignore_result]
-    if case.conf.result_backend and storing and not case.conf.result_expires:
+    if case.keeps_results and storing and not case.conf.result_expires:
         yield Sign(
-            "result_expires",
+            case.spelled("result_expires"),
             f"result_expires={case.conf.result_expires!r}, and {storing[0].name} stores its results",
-            "Set result_expires = 86400, or ignore_result=True where nobody reads them.",
+            f"Set {case.line('result_expires', '86400')}, or ignore_result=True where nobody reads them.",
         )
 
 
@@ -276,9 +289,9 @@ def unlimited_eta(case: Case) -> Iterator[Sign]:
     waiting = [task for task in case.tasks if task.longest_wait]
     if waiting and not case.delays_natively and not case.conf.get("worker_eta_task_limit"):
         yield Sign(
-            "worker_eta_task_limit",
+            case.spelled("worker_eta_task_limit"),
             f"{waiting[0].name} waits up to {waiting[0].longest_wait:g} s between attempts, and nothing limits how many do",
-            "Set worker_eta_task_limit = 10000 (Celery 5.6 or later).",
+            f"Set {case.line('worker_eta_task_limit', '10000')} (Celery 5.6 or later).",
         )
 
 
@@ -295,9 +308,9 @@ def late_sweep(case: Case) -> Iterator[Sign]:
     late = [task for task in case.tasks if task.late]
     if case.transport == "redis" and late and "unacked_restore_interval" not in case.transport_options:
         yield Sign(
-            "broker_transport_options",
+            case.spelled("broker_transport_options"),
             f"{late[0].name} is acknowledged late, {case.visibility_line}, and unacked_restore_interval is not set",
-            'Set broker_transport_options = {"unacked_restore_interval": 2} beside the visibility timeout (kombu 5.6).',
+            'Add "unacked_restore_interval": 2 to it (kombu 5.6).',
         )
 
 
@@ -315,7 +328,7 @@ def forgets_at_failover(case: Case) -> Iterator[Sign]:
     for server, facts in _redises(case):
         if server.address.role == "store" and facts.replicas and not getattr(case.store, "replicas", 0):
             yield Sign(
-                server.address.setting,
+                server.address.where,
                 f"the store at {server.address.shown} has {facts.replicas} "
                 f"{'replica' if facts.replicas == 1 else 'replicas'}, and replicas=0",
                 f'Write use_store(app, RedisStore("{server.address.scheme}://…", replicas=1)), or keep the keys in SQL.',
@@ -329,7 +342,7 @@ def _redises(case: Case) -> Iterator[tuple[Server, RedisFacts]]:
 
 
 def _annotations(task: TaskFacts) -> Iterator[tuple[str, Any]]:
-    function = inspect.unwrap(task.task.run)
+    function = task.body
     if not getattr(function, "__annotations__", None):
         return
     try:
@@ -341,18 +354,21 @@ def _annotations(task: TaskFacts) -> Iterator[tuple[str, Any]]:
 
 def _is_unsafe(kind: Any, *, strict: bool) -> bool:
     """Whether no value of this type can be sent; of several types in a union, each."""
-    origin = typing.get_origin(kind)
-    if origin is not None and not isinstance(origin, type):  # a union, or Annotated and its like
-        parts = [part for part in typing.get_args(kind) if part is not type(None)]
-        return origin is typing.Union and bool(parts) and all(_is_unsafe(part, strict=strict) for part in parts)
+    origin, parts = typing.get_origin(kind), [part for part in typing.get_args(kind) if part is not type(None)]
+    if origin is typing.Annotated:
+        return _is_unsafe(parts[0], strict=strict)
+    if origin in _UNIONS:
+        return bool(parts) and all(_is_unsafe(part, strict=strict) for part in parts)
     plain = origin or kind
     if not isinstance(plain, type):
         return False
-    if dataclasses.is_dataclass(plain):
+    if dataclasses.is_dataclass(plain) or hasattr(plain, "model_dump"):
         return not hasattr(plain, "__json__")
     if issubclass(plain, Enum):
         return strict or not issubclass(plain, str | int)
-    return issubclass(plain, (*_NO_JSON, *(_NO_STRICT if strict else ())))
+    if issubclass(plain, (*_NO_JSON, *(_NO_STRICT if strict else ()))):
+        return True
+    return issubclass(plain, list | dict) and any(_is_unsafe(part, strict=strict) for part in parts)
 
 
 def _own_settings(case: Case) -> Iterator[tuple[str, str]]:
@@ -361,8 +377,10 @@ def _own_settings(case: Case) -> Iterator[tuple[str, str]]:
     for layer in case.conf.maps[:-1]:
         for key in list(layer):
             name = str(key)
-            if name.startswith(prefix) and (prefix or name.islower()):
+            if prefix and name.startswith(prefix):
                 yield name, name.removeprefix(prefix).lower()
+            elif not prefix and (name.islower() or name.startswith(_OLD_PREFIXES)):
+                yield name, name
 
 
 def _transport_options(case: Case) -> list[str]:
@@ -371,16 +389,6 @@ def _transport_options(case: Case) -> list[str]:
     from kombu.transport.redis import Channel  # noqa: PLC0415 - of the broker that is used
 
     return sorted(Channel.from_transport_options)
-
-
-def _schedule(case: Case) -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
-    for name, entry in sorted((case.conf.beat_schedule or {}).items()):
-        if isinstance(entry, dict):
-            args, kwargs, task = entry.get("args") or (), entry.get("kwargs") or {}, entry.get("task")
-        else:
-            args, kwargs, task = entry.args or (), entry.kwargs or {}, entry.task
-        if isinstance(task, str):
-            yield str(name), task, tuple(args), dict(kwargs)
 
 
 RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

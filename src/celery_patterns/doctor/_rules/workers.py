@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .._finding import Rule, Sign, rule
+from .._finding import Rule, Sign, UnknownError, rule
 from .._tasks import TaskFacts, seconds
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ _SHARED = (
     "task_serializer",
     "timezone",
 )
+#: What may hold a password.
+_SECRET = ("result_backend", "broker_transport_options")
 #: Pools that cannot stop what they run.
 _WITHOUT_HARD = {"thread", "solo"}
 _WITHOUT_SOFT = {"thread", "solo", "gevent", "eventlet"}
@@ -46,13 +48,19 @@ _SKEW = 5.0
 )
 def nobody(case: Case) -> Iterator[Sign]:
     """None runs, or none is connected to this broker."""
-    if not case.workers:
-        yield Sign(
-            "workers",
-            "the broker answers, and no worker does",
-            "Start one, with the same -A: celery -A … worker -l INFO. If one runs, compare its broker with this app's: its "
-            "first lines show it as `transport`.",
+    if case.workers:
+        return
+    listening = [name for name, queue in case.queues_there.items() if queue.consumers]
+    if listening:
+        raise UnknownError(
+            f"the workers: somebody listens to {_some(listening)} and does not answer; a solo pool that runs a task cannot"
         )
+    yield Sign(
+        "workers",
+        "the broker answers, and no worker of this app does",
+        "Start one, with the same -A: celery -A … worker -l INFO. If one runs, compare its broker with this app's, which "
+        "its first lines show as `transport`; one with a solo pool does not answer while it runs a task.",
+    )
 
 
 @rule(
@@ -66,8 +74,9 @@ def nobody(case: Case) -> Iterator[Sign]:
 def unheard(case: Case) -> Iterator[Sign]:
     """Tasks are routed to a queue that no worker listens to."""
     heard = _heard(case)
-    for queue, tasks in sorted(_queues(case).items()):
-        if heard and queue not in heard:
+    for queue, tasks in sorted(case.queues.items()):
+        there = case.queues_there.get(queue)
+        if heard and queue not in heard and not (there and there.consumers):
             yield Sign(
                 f"queue {queue}",
                 f"{_some(tasks)} {_goes(tasks)} to the queue {queue}, and the workers listen to {_some(sorted(heard))} only",
@@ -85,9 +94,9 @@ def unheard(case: Case) -> Iterator[Sign]:
 )
 def idle(case: Case) -> Iterator[Sign]:
     """A worker's queue is none of those that the app's tasks, its settings and its schedule name."""
-    if not case.tasks or any(queue not in _heard(case) for queue in _queues(case)):
+    if not case.tasks or any(queue not in _heard(case) for queue in case.queues):
         return  # where a queue has no consumer, this is the other side of the same mistake
-    known = {*_queues(case), *map(str, case.app.amqp.queues), str(case.conf.task_default_queue)}
+    known = {*case.queues, *map(str, case.app.amqp.queues), str(case.conf.task_default_queue)}
     for worker in case.workers:
         for queue in sorted((worker.queues or frozenset()) - known):
             yield Sign(
@@ -158,7 +167,8 @@ def settings(case: Case) -> Iterator[Sign]:
             found: dict[str, list[str]] = defaultdict(list)
             for value, worker in told:
                 found[value].append(worker)
-            said = "; ".join(f"{_shown(name, value)}: {_some(names)}" for value, names in sorted(found.items()))
+            shown = name not in _SECRET
+            said = "; ".join(f"{f'{value}: ' if shown else ''}{_some(names)}" for value, names in sorted(found.items()))
             yield Sign("workers", f"they differ in {name} ({said})", f"Deploy one value of {name} to all.")
         elif values and name in _TOLD and _plain(case.conf[name]) not in values:
             yield Sign(
@@ -242,8 +252,8 @@ def prefetch(case: Case) -> Iterator[Sign]:
             _some(workers),
             f"takes {messages} messages for {slots} {'slot' if slots == 1 else 'slots'}, and {name} may run for "
             f"{seconds(_limit_of(case.by_name[name]))}",
-            "Set worker_prefetch_multiplier = 1, with task_acks_late = True, or give long tasks a queue and a worker of "
-            "their own.",
+            f"Set {case.line('worker_prefetch_multiplier', '1')} and {case.line('task_acks_late', 'True')}, or give long "
+            "tasks a queue and a worker of their own.",
         )
 
 
@@ -275,15 +285,10 @@ def _taken_by(worker: Worker, case: Case) -> list[TaskFacts]:
     return [task for task in case.tasks if worker.queues is None or task.queue in worker.queues]
 
 
-def _queues(case: Case) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
-    for task in case.tasks:
-        if task.queue is not None:
-            found[task.queue].append(task.name)
-    return found
-
-
 def _heard(case: Case) -> set[str]:
+    """The queues that workers listen to; none where one did not say."""
+    if any(worker.queues is None for worker in case.workers):
+        return set()
     return {queue for worker in case.workers for queue in worker.queues or ()}
 
 
@@ -311,10 +316,6 @@ def _has(tasks: list[TaskFacts]) -> str:
 
 def _plain(value: Any) -> str:
     return repr(list(value) if isinstance(value, tuple | set | frozenset) else value)
-
-
-def _shown(name: str, value: str) -> str:
-    return "another one" if name in ("result_backend", "broker_transport_options") else value
 
 
 RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

@@ -1,0 +1,239 @@
+"""CP50: what the bodies of tasks do, as it is written. The source is parsed, and never imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .._finding import Rule, Sign, rule
+from .._module import Function, Module, TaskSource, called
+from .._values import is_result, nodes_of
+
+if TYPE_CHECKING:
+    from .._case import Case
+    from .._tasks import TaskFacts
+
+_WAITS = frozenset({"get", "wait", "join", "join_native", "get_leaf", "collect"})
+_METHODS = frozenset({"post", "put", "patch", "delete"})
+_CLIENTS = frozenset({"requests", "httpx"})
+_SESSIONS = frozenset({"session", "client"})
+_EFFECTS = frozenset({"send_mail", "send_mass_mail", "sendmail", "EmailMessage"})
+#: What leaves a handler, and the body.
+_LEAVES = frozenset({"retry", "exit", "_exit", "abort"})
+
+
+@rule(
+    "CP501",
+    "error",
+    "A task waits for another task's result",
+    "Celery raises RuntimeError; where that check is off, all slots come to wait for tasks that no slot is left for.",
+    upstream="dagster-io/dagster#29660",
+    part="source",
+)
+def waits_inside(case: Case) -> Iterator[Sign]:
+    """``.get()`` of a result in a task's body."""
+    for module, task, call in _calls_in_tasks(case):
+        waits = isinstance(call.func, ast.Attribute) and call.func.attr in _WAITS
+        if waits and is_result(module, call.func.value, call) and not module.is_excused(call, "CP501"):  # type: ignore[attr-defined]
+            yield Sign(
+                module.place(call),
+                f"{task.name} waits for a result with .{called(call)}()",
+                "Let the second task be called when the first is done: chain(first.s(…), second.s()), or a chord for many.",
+            )
+
+
+@rule(
+    "CP504",
+    "warning",
+    "An effect that each attempt repeats",
+    "An attempt that fails behind it, or whose worker is killed, does it again: two charges, two mails.",
+    upstream="getsentry/sentry#72516",
+    part="source",
+)
+def repeats_effect(case: Case) -> Iterator[Sign]:
+    """A task is retried, wears no key, and posts something or sends a mail."""
+    for module, task, call in _calls_in_tasks(case):
+        facts = case.by_name.get(task.name)
+        if "idempotent" in task.wears or (facts is not None and facts.keyed is not None):
+            continue
+        if _is_effect(call) and _is_retried(task, facts) and not module.is_excused(call, "CP504"):
+            yield Sign(
+                module.place(call),
+                f"{task.name} is retried and calls {ast.unparse(call.func)}(), and has no key",
+                "Let it wear idempotent(key=…, ttl=…), and hand current_claim().key on as the other side's Idempotency-Key.",
+            )
+
+
+@rule(
+    "CP505",
+    "warning",
+    "A soft limit that the body swallows",
+    "SoftTimeLimitExceeded is an Exception: where it strikes there, it is caught as any other, and the body goes on until "
+    "the hard limit kills it.",
+    upstream="celery/billiard#240",
+    part="source",
+)
+def swallows_limit(case: Case) -> Iterator[Sign]:
+    """``except Exception`` that goes on, in a task with a soft time limit."""
+    for module in case.source:
+        for task in module.tasks:
+            facts = case.by_name.get(task.name)
+            if facts is None or facts.soft_limit is None:
+                continue
+            for node in nodes_of(task.function):
+                found = _swallower(module, node)
+                if found is not None and _goes_on(module, node) and not module.is_excused(found, "CP505"):
+                    yield Sign(
+                        module.place(found),
+                        f"{task.name} has {facts.limit_line('soft_time_limit')}, and catches Exception and goes on",
+                        "Put `except SoftTimeLimitExceeded: raise` before it, or name the exceptions that you mean.",
+                    )
+
+
+@rule(
+    "CP506",
+    "error",
+    "State that is kept on the task",
+    "There is one task object for all runs of a process: the next run finds what this one left, and threads mix theirs.",
+    upstream="celery/celery#8972",
+    part="source",
+)
+def keeps_state(case: Case) -> Iterator[Sign]:
+    """An attribute of the task is set in its body; one that is made once, where it is not there yet, is left alone."""
+    for module in case.source:
+        for task in module.tasks:
+            for place, said in _set_on(module, task):
+                if not module.is_excused(place, "CP506"):
+                    yield Sign(
+                        module.place(place),
+                        f"{task.name} sets {said}",
+                        "Keep it in a variable; what is made once for each process goes into a module.",
+                    )
+
+
+@rule(
+    "CP508",
+    "error",
+    "A task that the app does not know",
+    "Its module was never imported: a worker throws such a task away, and its result never comes.",
+    upstream="celery/celery#4289",
+    part="source",
+)
+def never_imported(case: Case) -> Iterator[Sign]:
+    """It is written in a file that was not imported, and is not among the app's tasks."""
+    for module in case.source:
+        for task in module.tasks:
+            nested = any(isinstance(one, Function | ast.ClassDef) for one in module.around(task.function))
+            if module.is_loaded or nested or task.name in case.app.tasks or module.is_excused(task.function, "CP508"):
+                continue
+            yield Sign(
+                module.place(task.function),
+                f"the task {task.name} is written here, and the app has no task of that name",
+                f'Add the module: Celery(…, include=["{module.name}"]), or app.autodiscover_tasks().',
+            )
+
+
+def _calls_in_tasks(case: Case) -> Iterator[tuple[Module, TaskSource, ast.Call]]:
+    for module in case.source:
+        for task in module.tasks:
+            for node in ast.walk(task.function):
+                if isinstance(node, ast.Call) and node not in task.function.decorator_list:
+                    yield module, task, node
+
+
+def _is_effect(call: ast.Call) -> bool:
+    if called(call) in _EFFECTS:
+        return True
+    owner = called(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+    if called(call) not in _METHODS:
+        return False
+    # A session may be a database's, whose delete() is no request.
+    to_a_path = bool(call.args) and isinstance(call.args[0], ast.Constant | ast.JoinedStr)
+    return owner in _CLIENTS or (owner in _SESSIONS and to_a_path)
+
+
+def _is_retried(task: TaskSource, facts: TaskFacts | None) -> bool:
+    if "retry" in task.wears or "autoretry_for" in task.options or (facts is not None and facts.retries != 0):
+        return True
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == "retry" and called(node.value) == task.task_is
+        for node in ast.walk(task.function)
+    )
+
+
+def _swallower(module: Module, node: ast.AST) -> ast.AST | None:
+    """What catches everything and goes on, where nothing before it lets the limit through."""
+    if isinstance(node, ast.With | ast.AsyncWith):
+        broad = (one for one in node.items if called(one.context_expr) == "suppress")
+        kinds = [kind for one in broad if isinstance(one.context_expr, ast.Call) for kind in one.context_expr.args]
+        return node if any(called(kind) in ("Exception", "BaseException") for kind in kinds) else None
+    if not isinstance(node, ast.Try) or all(isinstance(one, ast.Import | ast.ImportFrom) for one in node.body):
+        return None
+    for handler in node.handlers:
+        names = [module.whole_name(one).rpartition(".")[2] for one in _kinds(handler)]
+        if "SoftTimeLimitExceeded" in names:
+            return None
+        if handler.type is None or "Exception" in names or "BaseException" in names:
+            return None if any(_leaves(one) for part in handler.body for one in (part, *nodes_of(part))) else handler
+    return None
+
+
+def _leaves(node: ast.AST) -> bool:
+    return isinstance(node, ast.Raise | ast.Return) or (isinstance(node, ast.Call) and called(node) in _LEAVES)
+
+
+def _goes_on(module: Module, node: ast.AST) -> bool:
+    """Whether the body does something behind it: another turn of a loop, or what stands below."""
+    for around in module.around(node):
+        if isinstance(around, ast.For | ast.AsyncFor | ast.While):
+            return True
+        for block in (getattr(around, part, None) for part in ("body", "orelse", "finalbody")):
+            if isinstance(block, list) and node in block and block[-1] is not node:
+                return True
+        if isinstance(around, Function):
+            return False
+        node = around
+    return False
+
+
+def _kinds(handler: ast.ExceptHandler) -> list[ast.expr]:
+    if isinstance(handler.type, ast.Tuple):
+        return handler.type.elts
+    return [] if handler.type is None else [handler.type]
+
+
+def _set_on(module: Module, task: TaskSource) -> Iterator[tuple[ast.AST, str]]:
+    if task.task_is is None:
+        return
+    for node in nodes_of(task.function):
+        if isinstance(node, ast.Assign):
+            targets: list[ast.expr] = node.targets
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+            targets = [node.target]
+        elif (
+            isinstance(node, ast.Call)
+            and called(node) == "setattr"
+            and node.args
+            and called(node.args[0]) == task.task_is
+        ):
+            yield node, f"an attribute of {task.task_is}"
+            continue
+        else:
+            continue
+        for target in targets:
+            for one in target.elts if isinstance(target, ast.Tuple | ast.List) else [target]:
+                of_task = (
+                    isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and one.value.id == task.task_is
+                )
+                if of_task and not _is_made_once(module, one):
+                    yield one, ast.unparse(one)
+
+
+def _is_made_once(module: Module, target: ast.expr) -> bool:
+    """``if self.client is None: self.client = …``."""
+    said = ast.unparse(target)
+    return any(isinstance(one, ast.If) and said in ast.unparse(one.test) for one in module.around(target))
+
+
+RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

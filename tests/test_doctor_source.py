@@ -1,0 +1,229 @@
+"""What the doctor makes of source: ways to write a mistake that it must know, and right code that looks like one."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celery_patterns.doctor import examine
+
+from .projects import Project
+
+HEAD = """\
+import contextlib
+import functools
+import sys
+
+from celery import Celery, chain, group, shared_task
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import SoftTimeLimitExceeded as Limit
+
+app = Celery("$name", broker="redis://127.0.0.1:6379/0", backend="redis://127.0.0.1:6379/0", set_as_current=False)
+"""
+
+#: Each is found once, by this rule.
+MISTAKES = {
+    "a result in the same line": (
+        "CP501",
+        "@app.task\ndef a():\n    return b.delay().get()\n\n\n@app.task\ndef b(): ...",
+    ),
+    "a result in a variable": ("CP501", "@app.task\ndef a():\n    r = a.delay()\n    return r.get(timeout=1)"),
+    "a result of a group": ("CP501", "@app.task\ndef a():\n    return group(a.s() for _ in range(2))().join()"),
+    "a result of a canvas": ("CP501", "@app.task\ndef a():\n    return (a.s() | a.s())().get()"),
+    "results in a loop": (
+        "CP501",
+        "@app.task\ndef a():\n    rs = [a.delay() for _ in range(2)]\n    for i, r in enumerate(rs):\n        r.get()",
+    ),
+    "results of two variables": ("CP501", "@app.task\ndef a():\n    x, y = a.delay(), a.delay()\n    y.get()"),
+    "a result by its id": ("CP501", "@app.task\ndef a(i):\n    return app.AsyncResult(i).get()"),
+    "a result that := names": ("CP501", "@app.task\ndef a():\n    if (q := a.delay()):\n        q.get()"),
+    "a result in a class": (
+        "CP501",
+        "class A(app.Task):\n    name = 'a'\n\n    def run(self):\n        return b.delay().get()\n\n\n@app.task\ndef b(): ...",
+    ),
+    "sent in a decorated view": (
+        "CP502",
+        "@app.task\ndef a(): ...\n\n\n@transaction.atomic\ndef view():\n    a.delay()",
+    ),
+    "sent in a method": (
+        "CP502",
+        "@app.task\ndef a(): ...\n\n\n@method_decorator(transaction.atomic)\ndef view():\n    a.delay()",
+    ),
+    "a canvas in a transaction": (
+        "CP502",
+        "@app.task\ndef a(): ...\n\n\ndef view():\n    with transaction.atomic():\n        group(a.s())()",
+    ),
+    "sent in a session": (
+        "CP502",
+        "@app.task\ndef a(): ...\n\n\ndef view():\n    with Session.begin() as session:\n        a.apply_async()",
+    ),
+    "swallowed in a loop": (
+        "CP505",
+        "@app.task(soft_time_limit=1)\ndef a():\n    for _ in range(9):\n        try:\n            work()\n        except Exception:\n            continue",
+    ),
+    "swallowed by a with": (
+        "CP505",
+        "@app.task(soft_time_limit=1)\ndef a():\n    with contextlib.suppress(Exception):\n        work()\n    more()",
+    ),
+    "swallowed by all": (
+        "CP505",
+        "@app.task(soft_time_limit=1)\ndef a():\n    try:\n        work()\n    except:\n        pass\n    more()",
+    ),
+    "two attributes at once": ("CP506", "@app.task(bind=True)\ndef a(self):\n    self.x, y = 1, 2"),
+    "an annotated attribute": ("CP506", "@app.task(bind=True)\ndef a(self):\n    self.x: int = 1"),
+    "an attribute by setattr": ("CP506", "@app.task(bind=True)\ndef a(self):\n    setattr(self, 'x', 1)"),
+    "an attribute in a class": (
+        "CP506",
+        "class A(app.Task):\n    name = 'a'\n\n    def run(self):\n        self.x = 1",
+    ),
+    "a row by keyword": (
+        "CP507",
+        "@app.task\ndef a(u): ...\n\n\ndef view():\n    user = User.objects.get(pk=1)\n    a.apply_async(kwargs={'u': user})",
+    ),
+    "rows in a loop": (
+        "CP507",
+        "@app.task\ndef a(u): ...\n\n\ndef view():\n    for u in User.objects.all():\n        a.delay(u)",
+    ),
+    "the request's user": ("CP507", "@app.task\ndef a(u): ...\n\n\ndef view(request):\n    a.delay(request.user)"),
+    "a row of a session": (
+        "CP507",
+        "@app.task\ndef a(u): ...\n\n\ndef view():\n    a.delay(session.query(User).first())",
+    ),
+    "a set in a dict": ("CP509", "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.delay({'ids': {1, 2}})"),
+    "a set in args": ("CP509", "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.apply_async(args=[{1, 2}])"),
+    "a day's countdown": (
+        "CP512",
+        "@app.task\ndef a(): ...\n\n\ndef view():\n    a.apply_async(countdown=24 * 60 * 60)",
+    ),
+    "a retry in two hours": ("CP512", "@app.task(bind=True)\ndef a(self):\n    raise self.retry(countdown=7200)"),
+}
+#: In none of them anything is found.
+RIGHT = {
+    "another value of the same name": (
+        "@app.task\ndef a(flag):\n    if flag:\n        r = a.delay(1)\n        return r.id\n    r = {'k': 1}\n    return r.get('k')"
+    ),
+    "an argument of the same name": "result = None\n\n\n@app.task\ndef a(result):\n    return result.get('k')",
+    "a dict": "@app.task\ndef a():\n    d = dict()\n    return d.get('k')",
+    "sent behind the transaction": (
+        "@app.task\ndef a(): ...\n\n\ndef view():\n    with transaction.atomic():\n        save()\n    a.delay()"
+    ),
+    "sent on commit": (
+        "@app.task\ndef a(): ...\n\n\ndef view():\n    with transaction.atomic():\n        transaction.on_commit(lambda: a.delay())"
+    ),
+    "a span": "@app.task\ndef a(): ...\n\n\ndef view():\n    with tracer.begin('span'):\n        a.delay()",
+    "an end in the handler": (
+        "@app.task(soft_time_limit=1)\ndef a():\n    try:\n        work()\n    except Exception:\n        return None\n    more()"
+    ),
+    "a handler at the end": (
+        "@app.task(soft_time_limit=1)\ndef a():\n    try:\n        work()\n    except Exception:\n        log()"
+    ),
+    "a retry in the handler": (
+        "@app.task(bind=True, soft_time_limit=1)\ndef a(self):\n    try:\n        work()\n    except Exception as error:\n        self.retry(exc=error)\n    more()"
+    ),
+    "the limit by another name": (
+        "@app.task(soft_time_limit=1)\ndef a():\n    try:\n        work()\n    except Limit:\n        stop()\n    except Exception:\n        log()\n    more()"
+    ),
+    "an import that may fail": (
+        "@app.task(soft_time_limit=1)\ndef a():\n    try:\n        import orjson\n    except Exception:\n        orjson = None\n    more()"
+    ),
+    "a class in the body": (
+        "@app.task(bind=True)\ndef a(self):\n    class H:\n        def __init__(self):\n            self.x = 1\n    return H().x"
+    ),
+    "made once": "@app.task(bind=True)\ndef a(self):\n    if self.model is None:\n        self.model = load()\n    return 1",
+    "a value of a row": (
+        "@app.task\ndef a(u): ...\n\n\ndef view():\n    a.delay(User.objects.values_list('id', flat=True).first())"
+    ),
+    "the request's query": "@app.task\ndef a(p): ...\n\n\ndef view(request):\n    a.delay(request.query.get('page'))",
+    "a row's key": (
+        "@app.task\ndef a(u): ...\n\n\ndef view():\n    user = User.objects.get(pk=1)\n    user = str(user.pk)\n    a.delay(user)"
+    ),
+    "a set by pickle": "@app.task(serializer='pickle')\ndef a(x): ...\n\n\ndef view():\n    a.delay({1, 2})",
+    "another delay": "@app.task\ndef a(): ...\n\n\ndef view():\n    scheduler.delay(lambda: 1)",
+    "stored for this call": (
+        "@app.task(ignore_result=True)\ndef a(): ...\n\n\ndef view():\n    return a.apply_async(ignore_result=False).get()"
+    ),
+    "a session's row": ("@app.task(autoretry_for=(OSError,))\ndef a():\n    session.delete(row)\n    client.get('/x')"),
+    "a task of a class": "class A(app.Task):\n    name = 'a'\n\n    def run(self):\n        return 1\n\n\napp.register_task(A())",
+    "awaited by a decorator": (
+        "def awaited(f):\n    @functools.wraps(f)\n    def inner(*a, **k):\n        return 1\n    return inner\n\n\n@app.task\n@awaited\nasync def a(url): ..."
+    ),
+    "rebuilt by a decorator": (
+        "def rebuilt(f):\n    @functools.wraps(f)\n    def inner(x):\n        return f(set(x))\n    return inner\n\n\n@app.task\n@rebuilt\ndef a(x: set): ..."
+    ),
+    "spared by autoretry": (
+        "@app.task(autoretry_for=(Exception,), dont_autoretry_for=(SoftTimeLimitExceeded,), soft_time_limit=1, max_retries=2)\ndef a(): ..."
+    ),
+}
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Iterator[Callable[[str], list[tuple[str, str]]]]:
+    """What is found in a module; nobody connects to its servers."""
+    projects: list[Project] = []
+
+    def examined(source: str) -> list[tuple[str, str]]:
+        project = Project(tmp_path, f"{HEAD}\n\n{source}\n", {"queue": "q"})
+        projects.append(project)
+        result = examine(project.app, offline=True, source=[tmp_path / f"{project.name}.py"])
+        assert not [what for what in result.unchecked if what.startswith("CP")]
+        return [(one.id, one.what) for one in result.findings]
+
+    yield examined
+    for project in projects:
+        project.close()
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_found_however_it_is_written(name: str, found: Any) -> None:
+    """Once, by the rule that is for it."""
+    id_, source = MISTAKES[name]
+    assert [one for one, _ in found(source)] == [id_]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_code_that_looks_like_a_mistake(name: str, found: Any) -> None:
+    """The doctor is silent."""
+    assert found(RIGHT[name]) == []
+
+
+def test_tasks_of_other_libraries_are_none_of_celerys(tmp_path: Path, found: Any) -> None:
+    """Others have a decorator of this name, too; and what is in tests is no task of the app's."""
+    assert found("@app.task\ndef a(): ...") == []
+    (tmp_path / "flows.py").write_text("from prefect import task\n\n\n@task\ndef load(): ...\n")
+    (tmp_path / "tests.py").write_text("from celery import shared_task\n\n\n@shared_task\ndef load(): ...\n")
+    app = _app_of(tmp_path)
+    assert [one.id for one in examine(app, offline=True, source=[tmp_path]).findings] == []
+    (tmp_path / "more.py").write_text("from celery import shared_task\n\n\n@shared_task\ndef load(): ...\n")
+    assert [one.id for one in examine(app, offline=True, source=[tmp_path]).findings] == ["CP508"]
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """The others are read; one in another encoding, or that begins with a mark of it, is read as Python reads it."""
+    (tmp_path / "old.py").write_text("print 'old'\n")
+    (tmp_path / "marked.py").write_bytes(b"\xef\xbb\xbfx = 1\n")
+    (tmp_path / "latin.py").write_bytes("# coding: latin-1\nx = 'é'\n".encode("latin-1"))
+    result = examine(_app_of(tmp_path), offline=True, source=[tmp_path])
+    assert [what for what in result.unchecked if ".py" in what] == [
+        f"{tmp_path / 'old.py'}, which cannot be read as Python (SyntaxError)"
+    ]
+
+
+def _app_of(folder: Path) -> Any:
+    from celery import Celery
+
+    return Celery(f"app-{folder.name}", broker="memory://", set_as_current=False)
+
+
+def test_a_project_below_a_folder_that_is_called_tests(tmp_path: Path) -> None:
+    """What is left out is left out within the project, and not for where it stands."""
+    project = Project(
+        tmp_path / "tests" / "x", f"{HEAD}\n\n{textwrap.dedent(MISTAKES['a set in a dict'][1])}\n", {"queue": "q"}
+    )
+    try:
+        assert "CP509" in [one.id for one in examine(project.app, timeout=1, ignore=["CP201"]).findings]
+    finally:
+        project.close()
