@@ -23,6 +23,14 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import SoftTimeLimitExceeded as Limit
 
 app = Celery("$name", broker="redis://127.0.0.1:6379/0", backend="redis://127.0.0.1:6379/0", set_as_current=False)
+
+
+class transaction:
+    atomic = staticmethod(lambda f=None: f)
+
+
+def method_decorator(decorator):
+    return decorator
 """
 
 #: Each is found once, by this rule.

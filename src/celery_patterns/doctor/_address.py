@@ -45,6 +45,8 @@ _TONGUES: dict[str, Tongue] = {
 _DATABASES = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306}
 #: What may stand before ``://``; anything else may be a part of a password.
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+#: kombu takes a name alone for a host's.
+_HOST = re.compile(r"[\w.-]+")
 _LOGIN = re.compile(r"//[^/\s]*@")
 #: So short a password is in any text: of that nothing is shown.
 _SHORT = 4
@@ -159,6 +161,10 @@ def _brokers(setting: str, urls: Any, connect: Any) -> Iterator[Address]:
 
 def _broker(setting: str, number: tuple[int, int], url: str | None, connect: Any) -> Address:
     scheme = _scheme(url or "amqp://")
+    if url and not (_HOST.fullmatch(url) or ("://" in url and scheme)):
+        return Address(
+            "broker", setting, number, trouble=Trouble("unreadable", "the URL cannot be read: it has no scheme")
+        )
     try:
         with connect(url) as connection:
             name = str(connection.transport_cls).lower()

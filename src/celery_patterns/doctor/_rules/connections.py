@@ -203,8 +203,8 @@ def certificate(case: Case) -> Iterator[Sign]:
             server,
             what,
             f"Say {before}cert_reqs=required, name the authority that signed it with {before}ca_certs, a file that is "
-            f"there, and where the server wants a certificate of ours, too, {before}certfile and {before}keyfile: in the URL "
-            f"of {address.setting}, behind a ?, or in broker_use_ssl. Do not switch the check off.",
+            f"there, and where the server wants a certificate of ours, too, {before}certfile and {before}keyfile: in the "
+            f"URL of {address.setting}, behind a ?, or in broker_use_ssl. Do not switch the check off.",
         )
 
 

@@ -231,7 +231,8 @@ def _in_transaction(module: Module, call: ast.Call) -> bool:
         if isinstance(node, ast.Lambda):
             return False  # called later: on_commit(lambda: …)
         if isinstance(node, Function):
-            return any("atomic" in ast.unparse(one).replace("(", ".").split(".") for one in node.decorator_list)
+            parts = (part for decorator in node.decorator_list for part in ast.walk(decorator))
+            return any(isinstance(part, ast.Attribute | ast.Name) and called(part) == "atomic" for part in parts)
     return False
 
 

@@ -1,0 +1,285 @@
+"""Servers and workers that are well, or ill in ways that look like another illness: what the doctor says of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+import celery_patterns as patterns
+from celery_patterns.doctor import Examination, examine
+from celery_patterns.stores import SQLStore
+
+from .ailments._ailment import HEAD
+from .projects import Project
+from .servers import free_port
+from .strangers import other_redis, web
+
+WORK = "\n\n@app.task\ndef work(text: object = 'a') -> object:\n    mark('worked')\n    return text\n"
+
+
+def look(app: Celery, **how: Any) -> Examination:
+    found = examine(app, **{"source": [], "timeout": 2.0, "ignore": ["CP201"], **how})
+    assert not [what for what in found.unchecked if what.startswith("CP")]
+    return found
+
+
+def ids(found: Examination) -> list[str]:
+    return [one.id for one in found.findings]
+
+
+@pytest.fixture
+def apps() -> Iterator[Any]:
+    made: list[Celery] = []
+
+    def make(**settings: Any) -> Celery:
+        app = Celery(f"app-{uuid.uuid4().hex[:6]}", set_as_current=False)
+        app.conf.update(settings)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.close()
+
+
+# URLs, as kombu and Celery read them
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "db+sqlite:///{}/results.db",
+        "db+{}",
+        "rpc://",
+        "cache+memory://",
+        "file://{}",
+        "cache+memcached://127.0.0.1:1;127.0.0.2:1/",
+    ],
+)
+def test_a_result_backend_that_celery_knows(url: str, apps: Any, postgres: str, tmp_path: Path) -> None:
+    """None of them is called unknown; what is not looked at is said to be, and no file is made."""
+    where = postgres.replace("postgresql://", "postgresql+psycopg://") if url == "db+{}" else str(tmp_path)
+    found = look(apps(broker_url="memory://", result_backend=url.format(where)))
+    assert ids(found) == []
+    looked_at = url.startswith("db+")
+    assert any("the result backend" in what for what in found.unchecked) != looked_at
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["redis+socket:///no/such.sock", "sqla+sqlite://", "filesystem://", "memory://"])
+def test_a_broker_that_kombu_knows(url: str, apps: Any) -> None:
+    """None of them is of an unknown kind."""
+    assert "CP109" not in ids(look(apps(broker_url=url)))
+
+
+def test_a_name_alone_is_a_backend_at_its_usual_place(apps: Any) -> None:
+    """Celery takes ``redis`` for a Redis on this machine."""
+    found = look(apps(broker_url="memory://", result_backend="redis"))
+    assert all("localhost" in one.what for one in found.findings)
+
+
+def test_settings_beside_the_url_count(apps: Any) -> None:
+    """User, password and port may stand in settings of their own."""
+    port = int(os.environ["TESTS_RABBIT_PORT"])
+    right = {"broker_url": "amqp://127.0.0.1//", "broker_port": port, "broker_user": "guest"}
+    assert ids(look(apps(**right, broker_password="guest"))) == []
+    found = look(apps(**right, broker_password="wrong-secret"))
+    assert ids(found) == ["CP104"]
+    assert "the user 'guest'" in found.findings[0].what
+
+
+SECRET = "Zecr3tPass"
+
+
+@pytest.mark.parametrize("role", ["broker_url", "result_backend"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://:Zecr3t#{SECRET}@127.0.0.1:1/0",
+        f"amqp://u:Zecr3t/{SECRET}@127.0.0.1:1//",
+        f"u:{SECRET}@127.0.0.1:1/vh",
+        f"redis:/:{SECRET}@127.0.0.1",
+        f"rediss//:{SECRET}@127.0.0.1",
+        f"redis://:Zecr3t;{SECRET}@127.0.0.1:1/0",
+        f"amqp://u:{SECRET}@127.0.0.1:1//,amqp://u:{SECRET}@127.0.0.1:2//",
+        f"redis://{SECRET}@127.0.0.1:1/0",
+        f"redis://:{SECRET}[@127.0.0.1:1/0",
+        f"redis://:{SECRET}@127.0.0.1:70000/0",
+    ],
+)
+def test_a_url_that_is_none_gives_no_secret_away(
+    role: str, url: str, apps: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is an error that says so; nothing of it stands in what is said, and no thread complains on its own."""
+    settings = {"broker_url": "memory://", role: url}
+    found = look(apps(**settings), timeout=1.0)
+    assert found.errors
+    said = repr(found) + "".join(map(str, found.findings)) + "".join(capfd.readouterr())
+    assert "Zecr" not in said
+    assert "Pass@" not in said
+
+
+def test_a_password_whose_colon_was_forgotten(apps: Any) -> None:
+    """Redis takes it for a user: it is not shown, and the mistake is named."""
+    with other_redis(password=SECRET) as server:
+        found = look(apps(broker_url=f"redis://{SECRET}@127.0.0.1:{server.port}/0"))
+    assert ids(found) == ["CP104"]
+    assert SECRET not in str(found.findings[0])
+    assert "redis://:PASSWORD@host" in found.findings[0].cure
+
+
+# Servers that take over from each other
+
+
+def test_one_of_two_brokers_is_away(apps: Any, database: str) -> None:
+    """A warning: the other one is used, and workers are asked through it."""
+    app = apps(broker_url=f"redis://127.0.0.1:{free_port()}/0;{database}")
+    found = look(app, ignore=[])
+    assert [(one.id, one.where) for one in found.findings] == [
+        ("CP201", "workers"),
+        ("CP116", "broker_url (1 of 2)"),
+    ]
+    both = look(apps(broker_url=f"redis://127.0.0.1:{free_port()}/0;redis://127.0.0.1:{free_port()}/0"))
+    assert ids(both) == ["CP102", "CP102"]
+
+
+# Accounts and roles
+
+
+def test_an_account_that_may_do_what_tasks_need(apps: Any) -> None:
+    """It may not look at the server: that is no error, and is said."""
+    with other_redis(password="a-secret") as server:
+        server.client().acl_setuser(
+            "app",
+            enabled=True,
+            passwords="+pw",
+            keys="*",
+            channels="*",
+            categories=["+@all"],
+            commands=["-info", "-config"],
+        )
+        found = look(apps(broker_url=f"redis://app:pw@127.0.0.1:{server.port}/0"))
+    assert ids(found) == []
+    assert any("INFO is not allowed" in what for what in found.unchecked)
+
+
+@pytest.mark.parametrize("role", ["broker", "store"])
+def test_a_redis_whose_port_is_a_web_servers(role: str, apps: Any) -> None:
+    with web() as port:
+        app = apps(broker_url=f"redis://127.0.0.1:{port}/0" if role == "broker" else "memory://")
+        if role == "store":
+            patterns.use_store(app, f"redis://127.0.0.1:{port}/0")
+        assert ids(look(app)) == ["CP106"]
+
+
+def test_a_redis_where_postgresql_is_expected(apps: Any) -> None:
+    app = apps(broker_url="memory://")
+    patterns.use_store(app, f"postgresql://tests@127.0.0.1:{os.environ['TESTS_REDIS_PORT']}/shop")
+    found = look(app, timeout=4.0)
+    assert ids(found) == ["CP106"]
+    assert "Redis answers, and PostgreSQL was expected" in found.findings[0].what
+
+
+@pytest.mark.parametrize(
+    ("where", "id_"),
+    [("nobody@{}/postgres", "CP104"), ("tests@{}/password_x", "CP105"), ("tests@{}/postgres?sslmode=require", "CP107")],
+)
+def test_what_postgresql_refuses(where: str, id_: str, apps: Any) -> None:
+    """It says so in a text alone, in which a name may be anything."""
+    app = apps(broker_url="memory://")
+    patterns.use_store(app, f"postgresql://{where.format('127.0.0.1:' + os.environ['TESTS_POSTGRES_PORT'])}")
+    assert ids(look(app)) == [id_]
+
+
+def test_a_file_is_not_made_by_looking(apps: Any, tmp_path: Path) -> None:
+    """A store in SQLite whose file is not there has no table."""
+    app = apps(broker_url="memory://")
+    patterns.use_store(app, SQLStore(f"sqlite:///{tmp_path}/keys.db"))
+    assert ids(look(app)) == ["CP114"]
+    assert list(tmp_path.iterdir()) == []
+
+
+# Workers
+
+
+@pytest.fixture
+def two(database: str, rabbit: str, tmp_path: Path) -> Iterator[Any]:
+    """Two projects of one broker."""
+    made: list[Project] = []
+
+    def make(name: str, *, broker: str = database, more: str = "") -> Project:
+        values = {"broker": broker, "backend": database, "queue": f"{name}-{uuid.uuid4().hex[:6]}"}
+        # One control exchange: each answers the other's questions.
+        source = HEAD.replace('control_exchange="c-$queue", ', "") + more + WORK
+        made.append(Project(tmp_path / name, source, values))
+        return made[-1]
+
+    yield make
+    for project in made:
+        project.close()
+
+
+def test_workers_of_another_app_are_none_of_ours(two: Any) -> None:
+    """They answer on the same broker, with other queues, tasks and settings."""
+    other = two("other", more="app.conf.update(task_acks_late=True, timezone='Asia/Tokyo')\n")
+    other.worker()
+    ours = two("ours")
+    assert ids(look(ours.app, ignore=[])) == ["CP201"]
+    ours.worker(name="ours")
+    assert ids(look(ours.app, ignore=[])) == []
+
+
+def test_a_solo_worker_that_is_busy(two: Any, rabbit: str) -> None:
+    """It cannot answer, and RabbitMQ knows that it listens: it is not called missing."""
+    project = two("busy", broker=rabbit, more="app.conf.control_exchange = 'c-$queue'\nimport time\n")
+    source = (project.folder / f"{project.name}.py").read_text().replace("return text", "time.sleep(12)")
+    (project.folder / f"{project.name}.py").write_text(source)
+    project.worker("-P", "solo")
+    project.send("work", ignore_result=True)
+    assert project.marked("worked")
+    found = look(project.app, ignore=[])
+    assert ids(found) == []
+    assert any("a solo pool that runs a task cannot" in what for what in found.unchecked)
+
+
+def test_workers_that_are_not_to_answer(two: Any) -> None:
+    """The setting says it."""
+    project = two("mute", more="app.conf.worker_enable_remote_control = False\n")
+    found = look(project.app, ignore=[])
+    assert ids(found) == []
+    assert "the workers: worker_enable_remote_control is off, so they do not answer" in found.unchecked
+
+
+# The command
+
+
+def test_a_module_that_ends_the_program(tmp_path: Path) -> None:
+    """It is no success: a pipeline would be green, and nothing was looked at."""
+    (tmp_path / "ends.py").write_text("import sys\n\nsys.exit(0)\n")
+    (tmp_path / "proj.py").write_text(
+        "from celery import Celery\n\napp = Celery(broker='memory://', include=['ends'])\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "proj", "patterns", "doctor"],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (told.returncode, told.stderr) == (2, "Error: the app's modules cannot be imported: SystemExit: 0\n")
+
+
+def test_what_is_left_on_redis_is_celerys_own(apps: Any, database: str) -> None:
+    """As by ``celery inspect ping``."""
+    look(apps(broker_url=database))
+    left = list(redis.Redis.from_url(database).scan_iter())
+    assert [key for key in left if not key.startswith(b"_kombu.binding")] == []
