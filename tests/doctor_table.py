@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery_patterns.doctor import RULES, Rule
 
+from . import tables
 from .harness import ROOT
 
 PAGE = ROOT / "docs/doctor.md"
@@ -41,11 +42,7 @@ def _cell(text: str) -> str:
 
 def with_table(page: str) -> str:
     """The page with the table that the rules say."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise AssertionError(f"{PAGE.name} has no place for the table: {BEGIN.strip()} … {END.strip()}")
-    return before + begin + table() + end + after
+    return tables.with_table(page, BEGIN, table(), END)
 
 
 if __name__ == "__main__":

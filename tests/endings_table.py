@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import tables
 from .endings import ROWS, Row
 from .harness import ROOT
 
@@ -30,11 +31,7 @@ def _line(row: Row) -> str:
 
 def with_table(page: str) -> str:
     """The page with the table that the rows say."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise AssertionError(f"{PAGE.name} has no place for the table: {BEGIN.strip()} … {END.strip()}")
-    return before + begin + table() + end + after
+    return tables.with_table(page, BEGIN, table(), END)
 
 
 if __name__ == "__main__":

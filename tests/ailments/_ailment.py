@@ -25,6 +25,14 @@ app.conf.update(task_default_queue="$queue", control_exchange="c-$queue", broker
 EQUIPPED = f"""{HEAD}patterns.use_patterns(app)
 patterns.use_store(app, "$store")
 """
+#: A task that does nothing but to be run.
+WORK = """
+
+@app.task
+def work(text: object = "a") -> object:
+    mark("worked")
+    return text
+"""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,15 @@ class Ailment:
 def cannot_send(project: Project) -> bool:
     """Whether ``.delay()`` raises; or does not come back."""
     return _outcome(lambda: project.send("work", ignore_result=True, retry=False)) != "sent"
+
+
+def place_raises(project: Project) -> bool:
+    """Whether a function of the project's raises that sends a task."""
+    try:
+        project.call("place")
+    except Exception:
+        return True
+    return False
 
 
 def cannot_read(project: Project) -> bool:

@@ -17,15 +17,8 @@ from celery_patterns.typing import Attempt, Claimed
 
 from ..projects import Project
 from ..servers import queue_length
-from ._ailment import EQUIPPED, HEAD, Ailment, cannot_send
+from ._ailment import EQUIPPED, HEAD, WORK, Ailment, cannot_send, place_raises
 
-WORK = """
-
-@app.task
-def work(text: object = "a") -> object:
-    mark("worked")
-    return text
-"""
 BURIES = """
 
 @app.task(time_limit=60)
@@ -91,14 +84,6 @@ def _succeeds_without_running(project: Project) -> bool:
     project.send("work")
     project.wait(lambda: "succeeded in" in worker.text(), 20, "the worker says that it succeeded")
     return not project.marked("worked", 1)
-
-
-def _place_raises(project: Project) -> bool:
-    try:
-        project.call("place")
-    except Exception:
-        return True
-    return False
 
 
 def _runs_here(project: Project) -> bool:
@@ -236,7 +221,7 @@ app.conf.broker_transport_options = {}
         HEAD
         + '\nTAGS = {"a", "b"}\n\n\n@app.task\ndef work(tags: set[str]) -> None: ...\n\n\ndef place() -> None:\n    work.delay(TAGS)\n',
         (('{"a", "b"}', '["a", "b"]'), ("set[str]", "list[str]")),
-        _place_raises,
+        place_raises,
         name="json",
     ),
     Ailment(
@@ -245,7 +230,7 @@ app.conf.broker_transport_options = {}
         + "patterns.use_patterns(app)\npatterns.use_strict_json(app)\n"
         + "\nPLACE = (1, 2)\n\n\n@app.task\ndef work(place: tuple[int, int]) -> None: ...\n\n\ndef place() -> None:\n    work.delay(PLACE)\n",
         (("(1, 2)", "[1, 2]"), ("tuple[int, int]", "list[int]")),
-        _place_raises,
+        place_raises,
         name="strict",
     ),
     Ailment(

@@ -6,23 +6,7 @@ import os
 from typing import Any
 
 from ..projects import Project
-from ._ailment import EQUIPPED, HEAD, Ailment
-
-WORK = """
-
-@app.task
-def work(text: object = "a") -> object:
-    mark("worked")
-    return text
-"""
-
-
-def _place_raises(project: Project) -> bool:
-    try:
-        project.call("place")
-    except Exception:
-        return True
-    return False
+from ._ailment import EQUIPPED, HEAD, WORK, Ailment, place_raises
 
 
 def _does_not_come(project: Project) -> bool:
@@ -257,7 +241,7 @@ def place() -> None:
     work.delay(order)
 """,
         (("work.delay(order)", "work.delay(order.pk)"),),
-        _place_raises,
+        place_raises,
         where=".py:",
     ),
     Ailment(
@@ -275,7 +259,7 @@ def place() -> None:
         "CP509",
         HEAD + WORK + "\n\ndef place() -> None:\n    work.delay({1, 2})\n",
         (("{1, 2}", "[1, 2]"),),
-        _place_raises,
+        place_raises,
         where=".py:",
     ),
     Ailment(

@@ -7,15 +7,7 @@ import contextlib
 from celery.exceptions import TimeoutError as NoResult
 
 from ..projects import Project
-from ._ailment import EQUIPPED, HEAD, Ailment
-
-WORK = """
-
-@app.task
-def work(text: object = "a") -> object:
-    mark("worked")
-    return text
-"""
+from ._ailment import EQUIPPED, HEAD, WORK, Ailment
 
 
 def _runs_at_once(project: Project) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from . import bodies, connections, limits, sending, settings, workers
+from . import bodies, connections, doors, limits, redises, sending, settings, workers
 
 __all__ = ["RULES"]
 
 RULES = tuple(
     sorted(
         (
-            *(*connections.RULES, *workers.RULES, *limits.RULES),
-            *(*settings.RULES, *bodies.RULES, *sending.RULES),
+            *(*connections.RULES, *doors.RULES, *workers.RULES, *limits.RULES),
+            *(*settings.RULES, *redises.RULES, *bodies.RULES, *sending.RULES),
         ),
         key=lambda rule: rule.id,
     )
