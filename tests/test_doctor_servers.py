@@ -114,6 +114,11 @@ SECRET = "Zecr3tPass"
         f"redis://{SECRET}@127.0.0.1:1/0",
         f"redis://:{SECRET}[@127.0.0.1:1/0",
         f"redis://:{SECRET}@127.0.0.1:70000/0",
+        f"redis://:p@{SECRET}/x@127.0.0.1:1/0",
+        f"amqp://{SECRET}/ab@127.0.0.1:1//",
+        f"amqp://{SECRET}@127.0.0.1:1//",
+        f"amqp://{SECRET}:@127.0.0.1:1//",
+        f"db+postgresql://u:p@{SECRET}/x@127.0.0.1:1/shop",
     ],
 )
 def test_a_url_that_is_none_gives_no_secret_away(
@@ -135,6 +140,31 @@ def test_a_password_whose_colon_was_forgotten(apps: Any) -> None:
     assert ids(found) == ["CP104"]
     assert SECRET not in str(found.findings[0])
     assert "redis://:PASSWORD@host" in found.findings[0].cure
+
+
+def test_a_socket_that_is_not_there(apps: Any, tmp_path: Path) -> None:
+    """Nobody listens at its path; no certificate is missing."""
+    app = apps(broker_url=f"redis+socket://{tmp_path}/no.sock", result_backend=f"redis+socket://{tmp_path}/no.sock")
+    patterns.use_store(app, f"unix://{tmp_path}/no.sock")
+    assert ids(look(app)) == ["CP102", "CP102", "CP102"]
+
+
+def test_upper_case_is_a_scheme(apps: Any, database: str) -> None:
+    assert ids(look(apps(broker_url=database.replace("redis", "REDIS")))) == []
+
+
+def test_the_line_to_change_keeps_what_stands_there(apps: Any) -> None:
+    """It can be pasted: options of the transport are added, and none is lost."""
+    app = apps(broker_url="redis://127.0.0.1", broker_transport_options={"global_keyprefix": "shop-"})
+    app.task(shared=False, name="slow", autoretry_for=(OSError,), max_retries=1, default_retry_delay=7200)(lambda: None)
+    (found,) = look(app, offline=True).findings
+    assert (found.id, found.cure.partition(",")[0]) == (
+        "CP303",
+        'In broker_transport_options set "visibility_timeout": 14400',
+    )
+    app.conf.broker_transport_options = {}
+    (found,) = look(app, offline=True).findings
+    assert found.cure.startswith('Set app.conf.broker_transport_options = {"visibility_timeout": 14400}. ')
 
 
 # Servers that take over from each other
@@ -259,6 +289,17 @@ def test_workers_that_are_not_to_answer(two: Any) -> None:
     assert "the workers: worker_enable_remote_control is off, so they do not answer" in found.unchecked
 
 
+def test_a_task_that_two_apps_share(two: Any) -> None:
+    """A worker that knows it, and listens to the other app's queues, is none whose settings matter."""
+    other = two("other", more="app.conf.update(task_acks_late=True, timezone='Asia/Tokyo')\n")
+    other.worker()
+    ours = two("ours", more="")
+    shared = other.task("work").run
+    ours.app.task(shared=False, name=other.task("work").name)(shared)
+    ours.worker(name="ours")
+    assert ids(look(ours.app, ignore=["CP204"])) == []
+
+
 # The command
 
 
@@ -276,6 +317,25 @@ def test_a_module_that_ends_the_program(tmp_path: Path) -> None:
         text=True,
     )
     assert (told.returncode, told.stderr) == (2, "Error: the app's modules cannot be imported: SystemExit: 0\n")
+
+
+def test_a_configuration_that_raises(tmp_path: Path) -> None:
+    """One line, in which no password stands."""
+    (tmp_path / "celeryconfig.py").write_text(f"raise RuntimeError('bad url redis://:{SECRET}@localhost/0')\n")
+    (tmp_path / "proj.py").write_text(
+        "from celery import Celery\n\napp = Celery()\napp.config_from_object('celeryconfig')\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "proj", "patterns", "doctor"],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (told.returncode, told.stderr) == (
+        2,
+        "Error: the app's modules cannot be imported: RuntimeError: bad url redis://**@localhost/0\n",
+    )
 
 
 def test_what_is_left_on_redis_is_celerys_own(apps: Any, database: str) -> None:

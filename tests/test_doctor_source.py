@@ -103,6 +103,12 @@ MISTAKES = {
     ),
     "a set in a dict": ("CP509", "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.delay({'ids': {1, 2}})"),
     "a set in args": ("CP509", "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.apply_async(args=[{1, 2}])"),
+    "a set in a variable": ("CP509", "@app.task\ndef a(x): ...\n\n\ndef view():\n    ids = {1, 2}\n    a.delay(ids)"),
+    "a span of a module": ("CP509", "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.delay(datetime.timedelta(1))"),
+    "a row of a local import": (
+        "CP507",
+        "@app.task\ndef a(u): ...\n\n\ndef view():\n    from $name import a\n    a.delay(request.user)",
+    ),
     "a day's countdown": (
         "CP512",
         "@app.task\ndef a(): ...\n\n\ndef view():\n    a.apply_async(countdown=24 * 60 * 60)",
@@ -115,6 +121,29 @@ RIGHT = {
         "@app.task\ndef a(flag):\n    if flag:\n        r = a.delay(1)\n        return r.id\n    r = {'k': 1}\n    return r.get('k')"
     ),
     "an argument of the same name": "result = None\n\n\n@app.task\ndef a(result):\n    return result.get('k')",
+    "a pattern of the same name": (
+        "@app.task\ndef a(d):\n    r = a.delay(1)\n    match d:\n        case {'x': r}:\n            r.get('y')\n    return r"
+    ),
+    "an import of the same name": (
+        "@app.task\ndef a(d):\n    r = a.delay(1)\n    from cache import r\n    return r.get('y')"
+    ),
+    "a lambda's argument": "@app.task\ndef a(d):\n    r = a.delay(1)\n    return sorted(d, key=lambda r: r.get('k'))",
+    "a comprehension's variable": (
+        "@app.task\ndef a(d):\n    r = a.delay(1)\n    return {k: r.get('k') for k, r in d.items()}"
+    ),
+    "an error of the same name": (
+        "@app.task\ndef a(d):\n    r = a.delay(1)\n    try:\n        work()\n    except OSError as r:\n        r.get('k')"
+    ),
+    "an argument that is called like a task": "@app.task\ndef a(d): ...\n\n\ndef view(a):\n    a(1)",
+    "a function that is called like a task": (
+        "@app.task\ndef a(d): ...\n\n\ndef view():\n    from operator import neg as a\n    a(1)"
+    ),
+    "made where it is not": (
+        "@app.task(bind=True)\ndef a(self):\n    if not hasattr(self, 'x'):\n        self.x = 1\n    try:\n        self.y\n    except AttributeError:\n        self.y = 2"
+    ),
+    "a break at the end": (
+        "@app.task(soft_time_limit=1)\ndef a():\n    while True:\n        try:\n            work()\n        except Exception:\n            break"
+    ),
     "a dict": "@app.task\ndef a():\n    d = dict()\n    return d.get('k')",
     "sent behind the transaction": (
         "@app.task\ndef a(): ...\n\n\ndef view():\n    with transaction.atomic():\n        save()\n    a.delay()"

@@ -123,7 +123,7 @@ def _app(ctx: click.Context) -> Celery:
     except PatternsError as error:
         end(str(error), WRONG_USE)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's own code, whatever it raises
-        said = _LOGIN.sub("//**@", f"{type(error).__name__}: {error}")
+        said = _LOGIN.sub("//**@", " ".join(f"{type(error).__name__}: {error}".split()))
         end(f"the app's modules cannot be imported: {said}", WRONG_USE)
 
 
@@ -149,9 +149,16 @@ def _gathered(findings: Iterable[Finding]) -> Iterator[tuple[Finding, str]]:
     places: dict[Finding, list[str]] = {}
     for found in findings:
         places.setdefault(replace(found, where=""), []).append(found.where)
-    for found, each in places.items():
-        more = f" and {len(each) - _PLACES} more" if len(each) > _PLACES else ""
+    for found, listed in places.items():
+        each = sorted(set(listed), key=_place)
+        more = f" and {len(each) - _PLACES} more, which --json names" if len(each) > _PLACES else ""
         yield found, ", ".join(each[:_PLACES]) + more
+
+
+def _place(where: str) -> tuple[str, int]:
+    """A file's lines in their order."""
+    path, _, line = where.rpartition(":")
+    return (path, int(line)) if line.isdecimal() else (where, 0)
 
 
 def _show(found: Finding, where: str, width: int, *, colours: bool) -> None:

@@ -62,7 +62,7 @@ def told(ctx: click.Context) -> Iterator[None]:
         end(str(error), WRONG_USE)
     except PatternsError as error:
         end(str(error), NOT_ALL_DONE)
-    except BrokenPipeError:
+    except (BrokenPipeError, click.exceptions.Exit, click.ClickException):
         raise
     except KeyboardInterrupt:
         say("Interrupted. Nothing was changed.", err=True)

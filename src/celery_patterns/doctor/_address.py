@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
@@ -44,7 +44,7 @@ _TONGUES: dict[str, Tongue] = {
 }
 _DATABASES = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306}
 #: What may stand before ``://``; anything else may be a part of a password.
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 #: kombu takes a name alone for a host's.
 _HOST = re.compile(r"[\w.-]+")
 _LOGIN = re.compile(r"//[^/\s]*@")
@@ -109,11 +109,10 @@ class Address:
         """Where it is, without a password; a user without one may be a password whose colon was forgotten."""
         if self.trouble is not None and self.trouble.kind == "unreadable":
             return f"{self.scheme}://…" if self.scheme else "…"
-        user = f"{self.user if self.password else '**'}@" if self.user else ""
+        user = f"{self.user if self.password else '**'}@" if self.user else ""  # a password may be its whole login
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = f":{self.port}" if self.port is not None else ""
-        place = "…" if "@" in self.place else quote(self.place, safe="/")
-        return f"{self.scheme}://{user}{host}{port}/{place}"
+        return f"{self.scheme}://{user}{host}{port}/{quote(self.place, safe='/…')}"
 
     @property
     def is_local(self) -> bool:
@@ -135,6 +134,9 @@ class Address:
         return _LOGIN.sub("//**@", text)
 
 
+_AT = Trouble("unreadable", "the URL cannot be read: an @ stands in its path")
+
+
 def addresses_of(app: Celery) -> Iterator[Address]:
     """Each server of the app's, the broker's first."""
     conf = app.conf
@@ -144,7 +146,7 @@ def addresses_of(app: Celery) -> Iterator[Address]:
         yield from _brokers("broker_read_url", conf.broker_read_url, app.connection_for_read)
     backend = conf.result_backend
     if isinstance(backend, str) and backend and backend != "disabled":
-        yield _backend(app, backend)
+        yield from _backend(app, backend)
     store = equipment_of(app).store if equipment_of(app).has_store else None
     url = getattr(store, "url", None)
     if isinstance(url, str):
@@ -180,6 +182,13 @@ def _broker(setting: str, number: tuple[int, int], url: str | None, connect: Any
             if kind == "sentinel":
                 tls = bool((connection.transport_options.get("sentinel_kwargs") or {}).get("ssl"))
             tongue = _TONGUES[kind]
+            if "@" in str(
+                connection.virtual_host or ""
+            ):  # a / within the password: what stands before it is a part of it
+                return Address("broker", setting, number, trouble=_AT)
+            user, password = connection.userid or "", connection.password or ""
+            if tongue == "amqp" and not user:
+                user, password = "guest", "guest"
             return Address(
                 role="broker",
                 setting=setting,
@@ -189,8 +198,8 @@ def _broker(setting: str, number: tuple[int, int], url: str | None, connect: Any
                 tls=tls,
                 host=connection.hostname or "localhost",
                 port=int(connection.port or _PORTS["amqps" if tls and tongue == "amqp" else kind]),
-                user=connection.userid or ("guest" if tongue == "amqp" else ""),
-                password=connection.password or ("guest" if tongue == "amqp" else ""),
+                user=user,
+                password=password,
                 place=str(connection.virtual_host or ("/" if tongue == "amqp" else "0")),
                 url=url or "",
             )
@@ -200,30 +209,40 @@ def _broker(setting: str, number: tuple[int, int], url: str | None, connect: Any
         return Address("broker", setting, number, scheme, trouble=_unreadable(error))
 
 
-def _backend(app: Celery, url: str) -> Address:
+def _backend(app: Celery, url: str) -> list[Address]:
     found = Address("result backend", "result_backend", scheme=_scheme(url))
     try:
         by_url(url.partition("?")[0], app.loader)
     except (KeyError, ImportError, NameError, ImproperlyConfigured, ValueError) as error:
-        return Address(found.role, found.setting, scheme=found.scheme, trouble=_no_driver(error, found.scheme))
+        trouble = _no_driver(error, found.scheme)
+        if _TONGUES.get(found.scheme.partition("+")[0]) == "sql":
+            trouble = Trouble("driver", f"a database is written as db+{found.scheme}://")
+        return [replace(found, trouble=trouble)]
     try:
         if found.scheme in ("redis", "rediss", "sentinel", "socket") or found.scheme.startswith("redis+"):
             return _redis_backend(app, found.scheme, url)
         if found.scheme.partition("+")[0] in ("db", "database"):
-            return _read("result backend", "result_backend", (1, 1), url.partition("+")[2])
+            return [_read("result backend", "result_backend", (1, 1), url.partition("+")[2])]
     except Exception as error:  # noqa: BLE001 - as above
-        return Address(found.role, found.setting, scheme=found.scheme, trouble=_unreadable(error))
-    return Address(found.role, found.setting, scheme=found.scheme)
+        return [replace(found, trouble=_unreadable(error))]
+    return [found]
 
 
-def _redis_backend(app: Celery, scheme: str, url: str) -> Address:
+def _redis_backend(app: Celery, scheme: str, url: str) -> list[Address]:
     """As Celery's own backend reads it."""
     told: dict[str, Any] = app.backend.connparams
-    first = (told.get("hosts") or [told])[0]
+    hosts = told.get("hosts") or [told]
+    return [_redis_at(scheme, url, told, one, (number, len(hosts))) for number, one in enumerate(hosts, 1)]
+
+
+def _redis_at(
+    scheme: str, url: str, told: Mapping[str, Any], first: Mapping[str, Any], number: tuple[int, int]
+) -> Address:
     is_path = bool(first.get("path"))
     return Address(
         role="result backend",
         setting="result_backend",
+        number=number,
         scheme=scheme,
         tongue="redis",
         tls=scheme == "rediss" or "ssl_cert_reqs" in told,
@@ -257,6 +276,8 @@ def _read(role: str, setting: str, number: tuple[int, int], url: str) -> Address
         user, password, place = parts[3] or "", parts[4] or "", parts[5] or ""
     except ValueError as error:
         return Address(role, setting, number, scheme, trouble=_unreadable(error))
+    if "@" in place:
+        return Address(role, setting, number, trouble=_AT)
     tongue = _TONGUES.get(kind, "other")
     if tongue == "redis" and kind != "unix":
         host, port = host or "localhost", port or _PORTS[kind]
@@ -266,7 +287,7 @@ def _read(role: str, setting: str, number: tuple[int, int], url: str) -> Address
 
 
 def _scheme(url: str) -> str:
-    found = url.partition("://")[0] if "://" in url else url
+    found = (url.partition("://")[0] if "://" in url else url).lower()
     return found if _SCHEME.fullmatch(found) and ("://" in url or found.isalpha()) else ""
 
 

@@ -90,13 +90,21 @@ class Case:
         return f"{prefix}{setting.upper()}" if prefix else setting
 
     def line(self, setting: str, value: str) -> str:
-        """The line that sets it."""
-        return f"{self.spelled(setting)} = {value}"
+        """The line that sets it: under Django in its settings, else where the app is made."""
+        before = "" if getattr(self.conf, "prefix", None) else "app.conf."
+        return f"{before}{self.spelled(setting)} = {value}"
 
     def longer_visibility(self, span: float) -> str:
         """The line that lets Redis wait for longer than this."""
-        line = self.line("broker_transport_options", f'{{"visibility_timeout": {int(span * 2)}}}')
-        return f"Set {line} in all processes of the app."
+        return f"{self.option_line('visibility_timeout', int(span * 2))} Do so in all processes of the app."
+
+    def option_line(self, option: str, value: Any) -> str:
+        """How to set one of the transport's options, beside those that are set."""
+        others = any(name != option for name in self.transport_options)
+        if others:
+            return f'In {self.spelled("broker_transport_options")} set "{option}": {value}, beside what stands there.'
+        only = f'{{"{option}": {value}}}'
+        return f"Set {self.line('broker_transport_options', only)}."
 
     @property
     def store(self) -> Store | None:
@@ -125,8 +133,8 @@ class Case:
     def visibility_line(self) -> str:
         """Where it is said."""
         if self.transport_options.get("visibility_timeout"):
-            return f'broker_transport_options["visibility_timeout"]={self.visibility_timeout:g}'
-        return f"the visibility timeout, {self.visibility_timeout:g} s by default"
+            return f'broker_transport_options["visibility_timeout"] is {self.visibility_timeout:g}'
+        return f"the visibility timeout is {self.visibility_timeout:g} s"
 
     def queue_of(self, name: str | None) -> Any:
         """The queue of this name, as the app declares it; None where it does not."""
@@ -188,6 +196,11 @@ class Case:
         if not self.by_name:
             return self.answered
         return tuple(one for one in self.answered if self._is_ours(one))
+
+    @cached_property
+    def hearers(self) -> tuple[Worker, ...]:
+        """Those that listen to a queue of the app's: what they are set to matters to its tasks."""
+        return tuple(one for one in self.workers if one.queues is None or not self.queues.keys().isdisjoint(one.queues))
 
     def _is_ours(self, worker: Worker) -> bool:
         knows = worker.tasks is None or not self.by_name.keys().isdisjoint(worker.tasks)

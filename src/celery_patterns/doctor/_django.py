@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +44,19 @@ def system_check(
 
     levels = {"error": checks.ERROR, "warning": checks.WARNING, "hint": checks.INFO}
 
+    examining = threading.local()
+
     def check(app_configs: Any = None, **_: Any) -> list[Any]:  # noqa: ARG001 - Django's own
-        app.loader.import_default_modules()
-        found = examine(app, offline=offline, profile=profile, ignore=ignore, source=source, timeout=timeout).findings
+        # As Celery imports the app's modules, it lets Django check itself, and so comes here again.
+        if getattr(examining, "now", False):
+            return []
+        examining.now = True
+        try:
+            found = examine(
+                app, offline=offline, profile=profile, ignore=ignore, source=source, timeout=timeout
+            ).findings
+        finally:
+            examining.now = False
         return [
             checks.CheckMessage(
                 levels[one.severity],

@@ -71,7 +71,7 @@ def examine(
     ``unchecked``.
 
     Args:
-        app: Your Celery app, with its tasks imported.
+        app: Your Celery app. What its ``include`` and ``imports`` name is imported, as a worker does.
         offline: Read the settings only: no server is asked, and no source is read but what ``source`` names.
         profile: ``production`` adds what matters only there.
         ignore: Ids of rules to ignore, ``CP203``, or of one place, ``CP203:queue emails``; best with a reason for each. They
@@ -82,6 +82,7 @@ def examine(
 
     Raises:
         ConfigurationError: When an argument is wrong.
+        Exception: What the app's own modules raise when they are imported.
     """
     expect_app(app, "examine()")
     if profile not in get_args(Profile):
@@ -91,6 +92,8 @@ def examine(
             f"expected timeout to be a number of seconds, above 0 and up to {_LONGEST:g}, got {timeout!r}"
         )
     excused = _excused(app, ignore)
+    # As a worker does: tasks that nobody has imported yet are looked at, too.
+    app.loader.import_default_modules()
     app.finalize()
     unread: list[str] = []
     case = _looked_up(app, unread, offline=offline, source=source, timeout=float(timeout))

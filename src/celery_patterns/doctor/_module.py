@@ -130,11 +130,13 @@ class Module:
     def imported(self) -> dict[str, str]:
         """What a name stands for that was imported: ``pay`` for ``shop.tasks.pay``."""
         found: dict[str, str] = {}
-        for node in ast.walk(self.tree):
+        # Those of functions, too: a task is often imported where it is sent. The module's own win.
+        nodes = [one for one in ast.walk(self.tree) if isinstance(one, ast.Import | ast.ImportFrom)]
+        for node in sorted(nodes, key=lambda one: one in self.tree.body):
             if isinstance(node, ast.ImportFrom):
                 base = self._base(node)
                 found.update({one.asname or one.name: f"{base}.{one.name}" for one in node.names})
-            elif isinstance(node, ast.Import):
+            else:
                 found.update({one.asname or one.name: one.name for one in node.names})
         return found
 

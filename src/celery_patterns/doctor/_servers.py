@@ -132,6 +132,8 @@ def _trouble(address: Address, error: BaseException) -> Trouble:
         cause = cause.__cause__ or cause.__context__
     line = " ".join(f"{type(error).__name__}: {str(error).strip()}".partition(" : <")[0].split())
     said = address.hushed(line)[:_LONGEST].rstrip(": ")
+    if not address.host and any(isinstance(one, FileNotFoundError | ConnectionRefusedError) for one in chain):
+        return Trouble("refused", said)  # a socket's path
     kinds: list[Kind] = [kind for kind in map(_kind, chain) if kind is not None]
     return Trouble(kinds[0] if kinds else "other", said)
 

@@ -101,8 +101,14 @@ def _files_of(app: Celery) -> Iterator[tuple[Path, Path]]:
     for path in own or paths:  # an app that is installed itself is read there
         root = _root_of(path)
         top = root / path.relative_to(root).parts[0]
-        # Of a module that stands alone those beside it that are imported, too: its folder may be anything's.
-        beside = [one for one in root.glob("*.py") if one.stem in sys.modules] if top.is_file() else _inside(top)
+        # Beside a module that stands alone its project stands, in the folder in which the command was called: another one
+        # may be anything's, and those are read there that were imported.
+        if not top.is_file():
+            beside = _inside(top)
+        elif root == Path.cwd():
+            beside = (one for one in sorted(root.glob("*.py")) if not one.name.startswith(_TESTS))
+        else:
+            beside = (one for one in sorted(root.glob("*.py")) if one.stem in sys.modules)
         for one in beside:
             yield root, one
 

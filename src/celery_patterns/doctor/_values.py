@@ -11,7 +11,7 @@ from ._module import Function, called
 if TYPE_CHECKING:
     from ._module import Module
 
-__all__ = ["SENDS", "arguments_of", "is_canvas_called", "is_model", "is_result", "made_by", "nodes_of"]
+__all__ = ["SENDS", "arguments_of", "is_canvas_called", "is_model", "is_rebound", "is_result", "made_by", "nodes_of"]
 
 SENDS = frozenset({"delay", "apply_async", "send_task"})
 _MAKES_RESULT = frozenset({*SENDS, "AsyncResult", "GroupResult"})
@@ -20,6 +20,7 @@ _CANVAS = frozenset({"group", "chain", "chord", "signature", "s", "si"})
 _ONE_ROW = frozenset({"get", "first", "last", "create", "one", "one_or_none", "earliest", "latest", "scalar_one"})
 _ROWS = frozenset({"all", "filter", "exclude", "order_by", "iterator"})
 _NO_ROWS = frozenset({"values", "values_list", "aggregate", "count", "exists", "dates", "datetimes"})
+_SOMETHING = ast.Constant(value=None)
 _Scope = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
 
 
@@ -113,10 +114,27 @@ def made_by(module: Module, node: ast.expr, at: ast.AST) -> ast.expr | None:
     return None
 
 
+def is_rebound(module: Module, name: str, at: ast.AST) -> bool:
+    """Whether a name means something of its function's own there, and not what the module calls so."""
+    for scope in module.around(at):
+        if isinstance(scope, Function | ast.Lambda) and (name in _parameters(scope) or _is_set_in(module, scope, name)):
+            return True
+    return False
+
+
+def _is_set_in(module: Module, scope: ast.AST, name: str) -> bool:
+    # What only the function imports is found among all imports.
+    imported = not any(name in _bound_otherwise(one) for one in module.tree.body)
+    nodes = (node for _, _, node in _sets(scope, name))
+    return any(not (imported and isinstance(node, ast.Import | ast.ImportFrom)) for node in nodes)
+
+
 def _value_of(module: Module, name: str, at: ast.AST) -> ast.expr | None:
     """What a variable was set to last before it is used, in the same function or at the module's top."""
     for scope in module.around(at):
-        if isinstance(scope, ast.ListComp | ast.SetComp | ast.GeneratorExp):
+        if isinstance(scope, ast.Lambda) and name in _parameters(scope):
+            return None
+        if isinstance(scope, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp):
             for loop in scope.generators:
                 if name in _names(loop.target):
                     return _one_of(module, loop.target, loop.iter, name, scope)
@@ -141,9 +159,25 @@ def _sets(scope: ast.AST, name: str) -> Iterator[tuple[float, ast.expr, ast.AST]
             targets, line = [node.target], line - 0.5 if isinstance(node, ast.NamedExpr) else line
         elif isinstance(node, ast.withitem) and node.optional_vars is not None:
             targets, line = [node.optional_vars], node.optional_vars.lineno
+        elif name in _bound_otherwise(node):
+            yield line, _SOMETHING, node
+            continue
         else:
             continue
         yield from ((line, target, node) for target in targets if name in _names(target))
+
+
+def _bound_otherwise(node: ast.AST) -> set[str]:
+    """Names that an import, a handler, a pattern or a definition binds."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {one.asname or one.name.partition(".")[0] for one in node.names}
+    if isinstance(node, ast.MatchMapping):
+        return {node.rest} if node.rest else set()
+    if isinstance(
+        node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    ):
+        return {node.name} if node.name else set()
+    return set()
 
 
 def _share(module: Module, target: ast.expr, node: ast.AST, name: str) -> ast.expr | None:
@@ -178,7 +212,7 @@ def _names(target: ast.expr) -> set[str]:
     return {one.id for one in ast.walk(target) if isinstance(one, ast.Name)}
 
 
-def _parameters(function: Function) -> set[str]:
+def _parameters(function: Function | ast.Lambda) -> set[str]:
     given = function.args
     each = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
     return {one.arg for one in each if one is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, TaskSource, called
@@ -19,6 +19,8 @@ _METHODS = frozenset({"post", "put", "patch", "delete"})
 _CLIENTS = frozenset({"requests", "httpx"})
 _SESSIONS = frozenset({"session", "client"})
 _EFFECTS = frozenset({"send_mail", "send_mass_mail", "sendmail", "EmailMessage"})
+#: A ``try``, with ``except*`` since Python 3.11.
+_TRIES: Any = (ast.Try, getattr(ast, "TryStar", ast.Try))
 #: What leaves a handler, and the body.
 _LEAVES = frozenset({"retry", "exit", "_exit", "abort"})
 
@@ -168,7 +170,7 @@ def _swallower(module: Module, node: ast.AST) -> ast.AST | None:
         broad = (one for one in node.items if called(one.context_expr) == "suppress")
         kinds = [kind for one in broad if isinstance(one.context_expr, ast.Call) for kind in one.context_expr.args]
         return node if any(called(kind) in ("Exception", "BaseException") for kind in kinds) else None
-    if not isinstance(node, ast.Try) or all(isinstance(one, ast.Import | ast.ImportFrom) for one in node.body):
+    if not isinstance(node, _TRIES) or all(isinstance(one, ast.Import | ast.ImportFrom) for one in node.body):
         return None
     for handler in node.handlers:
         names = [module.whole_name(one).rpartition(".")[2] for one in _kinds(handler)]
@@ -180,7 +182,9 @@ def _swallower(module: Module, node: ast.AST) -> ast.AST | None:
 
 
 def _leaves(node: ast.AST) -> bool:
-    return isinstance(node, ast.Raise | ast.Return) or (isinstance(node, ast.Call) and called(node) in _LEAVES)
+    return isinstance(node, ast.Raise | ast.Return | ast.Break) or (
+        isinstance(node, ast.Call) and called(node) in _LEAVES
+    )
 
 
 def _goes_on(module: Module, node: ast.AST) -> bool:
@@ -231,9 +235,23 @@ def _set_on(module: Module, task: TaskSource) -> Iterator[tuple[ast.AST, str]]:
 
 
 def _is_made_once(module: Module, target: ast.expr) -> bool:
-    """``if self.client is None: self.client = …``."""
-    said = ast.unparse(target)
-    return any(isinstance(one, ast.If) and said in ast.unparse(one.test) for one in module.around(target))
+    """``if self.client is None: self.client = …``, and how else it is said that it is not there yet."""
+    assert isinstance(target, ast.Attribute)
+    for one in module.around(target):
+        if isinstance(one, ast.If) and _mentions(one.test, target.attr):
+            return True
+        if isinstance(one, ast.ExceptHandler) and "AttributeError" in [called(kind) for kind in _kinds(one)]:
+            return True
+    return False
+
+
+def _mentions(node: ast.expr, attribute: str) -> bool:
+    """``self.client``, ``hasattr(self, "client")``, ``getattr(self, "client", None)``."""
+    return any(
+        (isinstance(one, ast.Attribute) and one.attr == attribute)
+        or (isinstance(one, ast.Constant) and one.value == attribute)
+        for one in ast.walk(node)
+    )
 
 
 RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

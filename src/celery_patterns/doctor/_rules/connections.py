@@ -111,12 +111,15 @@ def refuses_login(case: Case) -> Iterator[Sign]:
     for server, what in _troubled(case, "credentials"):
         address = server.address
         more = " RabbitMQ lets guest in from its own machine only." if address.user == "guest" else ""
-        if address.tongue == "redis" and address.user and not address.password:
-            # It is no user, but a password whose colon was forgotten: it is not shown.
-            more = " The URL has a user and no password; a password alone is written as redis://:PASSWORD@host."
+        if address.user and not address.password:
+            # It may be no user, but a password whose colon was forgotten: it is not shown.
+            more = f" The URL has a user and no password; a password alone is written as {address.scheme}://:PASSWORD@host."
             who = "a user without a password"
+        elif address.user:
+            who = f"the user {address.user!r}"
         else:
-            who = f"the user {address.user!r}" if address.user else "a connection without a user"
+            who = "the usual user" if address.password else "nobody: there is no password"
+            more = "" if address.password else f" It wants one: {address.scheme}://:PASSWORD@host."
         yield _sign(server, f"{what} (as {who})", f"Correct user and password in {address.setting}.{more}{_SPECIAL}")
 
 

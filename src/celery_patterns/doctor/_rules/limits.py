@@ -147,7 +147,7 @@ def lost_though_late(case: Case) -> Iterator[Sign]:
             yield Sign(
                 task.name,
                 "acks_late=True and reject_on_worker_lost=False",
-                "Let it wear dead_letter(), which sets both and counts crashes; or set reject_on_worker_lost=True.",
+                "Let it wear dead_letter(), which puts it back and counts its crashes.",
             )
 
 

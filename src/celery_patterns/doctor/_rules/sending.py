@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called
 from .._tasks import seconds
-from .._values import SENDS, arguments_of, is_canvas_called, is_model, is_result, made_by
+from .._values import SENDS, arguments_of, is_canvas_called, is_model, is_rebound, is_result, made_by
 
 if TYPE_CHECKING:
     from .._case import Case
@@ -111,7 +111,9 @@ def sends_model(case: Case) -> Iterator[Sign]:
 def sends_unsendable(case: Case) -> Iterator[Sign]:
     """A set, a function, a file and their like among the arguments."""
     for module, call, argument, facts in _sent(case):
-        kind = None if facts is not None and facts.task.serializer == "pickle" else _unsendable(argument)
+        made = made_by(module, argument, call)
+        pickled = facts is not None and facts.task.serializer == "pickle"
+        kind = None if pickled or made is None else _unsendable(made)
         if kind is not None and not module.is_excused(call, "CP509"):
             yield Sign(
                 module.place(call),
@@ -218,6 +220,8 @@ def _reads(case: Case) -> Iterator[tuple[Module, ast.Call]]:
 def _task_name(case: Case, module: Module, function: ast.expr) -> str | None:
     """The name of the task that an expression stands for; None where it is none that is known."""
     if isinstance(function, ast.Name):
+        if is_rebound(module, function.id, function):
+            return None
         for task in module.tasks:
             if task.function.name == function.id:
                 return task.name
@@ -245,7 +249,8 @@ def _begins(node: ast.expr) -> bool:
 
 def _unsendable(node: ast.expr) -> str | None:
     if isinstance(node, ast.Call):
-        return _MADE.get(called(node)) if isinstance(node.func, ast.Name) else None
+        owner = called(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+        return _MADE.get(called(node)) if owner in ("", "datetime", "pathlib") else None
     inside = node.values if isinstance(node, ast.Dict) else node.elts if isinstance(node, ast.List | ast.Tuple) else []
     return _UNSENDABLE.get(type(node)) or next((kind for one in inside if (kind := _unsendable(one))), None)
 

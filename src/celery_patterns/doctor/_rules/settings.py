@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _ALIKE = 0.86
 #: What kombu's JSON refuses, and what strict JSON refuses beside it.
 _NO_JSON: tuple[type, ...] = (set, frozenset, timedelta, PurePath, complex, bytearray)
-_CONFIRMED = '{"confirm_publish": True}'
 _UNIONS = (typing.Union, types.UnionType)
 #: How the settings of Celery 3 begin.
 _OLD_PREFIXES = ("CELERY_", "CELERYD_", "CELERYBEAT_", "BROKER_")
@@ -47,7 +46,7 @@ def unconfirmed(case: Case) -> Iterator[Sign]:
         yield Sign(
             case.spelled("broker_transport_options"),
             f"{promised[0].name} wears {promised[0].promises}, and confirm_publish is off",
-            f"Set {case.line('broker_transport_options', _CONFIRMED)}.",
+            case.option_line("confirm_publish", True),
         )
 
 

@@ -97,7 +97,7 @@ def idle(case: Case) -> Iterator[Sign]:
     if not case.tasks or any(queue not in _heard(case) for queue in case.queues):
         return  # where a queue has no consumer, this is the other side of the same mistake
     known = {*case.queues, *map(str, case.app.amqp.queues), str(case.conf.task_default_queue)}
-    for worker in case.workers:
+    for worker in case.hearers:
         for queue in sorted((worker.queues or frozenset()) - known):
             yield Sign(
                 f"queue {queue}",
@@ -159,7 +159,7 @@ def settings(case: Case) -> Iterator[Sign]:
     """Two workers, or a worker and this app, disagree where they must agree."""
     for name in _SHARED:
         told: list[tuple[Any, str]] = [
-            (repr(worker.settings.get(name)), worker.name) for worker in case.workers if worker.settings is not None
+            (repr(worker.settings.get(name)), worker.name) for worker in case.hearers if worker.settings is not None
         ]
         # Both as they look once JSON has carried them.
         values = {value for value, _ in told}
