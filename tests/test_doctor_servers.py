@@ -156,7 +156,10 @@ def test_upper_case_is_a_scheme(apps: Any, database: str) -> None:
 def test_the_line_to_change_keeps_what_stands_there(apps: Any) -> None:
     """It can be pasted: options of the transport are added, and none is lost."""
     app = apps(broker_url="redis://127.0.0.1", broker_transport_options={"global_keyprefix": "shop-"})
-    app.task(shared=False, name="slow", autoretry_for=(OSError,), max_retries=1, default_retry_delay=7200)(lambda: None)
+
+    @app.task(shared=False, name="slow", autoretry_for=(OSError,), max_retries=1, default_retry_delay=7200)
+    def slow() -> None: ...
+
     (found,) = look(app, offline=True).findings
     assert (found.id, found.cure.partition(",")[0]) == (
         "CP303",

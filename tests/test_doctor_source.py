@@ -107,7 +107,7 @@ MISTAKES = {
     "a span of a module": ("CP509", "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.delay(datetime.timedelta(1))"),
     "a row of a local import": (
         "CP507",
-        "@app.task\ndef a(u): ...\n\n\ndef view():\n    from $name import a\n    a.delay(request.user)",
+        "@app.task\ndef a(u): ...\n\n\ndef view():\n    from $name import a as b\n    b.delay(request.user)",
     ),
     "a day's countdown": (
         "CP512",
