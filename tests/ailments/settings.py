@@ -219,7 +219,7 @@ app.conf.broker_transport_options = {}
     Ailment(
         "CP406",
         HEAD
-        + '\nTAGS = {"a", "b"}\n\n\n@app.task\ndef work(tags: set[str]) -> None: ...\n\n\ndef place() -> None:\n    work.delay(TAGS)\n',
+        + '\nTAGS = {"a", "b"}\n\n\n@app.task\ndef work(tags: set[str]) -> None: ...\n\n\ndef place() -> None:\n    work.delay(*[TAGS])\n',
         (('{"a", "b"}', '["a", "b"]'), ("set[str]", "list[str]")),
         place_raises,
         name="json",

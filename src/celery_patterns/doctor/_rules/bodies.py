@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, TaskSource, called
@@ -170,14 +170,18 @@ def _swallower(module: Module, node: ast.AST) -> ast.AST | None:
         broad = (one for one in node.items if called(one.context_expr) == "suppress")
         kinds = [kind for one in broad if isinstance(one.context_expr, ast.Call) for kind in one.context_expr.args]
         return node if any(called(kind) in ("Exception", "BaseException") for kind in kinds) else None
-    if not isinstance(node, _TRIES) or all(isinstance(one, ast.Import | ast.ImportFrom) for one in node.body):
+    if not isinstance(node, _TRIES):
         return None
-    for handler in node.handlers:
+    tried: Any = node
+    if all(isinstance(one, ast.Import | ast.ImportFrom) for one in tried.body):
+        return None
+    for handler in tried.handlers:
         names = [module.whole_name(one).rpartition(".")[2] for one in _kinds(handler)]
         if "SoftTimeLimitExceeded" in names:
             return None
         if handler.type is None or "Exception" in names or "BaseException" in names:
-            return None if any(_leaves(one) for part in handler.body for one in (part, *nodes_of(part))) else handler
+            left = any(_leaves(one) for part in handler.body for one in (part, *nodes_of(part)))
+            return None if left else cast("ast.AST", handler)
     return None
 
 
