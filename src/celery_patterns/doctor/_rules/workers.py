@@ -97,8 +97,10 @@ def idle(case: Case) -> Iterator[Sign]:
     if not case.tasks or any(queue not in _heard(case) for queue in case.queues):
         return  # where a queue has no consumer, this is the other side of the same mistake
     known = {*case.queues, *map(str, case.app.amqp.queues), str(case.conf.task_default_queue)}
-    for worker in case.hearers:
-        for queue in sorted((worker.queues or frozenset()) - known):
+    for worker in case.workers:
+        # One that knows all of the app's tasks is its own, and another app's may know one that both share.
+        own = worker in case.hearers or (worker.tasks is not None and case.by_name.keys() <= worker.tasks)
+        for queue in sorted((worker.queues or frozenset()) - known) if own else ():
             yield Sign(
                 f"queue {queue}",
                 f"{worker.name} listens to the queue {queue}, and none of the app's tasks is routed there",
