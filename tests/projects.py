@@ -9,8 +9,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -209,12 +207,12 @@ class Project:
         _state.default_app, _state._tls.current_app = self._current
 
 
-@contextmanager
-def project(folder: Path, source: str | dict[str, str], values: dict[str, str]) -> Iterator[Project]:
-    made = Project(folder, source, values)
-    try:
-        yield made
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{made.logs()}") from None
-    finally:
-        made.close()
+def doctor_in(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The doctor's command, for the app that stands in ``proj.py`` there."""
+    return subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "proj", "patterns", "doctor"],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+    )

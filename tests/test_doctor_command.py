@@ -21,6 +21,7 @@ import celery_patterns as patterns
 from celery_patterns.doctor import RULES, Examination, examine
 from celery_patterns.exceptions import ConfigurationError
 
+from .projects import doctor_in
 from .servers import free_port
 from .strangers import babble, hole, mute, other_redis, web
 
@@ -144,6 +145,7 @@ def test_each_rule_explains_itself(rule: Any) -> None:
 
 
 def test_an_unknown_rule_is_told() -> None:
+    """An id that is none is wrong use, and the range of ids is named."""
     told = run(None, "--explain", "CP1")
     assert told.exit_code == 2
     assert "there is no rule CP1; they are CP101 to CP512" in " ".join(told.output.split())
@@ -155,6 +157,7 @@ def test_ids_are_in_order_and_each_its_own() -> None:
 
 
 def test_without_an_app_it_says_which_is_missing() -> None:
+    """Without -A the command says how to name one."""
     told = run(None)
     assert told.exit_code == 2
     assert "which app? expected celery -A proj patterns doctor" in told.stderr
@@ -165,13 +168,7 @@ def test_an_app_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
     (tmp_path / "proj.py").write_text(
         'from celery import Celery\n\napp = Celery("proj", broker="memory://", include=["proj_taks"])\n'
     )
-    told = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "proj", "patterns", "doctor"],
-        cwd=tmp_path,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    told = doctor_in(tmp_path)
     assert told.returncode == 2
     assert told.stderr.startswith(
         "Error: the app's modules cannot be imported: ModuleNotFoundError: No module named 'proj_taks'"
@@ -221,11 +218,13 @@ def test_it_is_one_line_in_a_test_of_the_users(app: Celery) -> None:
     ],
 )
 def test_a_wrong_argument_is_told(app: Celery, how: dict[str, Any], said: str) -> None:
+    """Each wrong argument of examine() is an error that says what was expected."""
     with pytest.raises(ConfigurationError, match=said):
         examine(app, offline=True, **how)
 
 
 def test_only_a_celery_app_is_examined() -> None:
+    """What is no Celery app is refused, by name of the function."""
     with pytest.raises(ConfigurationError, match=r"examine\(\) takes your Celery app"):
         examine("proj")  # type: ignore[arg-type]
 

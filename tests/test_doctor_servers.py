@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from celery_patterns.doctor import Examination, examine
 from celery_patterns.stores import SQLStore
 
 from .ailments._ailment import HEAD
-from .projects import Project
+from .projects import Project, doctor_in
 from .servers import free_port
 from .strangers import other_redis, web
 
@@ -150,6 +148,7 @@ def test_a_socket_that_is_not_there(apps: Any, tmp_path: Path) -> None:
 
 
 def test_upper_case_is_a_scheme(apps: Any, database: str) -> None:
+    """kombu reads a scheme in any case, and so does the doctor."""
     assert ids(look(apps(broker_url=database.replace("redis", "REDIS")))) == []
 
 
@@ -207,6 +206,7 @@ def test_an_account_that_may_do_what_tasks_need(apps: Any) -> None:
 
 @pytest.mark.parametrize("role", ["broker", "store"])
 def test_a_redis_whose_port_is_a_web_servers(role: str, apps: Any) -> None:
+    """A web server at the port of a Redis is named as a server of another kind."""
     with web() as port:
         app = apps(broker_url=f"redis://127.0.0.1:{port}/0" if role == "broker" else "memory://")
         if role == "store":
@@ -215,6 +215,7 @@ def test_a_redis_whose_port_is_a_web_servers(role: str, apps: Any) -> None:
 
 
 def test_a_redis_where_postgresql_is_expected(apps: Any) -> None:
+    """A Redis at the port of a store in SQL is named as what it is."""
     app = apps(broker_url="memory://")
     patterns.use_store(app, f"postgresql://tests@127.0.0.1:{os.environ['TESTS_REDIS_PORT']}/shop")
     found = look(app, timeout=4.0)
@@ -312,13 +313,7 @@ def test_a_module_that_ends_the_program(tmp_path: Path) -> None:
     (tmp_path / "proj.py").write_text(
         "from celery import Celery\n\napp = Celery(broker='memory://', include=['ends'])\n"
     )
-    told = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "proj", "patterns", "doctor"],
-        cwd=tmp_path,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    told = doctor_in(tmp_path)
     assert (told.returncode, told.stderr) == (2, "Error: the app's modules cannot be imported: SystemExit: 0\n")
 
 
@@ -328,13 +323,7 @@ def test_a_configuration_that_raises(tmp_path: Path) -> None:
     (tmp_path / "proj.py").write_text(
         "from celery import Celery\n\napp = Celery()\napp.config_from_object('celeryconfig')\n"
     )
-    told = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "proj", "patterns", "doctor"],
-        cwd=tmp_path,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    told = doctor_in(tmp_path)
     assert (told.returncode, told.stderr) == (
         2,
         "Error: the app's modules cannot be imported: RuntimeError: bad url redis://**@localhost/0\n",

@@ -45,7 +45,6 @@ class Ailment:
         cure: Texts of it, and what stands in their place once it is cured.
         fails: Whether the failure is seen that the rule predicts.
         broker: What it runs on.
-        values: More than the servers, which its source names.
         workers: The arguments of the workers that run while the doctor looks; a name is each one's first.
         cured_workers: The same once it is cured, where that is another one.
         where: A part of the place that is found.
@@ -60,7 +59,6 @@ class Ailment:
     cure: tuple[tuple[str, str], ...]
     fails: Callable[[Project], bool]
     broker: Literal["redis", "rabbitmq"] = "redis"
-    values: Callable[[Any], dict[str, str]] | None = None
     workers: tuple[tuple[str, ...], ...] = ()
     cured_workers: tuple[tuple[str, ...], ...] | None = None
     where: str = ""

@@ -9,6 +9,7 @@ import uuid
 from datetime import timedelta
 
 import redis
+from kombu.exceptions import OperationalError
 
 from celery_patterns._equipment import equipment_of
 from celery_patterns.exceptions import StoreUnavailable
@@ -40,8 +41,8 @@ def _sent_and_gone(project: Project) -> bool:
         for _ in range(400):
             project.send("work", "x" * 10_000, ignore_result=True, retry=False)
             sent += 1
-    except Exception:
-        pass
+    except (OperationalError, redis.RedisError) as full:
+        assert "OOM" in str(full) or "maxmemory" in str(full)
     port = int(project.app.connection_for_write().port)
     try:
         return bool(redis.Redis(port=port).llen(project.values["queue"]) < sent)

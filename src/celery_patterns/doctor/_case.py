@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from ._servers import QueueFacts, Server
     from ._workers import Worker
 
-__all__ = ["VISIBILITY", "Case", "Entry"]
+__all__ = ["Case", "Entry"]
 
 #: kombu's own visibility timeout on Redis, in seconds.
-VISIBILITY = 3600.0
+_VISIBILITY = 3600.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Case:
         if self.transport != "redis":
             return None
         said = self.transport_options.get("visibility_timeout")
-        return float(said) if isinstance(said, int | float | str) and said else VISIBILITY
+        return float(said) if isinstance(said, int | float | str) and said else _VISIBILITY
 
     @property
     def visibility_line(self) -> str:

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from ._case import Case
 
-__all__ = ["SEVERITIES", "Finding", "Part", "Rule", "Severity", "Sign", "UnknownError", "rule"]
+__all__ = ["SEVERITIES", "Finding", "Rule", "Severity", "Sign", "UnknownError", "rule"]
 
 Severity = Literal["error", "warning", "hint"]
 #: From the worst to the mildest.
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
-
-#: Where the facts come from that a rule needs.
-Part = Literal["settings", "servers", "workers", "source"]
 
 _UPSTREAM = "https://github.com/"
 
@@ -79,7 +76,6 @@ class Rule:
         title: What is wrong, in a few words.
         happens: What will happen, and when.
         upstream: Where others have met it: ``celery/celery#2481``, or a page.
-        part: Where its facts come from.
         production: Whether it is one for production alone.
         look: Finds it.
     """
@@ -89,7 +85,6 @@ class Rule:
     title: str
     happens: str
     upstream: str
-    part: Part
     production: bool
     look: Callable[[Case], Iterable[Sign]]
 
@@ -122,12 +117,11 @@ def rule(
     happens: str,
     *,
     upstream: str,
-    part: Part = "settings",
     production: bool = False,
 ) -> Callable[[Callable[[Case], Iterable[Sign]]], Rule]:
     """Make a rule of the function that sees it."""
 
     def made(look: Callable[[Case], Iterable[Sign]]) -> Rule:
-        return Rule(id_, severity, title, happens, upstream, part, production, look)
+        return Rule(id_, severity, title, happens, upstream, production, look)
 
     return made

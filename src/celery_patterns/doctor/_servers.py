@@ -54,11 +54,9 @@ class QueueFacts:
     """A queue of RabbitMQ's.
 
     Attributes:
-        messages: How many wait.
         consumers: How many workers listen.
     """
 
-    messages: int
     consumers: int
 
 
@@ -200,7 +198,7 @@ def _queue(connection: Any, name: str) -> QueueFacts | None:
     except AMQPError:  # there is none, or it is somebody's own; the broker has closed the channel by now
         return None
     else:
-        return QueueFacts(found.message_count, found.consumer_count)
+        return QueueFacts(found.consumer_count)
     finally:
         if channel.connection is not None:
             channel.close()

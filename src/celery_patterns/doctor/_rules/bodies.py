@@ -31,7 +31,6 @@ _LEAVES = frozenset({"retry", "exit", "_exit", "abort"})
     "A task waits for another task's result",
     "Celery raises RuntimeError; where that check is off, all slots come to wait for tasks that no slot is left for.",
     upstream="dagster-io/dagster#29660",
-    part="source",
 )
 def waits_inside(case: Case) -> Iterator[Sign]:
     """``.get()`` of a result in a task's body."""
@@ -51,7 +50,6 @@ def waits_inside(case: Case) -> Iterator[Sign]:
     "An effect that each attempt repeats",
     "An attempt that fails behind it, or whose worker is killed, does it again: two charges, two mails.",
     upstream="getsentry/sentry#72516",
-    part="source",
 )
 def repeats_effect(case: Case) -> Iterator[Sign]:
     """A task is retried, wears no key, and posts something or sends a mail."""
@@ -74,7 +72,6 @@ def repeats_effect(case: Case) -> Iterator[Sign]:
     "SoftTimeLimitExceeded is an Exception: where it strikes there, it is caught as any other, and the body goes on until "
     "the hard limit kills it.",
     upstream="celery/billiard#240",
-    part="source",
 )
 def swallows_limit(case: Case) -> Iterator[Sign]:
     """``except Exception`` that goes on, in a task with a soft time limit."""
@@ -99,7 +96,6 @@ def swallows_limit(case: Case) -> Iterator[Sign]:
     "State that is kept on the task",
     "There is one task object for all runs of a process: the next run finds what this one left, and threads mix theirs.",
     upstream="celery/celery#8972",
-    part="source",
 )
 def keeps_state(case: Case) -> Iterator[Sign]:
     """An attribute of the task is set in its body; one that is made once, where it is not there yet, is left alone."""
@@ -120,7 +116,6 @@ def keeps_state(case: Case) -> Iterator[Sign]:
     "A task that the app does not know",
     "Its module was never imported: a worker throws such a task away, and its result never comes.",
     upstream="celery/celery#4289",
-    part="source",
 )
 def never_imported(case: Case) -> Iterator[Sign]:
     """It is written in a file that was not imported, and is not among the app's tasks."""

@@ -48,7 +48,6 @@ def _sign(server: Server, what: str, cure: str) -> Sign:
     "A server's name does not resolve",
     "Each .delay() raises OperationalError after its retries, and no worker starts.",
     upstream="celery/celery#5724",
-    part="servers",
 )
 def unresolved(case: Case) -> Iterator[Sign]:
     """The name of the host is wrong, or this machine does not know it."""
@@ -67,7 +66,6 @@ def unresolved(case: Case) -> Iterator[Sign]:
     "Nothing listens at a server's port",
     "Each .delay() raises OperationalError after its retries, and no worker starts.",
     upstream="celery/celery#7451",
-    part="servers",
 )
 def refused(case: Case) -> Iterator[Sign]:
     """The server does not run, or it listens elsewhere."""
@@ -86,7 +84,6 @@ def refused(case: Case) -> Iterator[Sign]:
     "A server does not answer",
     "What is sent there waits without an end, unless it has a time-out of its own.",
     upstream="celery/celery#4296",
-    part="servers",
 )
 def silent(case: Case) -> Iterator[Sign]:
     """A firewall drops the packets, the server is frozen, or it has lost its network."""
@@ -104,7 +101,6 @@ def silent(case: Case) -> Iterator[Sign]:
     "A server refuses the user or the password",
     "Each .delay() raises after its retries, and no worker starts.",
     upstream="codalab/codabench#1175",
-    part="servers",
 )
 def refuses_login(case: Case) -> Iterator[Sign]:
     """The account is not known, its password is another, or it may not log in from here."""
@@ -129,7 +125,6 @@ def refuses_login(case: Case) -> Iterator[Sign]:
     "A server has no such virtual host or database",
     "Each .delay() raises after its retries, and no worker starts.",
     upstream="gjedeer/celery-php#60",
-    part="servers",
 )
 def no_such_place(case: Case) -> Iterator[Sign]:
     """The virtual host or the database does not exist, or the user has no rights in it."""
@@ -157,7 +152,6 @@ def no_such_place(case: Case) -> Iterator[Sign]:
     "A server of another kind answers",
     "Each .delay() raises after its retries, or waits for an answer that does not come.",
     upstream="alanxz/rabbitmq-c#284",
-    part="servers",
 )
 def stranger(case: Case) -> Iterator[Sign]:
     """The port is that of something else: of RabbitMQ's web page (15672), for example."""
@@ -173,7 +167,6 @@ def stranger(case: Case) -> Iterator[Sign]:
     "One side speaks TLS and the other does not",
     "Each .delay() raises after its retries, or waits for an answer that does not come.",
     upstream="celery/celery#6455",
-    part="servers",
 )
 def half_tls(case: Case) -> Iterator[Sign]:
     """The scheme of the URL does not suit the port."""
@@ -193,7 +186,6 @@ def half_tls(case: Case) -> Iterator[Sign]:
     "A server's certificate is not accepted",
     "Each .delay() raises after its retries, and no worker starts.",
     upstream="celery/py-amqp#349",
-    part="servers",
 )
 def certificate(case: Case) -> Iterator[Sign]:
     """Its authority is not known here, it names another host, it is over, or it wants one of ours."""
@@ -215,7 +207,6 @@ def certificate(case: Case) -> Iterator[Sign]:
     "A server's kind is not known, or its driver is not installed",
     "Each .delay() raises, or each result is lost, from the first one on.",
     upstream="celery/kombu#1501",
-    part="servers",
 )
 def no_driver(case: Case) -> Iterator[Sign]:
     """The scheme of the URL is misspelt, or a package is missing."""
@@ -234,7 +225,6 @@ def no_driver(case: Case) -> Iterator[Sign]:
     "A server cannot be used",
     "What the app sends there fails.",
     upstream="celery/kombu#1582",
-    part="servers",
 )
 def other_trouble(case: Case) -> Iterator[Sign]:
     """Its URL cannot be read, or for a reason that has no rule of its own."""
@@ -250,7 +240,6 @@ def other_trouble(case: Case) -> Iterator[Sign]:
     "The store has no table",
     "Tasks with a key are put off for ever: no key can be claimed.",
     upstream="celery/django-celery#62",
-    part="servers",
 )
 def no_table(case: Case) -> Iterator[Sign]:
     """The database answers, and what the keys stand in was not made."""
@@ -269,7 +258,6 @@ def no_table(case: Case) -> Iterator[Sign]:
     "One of several servers cannot be used",
     "The others are used meanwhile; when they go, too, none is left. What is sent waits for this one first.",
     upstream="celery/celery#6348",
-    part="servers",
 )
 def one_of_several(case: Case) -> Iterator[Sign]:
     """The setting names several, which take over from each other."""
@@ -284,7 +272,6 @@ def one_of_several(case: Case) -> Iterator[Sign]:
     "A Redis of another role",
     "Nothing can be written there, or not as Celery does it.",
     upstream="celery/celery#7946",
-    part="servers",
 )
 def wrong_role(case: Case) -> Iterator[Sign]:
     """It is a replica, a Sentinel, or a part of a cluster."""

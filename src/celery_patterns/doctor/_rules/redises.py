@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     "A Redis that forgets when it is full",
     "At its limit it throws away what it likes: queues with their tasks, keys of work that was done, results.",
     upstream="celery/kombu#1063",
-    part="servers",
 )
 def evicts(case: Case) -> Iterator[Sign]:
     """``maxmemory`` is set, and its policy evicts what is there."""
@@ -40,7 +39,6 @@ def evicts(case: Case) -> Iterator[Sign]:
     "A Redis that keeps nothing on disk",
     "A restart empties it: tasks that wait are lost, and keys of work that was done.",
     upstream="open-formulieren/open-forms#2514",
-    part="servers",
 )
 def forgets(case: Case) -> Iterator[Sign]:
     """Neither ``appendonly`` nor ``save`` is on."""
@@ -78,7 +76,6 @@ def late_sweep(case: Case) -> Iterator[Sign]:
     "Keys that a failover may lose",
     "A replica that takes over has not heard of the last moment: work that was done in it is done again.",
     upstream="redis/redis#4819",
-    part="servers",
     production=True,
 )
 def forgets_at_failover(case: Case) -> Iterator[Sign]:

@@ -40,7 +40,6 @@ _MADE = {
     "A task that is sent before its transaction is committed",
     "A worker may run it before the row is there, and runs it also when the transaction is rolled back.",
     upstream="celery/celery#8491",
-    part="source",
 )
 def sends_in_transaction(case: Case) -> Iterator[Sign]:
     """``.delay()`` within ``transaction.atomic()`` or a session's ``begin()``."""
@@ -65,7 +64,6 @@ def sends_in_transaction(case: Case) -> Iterator[Sign]:
     "A task that is called and not sent",
     "Its body runs here and now, in the caller: no worker, no retries, no limits.",
     upstream="praekeltfoundation/vumi-go#59",
-    part="source",
 )
 def called_directly(case: Case) -> Iterator[Sign]:
     """A statement that calls a task as a function, and uses nothing of what it returns."""
@@ -85,7 +83,6 @@ def called_directly(case: Case) -> Iterator[Sign]:
     "A model's row as an argument",
     "JSON cannot carry it, so .delay() raises; with pickle the task works on the row as it was, and writes that back.",
     upstream="mozilla/experimenter#1631",
-    part="source",
 )
 def sends_model(case: Case) -> Iterator[Sign]:
     """What was read from the database is sent as it is."""
@@ -106,7 +103,6 @@ def sends_model(case: Case) -> Iterator[Sign]:
     "A value that cannot be sent",
     "JSON cannot carry it: .delay() raises, and nothing is sent.",
     upstream="miguelgrinberg/flask-celery-example#14",
-    part="source",
 )
 def sends_unsendable(case: Case) -> Iterator[Sign]:
     """A set, a function, a file and their like among the arguments."""
@@ -128,7 +124,6 @@ def sends_unsendable(case: Case) -> Iterator[Sign]:
     "Results that are read, and kept nowhere",
     "Reading one raises: there is no result backend.",
     upstream="celery/celery#7340",
-    part="source",
 )
 def reads_nothing(case: Case) -> Iterator[Sign]:
     """A result is read, and ``result_backend`` is not set."""
@@ -149,7 +144,6 @@ def reads_nothing(case: Case) -> Iterator[Sign]:
     "A result that is read, and ignored",
     "It is never stored: whoever reads it waits without an end, or gets None at once.",
     upstream="celery/celery#2652",
-    part="source",
 )
 def reads_ignored(case: Case) -> Iterator[Sign]:
     """A result is read of a task whose results are ignored."""
@@ -177,7 +171,6 @@ def reads_ignored(case: Case) -> Iterator[Sign]:
     "A countdown longer than the visibility timeout",
     "Redis gives the waiting message out again at each timeout: the task runs once for each.",
     upstream="celery/kombu#337",
-    part="source",
 )
 def waits_too_long(case: Case) -> Iterator[Sign]:
     """A ``countdown=`` that is written as a number."""

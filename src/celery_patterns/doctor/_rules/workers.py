@@ -44,7 +44,6 @@ _SKEW = 5.0
     "No worker answers",
     "Tasks are sent and wait in their queues; whoever waits for a result waits without an end.",
     upstream="wooey/Wooey#47",
-    part="workers",
 )
 def nobody(case: Case) -> Iterator[Sign]:
     """None runs, or none is connected to this broker."""
@@ -69,7 +68,6 @@ def nobody(case: Case) -> Iterator[Sign]:
     "A queue has no consumer",
     "Tasks that are sent there wait for ever.",
     upstream="celery/celery#2103",
-    part="workers",
 )
 def unheard(case: Case) -> Iterator[Sign]:
     """Tasks are routed to a queue that no worker listens to."""
@@ -90,7 +88,6 @@ def unheard(case: Case) -> Iterator[Sign]:
     "A worker listens to a queue that no task goes to",
     "It idles there; more often than not the name is misspelt on one side.",
     upstream="celery/celery#3980",
-    part="workers",
 )
 def idle(case: Case) -> Iterator[Sign]:
     """A worker's queue is none of those that the app's tasks, its settings and its schedule name."""
@@ -114,7 +111,6 @@ def idle(case: Case) -> Iterator[Sign]:
     "A worker does not know a task of its queue",
     "It throws such a task away, with a line in its log, and the task's result never comes.",
     upstream="celery/celery#6893",
-    part="workers",
 )
 def unknown_task(case: Case) -> Iterator[Sign]:
     """A worker takes the queue's messages and has not imported the task."""
@@ -138,7 +134,6 @@ def unknown_task(case: Case) -> Iterator[Sign]:
     "Workers have different versions",
     "A message of one may mean something else to the other: what a version adds, the older one drops.",
     upstream="celery/celery#4356",
-    part="workers",
 )
 def versions(case: Case) -> Iterator[Sign]:
     """Of Celery, kombu, billiard or Python."""
@@ -155,7 +150,6 @@ def versions(case: Case) -> Iterator[Sign]:
     "Workers have different settings",
     "Which of them a message meets decides what happens to it; on Redis the shortest visibility timeout rules all.",
     upstream="celery/celery#9349",
-    part="workers",
 )
 def settings(case: Case) -> Iterator[Sign]:
     """Two workers, or a worker and this app, disagree where they must agree."""
@@ -190,7 +184,6 @@ _TOLD = ("task_acks_late", "task_default_queue", "task_protocol", "task_reject_o
     "A pool that ignores hard time limits",
     "The task runs on past its limit, and a task that hangs keeps its slot until the worker is restarted.",
     upstream="celery/celery#9203",
-    part="workers",
 )
 def hard_limits(case: Case) -> Iterator[Sign]:
     """Only processes can be killed: threads and solo go on."""
@@ -203,7 +196,6 @@ def hard_limits(case: Case) -> Iterator[Sign]:
     "A pool that ignores soft time limits",
     "SoftTimeLimitExceeded is never raised: what the body does when it catches it is never done.",
     upstream="celery/celery#1958",
-    part="workers",
 )
 def soft_limits(case: Case) -> Iterator[Sign]:
     """Only processes are sent the signal."""
@@ -238,7 +230,6 @@ def _limits(case: Case, pools: set[str], option: str, fact: str, number: int) ->
     "A worker takes more long tasks than it can run",
     "Short tasks wait behind long ones in one worker's memory while another worker idles.",
     upstream="celery/celery#6500",
-    part="workers",
 )
 def prefetch(case: Case) -> Iterator[Sign]:
     """Several messages for each slot are taken, and a task may run for a minute or more."""
@@ -265,7 +256,6 @@ def prefetch(case: Case) -> Iterator[Sign]:
     "A worker's clock is wrong",
     "What is to wait runs too early or too late there, and what expires is thrown away too early or not at all.",
     upstream="celery/celery#1980",
-    part="workers",
 )
 def clock(case: Case) -> Iterator[Sign]:
     """Its clock and this machine's differ by more than 5 seconds."""
