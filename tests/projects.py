@@ -207,10 +207,10 @@ class Project:
         _state.default_app, _state._tls.current_app = self._current
 
 
-def doctor_in(folder: Path) -> subprocess.CompletedProcess[str]:
+def doctor_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The doctor's command, for the app that stands in ``proj.py`` there."""
     return subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "proj", "patterns", "doctor"],
+        [sys.executable, "-m", "celery", "-A", "proj", "patterns", "doctor", *arguments],
         cwd=folder,
         check=False,
         capture_output=True,

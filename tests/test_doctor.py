@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -62,6 +63,15 @@ class _Impatient(RabbitServer):
         return {**super().environment(), "RABBITMQ_ADVANCED_CONFIG_FILE": str(config)}
 
 
+class _Alarmed(RabbitServer):
+    """RabbitMQ, to which its disk is too small."""
+
+    def environment(self) -> Any:
+        config = self.folder / "advanced.config"
+        config.write_text("[{rabbit, [{disk_free_limit, 1000000000000000}]}].\n")
+        return {**super().environment(), "RABBITMQ_ADVANCED_CONFIG_FILE": str(config)}
+
+
 def _replica(stack: ExitStack) -> Server:
     primary = stack.enter_context(other_redis())
     replica = Replica(primary.port)
@@ -83,11 +93,14 @@ def _redis(*words: str, **how: Any) -> Callable[[ExitStack], Server | int]:
     return lambda stack: stack.enter_context(other_redis(*words, **how))
 
 
-def _rabbit(stack: ExitStack) -> Server:
-    server = _Impatient()
-    stack.callback(server.close)
-    server.start()
-    return server
+def _rabbit(kind: type[RabbitServer]) -> Callable[[ExitStack], Server]:
+    def started(stack: ExitStack) -> Server:
+        server = kind()
+        stack.callback(server.close)
+        server.start()
+        return server
+
+    return started
 
 
 def _house(stack: ExitStack) -> House:
@@ -108,7 +121,8 @@ SERVERS: dict[str, Callable[[ExitStack], Server | House | int | str]] = {
     "refusing": _redis(*_LITTLE, "noeviction"),
     "forgetful": _redis("--appendonly", "no"),
     "durable": _redis(),
-    "impatient": _rabbit,
+    "impatient": _rabbit(_Impatient),
+    "alarmed": _rabbit(_Alarmed),
     "other_celery": _other_celery,
     "known": _redis(
         "--requirepass", "a-secret", "--user", "admin", "on", ">admin", "~*", "&*", "+@all", password="a-secret"
@@ -135,6 +149,11 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[A
             project = Project(folder, ailment.cured if cured else ailment.broken, values)
             cured_workers = ailment.workers if ailment.cured_workers is None else ailment.cured_workers
             project.workers = cured_workers if cured else ailment.workers
+            # Of the two releases the one that is not installed is a folder that comes first on the path.
+            if ailment.older and (celery.VERSION[:2] >= (5, 7)) is not cured:
+                project.environment["PYTHONPATH"] = (
+                    f"{values['other_celery']}{os.pathsep}{project.environment['PYTHONPATH']}"
+                )
             projects.append(project)
             return project
 
@@ -150,6 +169,10 @@ def _found(project: Project, ailment: Ailment) -> list[tuple[str, str]]:
         one.wait_ready()
     nobody = {"CP201"} if not running and ailment.id != "CP201" else set()
     how = {**ailment.how, "ignore": {*ailment.how.get("ignore", ()), *nobody}}
+    if ailment.older:
+        ignored = (word for id_ in how["ignore"] for word in ("--ignore", id_))
+        told = project.command("patterns", "doctor", "--json", *ignored)
+        return [(one["id"], one["where"]) for one in json.loads(told.stdout)["findings"]]
     examined = project.examine(**how)
     assert not [what for what in examined.unchecked if what.startswith("CP")]
     return [(one.id, one.where) for one in examined.findings]

@@ -131,6 +131,16 @@ def test_json_is_one_object(app: Celery) -> None:
     ]
 
 
+def test_what_a_module_prints_is_not_in_the_json(tmp_path: Path) -> None:
+    """Tasks are imported as the app is looked at; what they print goes to the other stream."""
+    source = 'from celery import Celery\n\napp = Celery("proj", broker="memory://", include=["chatty"])\n'
+    (tmp_path / "proj.py").write_text(source)
+    (tmp_path / "chatty.py").write_text('print("I am imported")\n')
+    told = doctor_in(tmp_path, "--offline", "--json")
+    assert json.loads(told.stdout)["findings"] == []
+    assert "I am imported" in told.stderr
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
 def test_each_rule_explains_itself(rule: Any) -> None:
     """Without an app: what it looks at, what will happen, and where others have met it, in sentences."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +22,7 @@ from celery_patterns.stores import SQLStore
 
 from .ailments._ailment import HEAD
 from .projects import Project, doctor_in
-from .servers import free_port
+from .servers import RabbitServer, RedisServer, _children, free_port
 from .strangers import other_redis, web
 
 WORK = "\n\n@app.task\ndef work(text: object = 'a') -> object:\n    mark('worked')\n    return text\n"
@@ -71,6 +75,13 @@ def test_a_result_backend_that_celery_knows(url: str, apps: Any, postgres: str, 
     looked_at = url.startswith("db+")
     assert any("the result backend" in what for what in found.unchecked) != looked_at
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("setting", ["broker_url", "broker_write_url", "broker_read_url"])
+def test_a_url_of_bytes(setting: str, apps: Any) -> None:
+    """It is no text, and said to be none."""
+    found = look(apps(**{"broker_url": "memory://", setting: b"redis://127.0.0.1:6379/0"}))
+    assert [(one.id, one.where) for one in found.findings] == [("CP110", setting)]
 
 
 @pytest.mark.parametrize("url", ["redis+socket:///no/such.sock", "sqla+sqlite://", "filesystem://", "memory://"])
@@ -335,3 +346,34 @@ def test_what_is_left_on_redis_is_celerys_own(apps: Any, database: str) -> None:
     look(apps(broker_url=database))
     left = list(redis.Redis.from_url(database).scan_iter())
     assert [key for key in left if not key.startswith(b"_kombu.binding")] == []
+
+
+# Servers that go while they are looked at
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+@pytest.mark.parametrize("kind", [RedisServer, pytest.param(RabbitServer, marks=pytest.mark.long)])
+def test_a_server_that_goes_in_the_middle(kind: Any, number: signal.Signals, tmp_path: Path) -> None:
+    """Whenever it goes, the doctor comes to an end in time, and tells nothing that is not so."""
+    server = kind()
+    with contextlib.closing(server):
+        server.start()
+        for wait in (0.0, 0.01, 0.03, 0.1, 0.3, 0.8):
+            url = server.url() if kind is RedisServer else server.url
+            project = Project(tmp_path / str(wait), HEAD + WORK, {"broker": url, "backend": "rpc://", "queue": "q"})
+            pids = [server.process.pid, *_children(server.process.pid)]
+            gone = threading.Timer(wait, lambda: [os.kill(pid, number) for pid in pids])  # noqa: B023 - joined below
+            assert project.app
+            began = time.monotonic()
+            gone.start()
+            found = project.examine(timeout=2)
+            assert time.monotonic() - began < 8, wait
+            gone.join()
+            project.close()
+            assert {one.id for one in found.findings} <= {"CP102", "CP103", "CP106", "CP110", "CP201"}, found
+            if number == signal.SIGSTOP:
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+            else:
+                server.stop()
+                server.start()

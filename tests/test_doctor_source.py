@@ -114,6 +114,47 @@ MISTAKES = {
         "@app.task\ndef a(): ...\n\n\ndef view():\n    a.apply_async(countdown=24 * 60 * 60)",
     ),
     "a retry in two hours": ("CP512", "@app.task(bind=True)\ndef a(self):\n    raise self.retry(countdown=7200)"),
+    "results that are gathered": (
+        "CP501",
+        "@app.task\ndef a():\n    rs = []\n    for _ in range(2):\n        rs.append(a.delay())\n    for r in rs:\n        r.get()",
+    ),
+    "results under keys": (
+        "CP501",
+        "@app.task\ndef a(ks):\n    rs = {k: a.delay() for k in ks}\n    for k, r in rs.items():\n        r.get()",
+    ),
+    "results that are put under keys": (
+        "CP501",
+        "@app.task\ndef a(ks):\n    rs = {}\n    for k in ks:\n        rs[k] = a.delay()\n    return [r.get() for r in rs.values()]",
+    ),
+    "one of several results": (
+        "CP501",
+        "@app.task\ndef a():\n    rs = [a.delay() for _ in range(2)]\n    return rs[0].get()",
+    ),
+    "an effect of a client that is closed": (
+        "CP504",
+        "@app.task(autoretry_for=(OSError,), max_retries=2)\ndef a():\n    with httpx.Client() as c:\n        c.post('https://pay')",
+    ),
+    "an effect of a session of one's own": (
+        "CP504",
+        "@app.task(autoretry_for=(OSError,), max_retries=2)\ndef a(url):\n    s = requests.Session()\n    s.post(url)",
+    ),
+    "an attribute that a loop sets": ("CP506", "@app.task(bind=True)\ndef a(self):\n    for self.x in range(2): ..."),
+    "an attribute that a with sets": (
+        "CP506",
+        "@app.task(bind=True)\ndef a(self):\n    with open('f') as self.x: ...",
+    ),
+    "an object of one's own": (
+        "CP509",
+        "class Point:\n    x = 1\n\n\n@app.task\ndef a(p): ...\n\n\ndef view():\n    p = Point()\n    a.delay(p)",
+    ),
+    "an open file": (
+        "CP509",
+        "@app.task\ndef a(f): ...\n\n\ndef view():\n    with open('x') as f:\n        a.delay(f)",
+    ),
+    "a set under a key": (
+        "CP509",
+        "@app.task\ndef a(x): ...\n\n\ndef view():\n    d = {'n': 1, 'x': {2}}\n    a.delay(d['x'])",
+    ),
 }
 #: In none of them anything is found.
 RIGHT = {
@@ -183,6 +224,25 @@ RIGHT = {
     "stored for this call": (
         "@app.task(ignore_result=True)\ndef a(): ...\n\n\ndef view():\n    return a.apply_async(ignore_result=False).get()"
     ),
+    "a number beside a set": "@app.task\ndef a(x): ...\n\n\ndef view():\n    d = {'n': 1, 'x': {2}}\n    a.delay(d['n'])",
+    "texts that are gathered": (
+        "@app.task\ndef a():\n    rs = []\n    rs.append({'k': 1})\n    for r in rs:\n        r.get('k')"
+    ),
+    "a list that holds itself": "@app.task\ndef a(x): ...\n\n\ndef view():\n    xs = []\n    xs.append(xs[0])\n    a.delay(xs[0])",
+    "an object that says what it is in JSON": (
+        "class Point:\n    def __json__(self):\n        return 1\n\n\n@app.task\ndef a(p): ...\n\n\ndef view():\n    a.delay(Point())"
+    ),
+    "an object that kombu was taught": (
+        "class Point: ...\n\n\nregister = register_type if 0 else None\n\n\ndef teach():\n    register_type(Point, 'p', str, str)\n\n\n"
+        "@app.task\ndef a(p): ...\n\n\ndef view():\n    a.delay(Point())"
+    ),
+    "a text of a kind of one's own": (
+        "class Name(str): ...\n\n\n@app.task\ndef a(p): ...\n\n\ndef view():\n    a.delay(Name('x'))"
+    ),
+    "a state of something else": "@app.task(ignore_result=True)\ndef a(order):\n    return order.state",
+    "a post of something else": (
+        "@app.task(autoretry_for=(OSError,), max_retries=2)\ndef a(url):\n    with lock() as s:\n        s.post(url)"
+    ),
     "a session's row": ("@app.task(autoretry_for=(OSError,))\ndef a():\n    session.delete(row)\n    client.get('/x')"),
     "a task of a class": "class A(app.Task):\n    name = 'a'\n\n    def run(self):\n        return 1\n\n\napp.register_task(A())",
     "awaited by a decorator": (
@@ -195,6 +255,30 @@ RIGHT = {
         "@app.task(autoretry_for=(Exception,), dont_autoretry_for=(SoftTimeLimitExceeded,), soft_time_limit=1, max_retries=2)\ndef a(): ..."
     ),
 }
+
+
+#: Without a result backend, or of a task whose results are ignored: each is found once.
+SHOWN = {
+    "its state": "r = a.delay()\n    return r.state",
+    "its value": "return a.delay().result",
+    "the state of one of many": "rs = [a.delay() for _ in range(2)]\n    return [r.status for r in rs]",
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize(
+    ("before", "after", "id_"),
+    [(', backend="redis://127.0.0.1:6379/0"', "", "CP510"), ("@app.task", "@app.task(ignore_result=True)", "CP511")],
+)
+def test_what_is_read_of_a_result_without_a_call(name: str, before: str, after: str, id_: str, tmp_path: Path) -> None:
+    """A state that nothing keeps is read as well as a value that one waits for."""
+    text = f"{HEAD}\n\n@app.task\ndef a(): ...\n\n\ndef view():\n    {SHOWN[name]}\n".replace(before, after)
+    project = Project(tmp_path, text, {"queue": "q"})
+    try:
+        found = examine(project.app, offline=True, source=[tmp_path / f"{project.name}.py"]).findings
+        assert [one.id for one in found] == [id_]
+    finally:
+        project.close()
 
 
 @pytest.fixture

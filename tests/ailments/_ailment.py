@@ -50,6 +50,7 @@ class Ailment:
         where: A part of the place that is found.
         how: What is said to ``examine()``.
         long: Whether its failure takes long to see.
+        older: Whether it is ill on a release of Celery before 5.7, and cured by that.
         slow: Whether the doctor's look at it takes long, too: its servers and workers do, until they run.
         name: What tells it from others of the same rule.
     """
@@ -64,6 +65,7 @@ class Ailment:
     where: str = ""
     how: dict[str, Any] = field(default_factory=dict)
     long: bool = False
+    older: bool = False
     slow: bool = False
     name: str = ""
 

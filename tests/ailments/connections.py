@@ -52,6 +52,15 @@ def _everybody_logs_in(project: Project) -> bool:
             return False
 
 
+def _is_nowhere(project: Project) -> bool:
+    """Whether a message that ``.delay()`` took is in no queue, or it does not come back."""
+    if _outcome(lambda: project.send("work", ignore_result=True, retry=False)) != "sent":
+        return True
+    with project.app.connection_for_read() as connection:
+        queue = connection.default_channel.queue_declare(queue=project.values["queue"], passive=True)
+        return int(queue.message_count) == 0
+
+
 def _none_is_left(project: Project) -> bool:
     """Whether nothing can be sent once the server goes that is left."""
     last = next(one for one in project.values.servers if str(one.port) == project.values["durable"])  # type: ignore[attr-defined]
@@ -328,5 +337,14 @@ AILMENTS = (
         (("store.table", "store.create_table()"),),
         _no_key_is_claimed,
         where="store",
+    ),
+    Ailment(
+        "CP118",
+        _broker("amqp://guest:guest@127.0.0.1:$alarmed//"),
+        (("$alarmed", "$rabbit_port"),),
+        _is_nowhere,
+        where="broker_url",
+        long=True,
+        slow=True,
     ),
 )

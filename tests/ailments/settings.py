@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 import uuid
 from datetime import timedelta
+from typing import Any
 
 import redis
 from kombu.exceptions import OperationalError
 
+import celery_patterns as patterns
 from celery_patterns._equipment import equipment_of
 from celery_patterns.exceptions import StoreUnavailable
 from celery_patterns.stores import RedisStore
@@ -143,6 +146,44 @@ def _holds_all(project: Project) -> bool:
     return most == 40
 
 
+def _sends_events(project: Project) -> bool:
+    """Whether five tasks have their worker send fifteen messages more, which anybody who listens hears."""
+    for name, *arguments in project.workers or (("w",),):
+        project.worker(*arguments, name=name)
+    heard: list[str] = []
+
+    def hear(event: Any, _: Any) -> None:
+        heard.extend(one["type"] for one in (event if isinstance(event, list) else [event]))
+
+    with project.app.connection_for_read() as connection:
+        queue = project.app.events.Receiver(connection).queue
+        with connection.Consumer(queues=[queue], callbacks=[hear], no_ack=True, accept=["json"]):
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(timeout=0.5)  # on Redis nothing is heard before the first of them
+            for _ in range(5):
+                project.send("work", ignore_result=True)
+            assert project.marked("worked", times=5)
+            deadline = time.monotonic() + 3
+            while time.monotonic() < deadline and heard.count("task-succeeded") < 5:
+                with contextlib.suppress(TimeoutError):
+                    connection.drain_events(timeout=0.5)
+    return min(heard.count(f"task-{what}") for what in ("received", "started", "succeeded")) >= 5
+
+
+def _letter_is_gone(project: Project) -> bool:
+    """Whether a letter that is looked at five times, a second after it was written, is gone."""
+    worker = project.worker()
+    project.send("work")
+    project.wait(
+        lambda: "Task $name".replace("$name", project.name) in worker.text() and " raised " in worker.text(),
+        20,
+        "it has failed",
+    )
+    time.sleep(1)
+    letters = patterns.dead_letters(project.app, f"{project.values['queue']}.dead")
+    return min(letters.count() for _ in range(5)) == 0
+
+
 def _is_done_twice(project: Project) -> bool:
     """Whether a key that was recorded as done is free once the replica is the primary; it heard nothing of the last moment."""
     house = project.values.servers[0]  # type: ignore[attr-defined]
@@ -175,6 +216,20 @@ def fails() -> None:
     raise ConnectionError
 """
 SCHEDULE = 'app.conf.beat_schedule = {"often": {"task": "$name.work", "schedule": 0.5, "args": ["a"]}}\n'
+
+DEAD = """
+from kombu import Queue
+
+app.conf.task_queues = [Queue("$queue"), Queue("$queue.dead", queue_arguments={"x-message-ttl": 500})]
+"""
+FAILS = """
+
+@app.task(time_limit=60, ignore_result=True)
+@patterns.dead_letter()
+def work() -> None:
+    mark("worked")
+    raise ValueError
+"""
 
 AILMENTS = (
     Ailment(
@@ -314,6 +369,59 @@ def work(text: str = "a") -> None:
         _comes_back_late,
         how={"profile": "production"},
         long=True,
+    ),
+    Ailment(
+        "CP416",
+        HEAD + "app.conf.worker_eta_task_limit = 5\n" + WORK,
+        (),
+        _holds_all,
+        where="worker_eta_task_limit",
+        older=True,
+        long=True,
+        slow=True,
+    ),
+    Ailment(
+        "CP417",
+        HEAD + "app.conf.worker_send_task_events = True\n" + WORK,
+        (("events = True", "events = False"),),
+        _sends_events,
+        how={"profile": "production"},
+        long=True,
+        name="setting",
+    ),
+    Ailment(
+        "CP417",
+        HEAD + SCHEDULE.replace("0.5", "0.1") + WORK,
+        (),
+        _sends_events,
+        workers=(("w", "-B", "-s", "$folder/beat", "-E"),),
+        cured_workers=(("w", "-B", "-s", "$folder/beat"),),
+        how={"profile": "production"},
+        long=True,
+        slow=True,
+        name="option",
+    ),
+    Ailment(
+        "CP418",
+        EQUIPPED + DEAD + FAILS,
+        ((', queue_arguments={"x-message-ttl": 500}', ""),),
+        _letter_is_gone,
+        broker="rabbitmq",
+        where="queue ",
+        how={"ignore": ("CP403",)},
+        long=True,
+        name="age",
+    ),
+    Ailment(
+        "CP418",
+        EQUIPPED + DEAD.replace('{"x-message-ttl": 500}', '{"x-queue-type": "quorum", "x-delivery-limit": 2}') + FAILS,
+        ((', "x-delivery-limit": 2', ""),),
+        _letter_is_gone,
+        broker="rabbitmq",
+        where="queue ",
+        how={"ignore": ("CP403",)},
+        long=True,
+        name="looks",
     ),
     Ailment(
         "CP415",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -64,6 +65,16 @@ def _finds_what_was_left(project: Project) -> bool:
     project.send("work", ignore_result=True)
     assert project.marked("worked", times=2)
     return "seen 2" in project.marks()
+
+
+def _never_fails(project: Project) -> bool:
+    """Whether the result of a rejected task does not come."""
+    project.worker()
+    sent = project.send("work")
+    assert project.marked("rejects")
+    with contextlib.suppress(AssertionError):
+        project.wait(lambda: sent.state == "FAILURE", 4, "it has failed")
+    return bool(sent.state != "FAILURE")
 
 
 def _is_thrown_away(project: Project) -> bool:
@@ -298,5 +309,24 @@ app.conf.broker_transport_options = {
         _does_not_come,
         where=".py:",
         long=True,
+    ),
+    Ailment(
+        "CP513",
+        HEAD
+        + """
+from celery.exceptions import Reject
+
+
+@app.task
+def work() -> None:
+    mark("rejects")
+    raise Reject("no", requeue=False)
+""",
+        (),
+        _never_fails,
+        where=".py:",
+        older=True,
+        long=True,
+        slow=True,
     ),
 )

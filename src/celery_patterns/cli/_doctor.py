@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -104,8 +106,12 @@ def doctor(
     parses SOURCE: files and folders, by default the packages in which the tasks are written. Changes nothing.
     """
     with told(ctx):
-        app = _app(ctx)
-        examined = examine(app, offline=offline, profile=profile, ignore=ignore, source=source or None, timeout=timeout)
+        # What the user's modules print as they are imported is no part of the answer.
+        with contextlib.redirect_stdout(sys.stderr):
+            app = _app(ctx)
+            examined = examine(
+                app, offline=offline, profile=profile, ignore=ignore, source=source or None, timeout=timeout
+            )
         if as_json:
             click.echo(json.dumps(_facts(examined)))
         else:

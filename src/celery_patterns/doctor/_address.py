@@ -33,6 +33,7 @@ Kind = Literal[
     "driver",
     "unreadable",
     "role",
+    "blocked",
     "other",
 ]
 
@@ -140,6 +141,11 @@ _AT = Trouble("unreadable", "the URL cannot be read: an @ stands in its path")
 def addresses_of(app: Celery) -> Iterator[Address]:
     """Each server of the app's, the broker's first."""
     conf = app.conf
+    for setting in ("broker_url", "broker_write_url", "broker_read_url"):
+        if isinstance(conf[setting], bytes):
+            said = "the URL cannot be read: it is bytes and no text"
+            yield Address("broker", setting, trouble=Trouble("unreadable", said))
+            return
     same = conf.broker_write_url == conf.broker_read_url
     yield from _brokers("broker_url" if same else "broker_write_url", conf.broker_write_url, app.connection_for_write)
     if not same:

@@ -65,7 +65,8 @@ def examine(
 
     It reads the app's settings as they are in the end, its tasks and their patterns; it connects to the broker, the result
     backend and the store, asks the workers that run, and parses the source in which the tasks are written. It changes
-    nothing on any server, needs no administrator's rights, and no password is in what it says.
+    nothing on any server, needs no administrator's rights, and no password is in what it says. To RabbitMQ it sends one
+    empty message that goes to no queue, since only to who sends does it tell that it takes none.
 
     It does not promise to find every mistake, nor that a server is the same a moment later. What it could not look at is in
     ``unchecked``.

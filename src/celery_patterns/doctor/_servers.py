@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amqp import Message
 from amqp.exceptions import AccessRefused, AMQPError, NotAllowed
 from redis import ConnectionPool, Redis
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError, ResponseError
@@ -28,6 +29,8 @@ __all__ = ["QueueFacts", "RedisFacts", "Server", "ask_servers"]
 _ONCE: dict[str, Any] = {"max_retries": 1, "interval_start": 0, "reraise_as_library_errors": False}
 #: Seconds that are left to the others when one server takes all of its own.
 _SPARE = 0.5
+#: Where a message goes that nobody is to get: no queue has this name, so RabbitMQ drops it.
+_NOWHERE = "celery-patterns.doctor.nowhere"
 #: The longest text of a driver's that is shown.
 _LONGEST = 300
 
@@ -79,6 +82,10 @@ class Server:
     queues: Mapping[str, QueueFacts] = field(default_factory=dict)
     lacks: str | None = None
     unseen: str | None = None
+
+
+class _BlockedError(Exception):
+    """RabbitMQ reads nothing more of a connection that sends messages."""
 
 
 def ask_servers(app: Celery, queues: frozenset[str], timeout: float) -> tuple[Server, ...]:
@@ -181,13 +188,34 @@ _POSTGRES: tuple[tuple[Kind, tuple[str, ...]], ...] = (
 
 
 def _into_amqp(app: Celery, server: Server, queues: frozenset[str], left: float) -> Server:
-    timeouts = {"read_timeout": left, "write_timeout": left}
-    options = {**(app.conf.broker_transport_options or {}), **timeouts}
+    ours = {"read_timeout": left, "write_timeout": left, "confirm_publish": True, "on_blocked": _raise_blocked}
+    options = {**(app.conf.broker_transport_options or {}), **ours}
     url = server.address.url or None
     with app.connection_for_write(url, connect_timeout=left, transport_options=options) as connection:
         connection.ensure_connection(**_ONCE)
         found = {name: _queue(connection, name) for name in sorted(queues)}
-        return replace(server, queues={name: facts for name, facts in found.items() if facts is not None})
+        server = replace(server, queues={name: facts for name, facts in found.items() if facts is not None})
+        try:
+            _send_nowhere(connection, left)
+        except _BlockedError:
+            connection.collect()  # to say goodbye would wait for an answer
+            said = "it takes no messages: an alarm is on, for want of memory or of room on its disk"
+            return replace(server, trouble=Trouble("blocked", said))
+        return server
+
+
+def _raise_blocked(_: str) -> None:
+    raise _BlockedError
+
+
+def _send_nowhere(connection: Any, left: float) -> None:
+    """Send a message to no queue: that a server takes none it tells those only that send one."""
+    channel = connection.channel()
+    try:
+        channel.basic_publish(Message(""), exchange="", routing_key=_NOWHERE, confirm_timeout=left)
+    except AMQPError:  # an account that may not send there; the broker has closed the channel by now
+        return
+    channel.close()
 
 
 def _queue(connection: Any, name: str) -> QueueFacts | None:

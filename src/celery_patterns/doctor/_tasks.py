@@ -16,6 +16,7 @@ from kombu.common import Broadcast
 from .._dead_letter import dead_letter
 from .._idempotent import idempotent
 from .._plan import INNER, Plan
+from .._queues import dead_queue
 from .._retry import retry
 from .._waits import longest_wait
 
@@ -135,6 +136,13 @@ class TaskFacts:
     def queue(self) -> str | None:
         """The queue that it is routed to; None where that is an exchange alone, or where there is no such queue."""
         return self._route[0]
+
+    @property
+    def dead_queue(self) -> str | None:
+        """The queue that its dead letters go to; None where it leaves none."""
+        if self.buries is None:
+            return None
+        return self.buries.queue or (dead_queue(self.queue) if self.queue else None)
 
     @property
     def missing_queue(self) -> str | None:

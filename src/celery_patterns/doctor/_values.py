@@ -20,6 +20,7 @@ _CANVAS = frozenset({"group", "chain", "chord", "signature", "s", "si"})
 _ONE_ROW = frozenset({"get", "first", "last", "create", "one", "one_or_none", "earliest", "latest", "scalar_one"})
 _ROWS = frozenset({"all", "filter", "exclude", "order_by", "iterator"})
 _NO_ROWS = frozenset({"values", "values_list", "aggregate", "count", "exists", "dates", "datetimes"})
+_OF_DICT = frozenset({"values", "items"})
 _SOMETHING = ast.Constant(value=None)
 _Scope = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
 
@@ -105,9 +106,12 @@ def made_by(module: Module, node: ast.expr, at: ast.AST) -> ast.expr | None:
     for _ in range(10):  # a variable that is set from another one
         if isinstance(node, ast.NamedExpr):
             node = node.value
-        if not isinstance(node, ast.Name):
+        if isinstance(node, ast.Subscript):
+            found = _item(module, node, at)
+        elif isinstance(node, ast.Name):
+            found = _value_of(module, node.id, at)
+        else:
             return node
-        found = _value_of(module, node.id, at)
         if found is None:
             return None
         node, at = found, found
@@ -183,6 +187,8 @@ def _bound_otherwise(node: ast.AST) -> set[str]:
 def _share(module: Module, target: ast.expr, node: ast.AST, name: str) -> ast.expr | None:
     if isinstance(node, ast.For | ast.AsyncFor):
         return _one_of(module, target, node.iter, name, node)
+    if isinstance(node, ast.withitem):
+        return node.context_expr if isinstance(target, ast.Name) else None
     value = node.value if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) else None
     if isinstance(target, ast.Name):
         return value
@@ -198,18 +204,64 @@ def _one_of(module: Module, target: ast.expr, many: ast.expr, name: str, at: ast
         if not isinstance(target, ast.Tuple) or name not in _names(target.elts[-1]):
             return None
         target, many = target.elts[-1], many.args[0]
-    if not isinstance(target, ast.Name):
-        return None
+    if isinstance(many, ast.Call) and isinstance(many.func, ast.Attribute) and many.func.attr in _OF_DICT:
+        if many.func.attr == "items":
+            if not isinstance(target, ast.Tuple) or name not in _names(target.elts[-1]):
+                return None
+            target = target.elts[-1]
+        many = many.func.value
+    return _element(module, many, at) if isinstance(target, ast.Name) else None
+
+
+def _item(module: Module, node: ast.Subscript, at: ast.AST) -> ast.expr | None:
+    """What stands under a key or at a place."""
+    made = made_by(module, node.value, at)
+    key = node.slice.value if isinstance(node.slice, ast.Constant) else None
+    if isinstance(made, ast.Dict) and made.keys:
+        pairs = zip(made.keys, made.values, strict=True)
+        return next((one for name, one in pairs if isinstance(name, ast.Constant) and name.value == key), None)
+    if isinstance(made, ast.List | ast.Tuple) and isinstance(key, int) and -len(made.elts) <= key < len(made.elts):
+        return made.elts[key]
+    return _element(module, node.value, at)
+
+
+def _element(module: Module, many: ast.expr, at: ast.AST) -> ast.expr | None:
+    """What one of many is: of a list, a tuple, or a dict's values."""
     made = made_by(module, many, at)
     if isinstance(made, ast.ListComp | ast.GeneratorExp | ast.SetComp):
         return made.elt
-    if isinstance(made, ast.List | ast.Tuple):
-        return made.elts[0] if made.elts else None
+    if isinstance(made, ast.DictComp):
+        return made.value
+    inside = (
+        made.values if isinstance(made, ast.Dict) else made.elts if isinstance(made, ast.List | ast.Tuple) else None
+    )
+    if inside is not None:
+        return inside[0] if inside else _added(module, many, at)
     return made if isinstance(made, ast.Call) and called(made) in _ROWS else None
 
 
+def _added(module: Module, many: ast.expr, at: ast.AST) -> ast.expr | None:
+    """What is put into a list or a dict that was made empty: by ``append()``, or under a key."""
+    if not isinstance(many, ast.Name):
+        return None
+    for scope in module.around(at):
+        if not isinstance(scope, Function | ast.Module):
+            continue
+        for node in nodes_of(scope):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="append"), args=[added]) if (
+                    name == many.id
+                ):
+                    return added
+                case ast.Assign(targets=[ast.Subscript(value=ast.Name(id=name))], value=added) if name == many.id:
+                    return added
+        return None
+    return None
+
+
 def _names(target: ast.expr) -> set[str]:
-    return {one.id for one in ast.walk(target) if isinstance(one, ast.Name)}
+    """The variables that are set; in ``rows[key] = …`` none is."""
+    return {one.id for one in ast.walk(target) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
 
 
 def _parameters(function: Function | ast.Lambda) -> set[str]:

@@ -17,6 +17,10 @@ __all__ = ["Worker", "ask_workers"]
 
 #: The question that is none of Celery's own.
 _CLOCK = "clock"
+#: Seconds until we hear what is sent.
+_HEARS = 0.05
+#: What a worker alone sends; ``task-sent`` is the sender's.
+_OF_TASKS = frozenset({"task-received", "task-started", "task-succeeded", "task-failed", "task-retried"})
 _VERSIONS = re.compile(r"\b(celery|kombu|billiard|py):([\w.+-]+)")
 
 
@@ -35,6 +39,7 @@ class Worker:
         settings: Its settings, with their defaults, secrets left out; None where it did not say.
         versions: Of Celery, kombu, billiard and Python.
         ahead: How far its clock is before ours, in seconds; None where it did not say.
+        sends_events: Whether it was heard to send events of its tasks.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Worker:
     settings: Mapping[str, Any] | None
     versions: Mapping[str, str]
     ahead: float | None
+    sends_events: bool
 
 
 def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...] | str:
@@ -61,6 +67,7 @@ def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...] | str:
     """
     answers: dict[str, dict[str, Any]] = {}
     clocks: dict[str, float] = {}
+    eventful: set[str] = set()
     failed: list[str] = []
 
     def ask(question: str, arguments: Mapping[str, Any]) -> None:
@@ -68,7 +75,7 @@ def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...] | str:
         try:
             with app.connection_for_write() as connection:
                 if question == _CLOCK:
-                    _ask_clocks(app, connection, timeout, clocks)
+                    _listen(app, connection, timeout, clocks, eventful)
                     return
                 inspect = app.control.inspect(timeout=timeout, connection=connection)
                 answers[question] = getattr(inspect, question)(**arguments) or {}
@@ -90,27 +97,32 @@ def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...] | str:
     names = sorted({name for answer in told.values() for name in answer})
     if not names and failed:
         return f"the workers: the question to them failed ({failed[0]})"
-    return tuple(_worker(name, told, clocks.get(name)) for name in names)
+    return tuple(_worker(name, told, clocks.get(name), name in eventful) for name in names)
 
 
-def _ask_clocks(app: Celery, connection: Any, timeout: float, ahead: dict[str, float]) -> None:
-    """Let each worker send a heartbeat at once, which has the moment in it."""
+def _listen(app: Celery, connection: Any, timeout: float, ahead: dict[str, float], eventful: set[str]) -> None:
+    """Let each worker send a heartbeat at once, which has the moment in it; and hear what it sends of its tasks."""
     deadline = time.monotonic() + timeout
 
     def heard(event: Any, _: Any) -> None:
         for one in event if isinstance(event, list) else [event]:
-            if one.get("type") == "worker-heartbeat":
+            kind = str(one.get("type"))
+            if kind == "worker-heartbeat":
                 ahead[str(one["hostname"])] = float(one["timestamp"]) - time.time()
+            elif kind in _OF_TASKS:
+                eventful.add(str(one["hostname"]))
 
     queue = app.events.Receiver(connection).queue
     with connection.Consumer(queues=[queue], callbacks=[heard], no_ack=True, accept=["json"]):
+        with suppress(TimeoutError):
+            connection.drain_events(timeout=_HEARS)  # on Redis nothing is heard before the first of them
         app.control.broadcast("heartbeat", connection=connection)
         with suppress(TimeoutError):
             while (left := deadline - time.monotonic()) > 0:
                 connection.drain_events(timeout=left)
 
 
-def _worker(name: str, answers: Mapping[str, Mapping[str, Any]], ahead: float | None) -> Worker:
+def _worker(name: str, answers: Mapping[str, Mapping[str, Any]], ahead: float | None, sends_events: bool) -> Worker:
     def of(question: str) -> Any:
         return answers.get(question, {}).get(name)
 
@@ -129,6 +141,7 @@ def _worker(name: str, answers: Mapping[str, Mapping[str, Any]], ahead: float | 
         settings=conf if isinstance(conf, dict) else None,
         versions=dict(_VERSIONS.findall(str((of("report") or {}).get("ok", "")))),
         ahead=ahead,
+        sends_events=sends_events,
     )
 
 

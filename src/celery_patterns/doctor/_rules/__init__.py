@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import bodies, connections, doors, limits, redises, sending, settings, workers
+from . import bodies, connections, doors, limits, names, redises, sending, settings, signatures, workers
 
 __all__ = ["RULES"]
 
@@ -10,7 +10,7 @@ RULES = tuple(
     sorted(
         (
             *(*connections.RULES, *doors.RULES, *workers.RULES, *limits.RULES),
-            *(*settings.RULES, *redises.RULES, *bodies.RULES, *sending.RULES),
+            *(*settings.RULES, *names.RULES, *signatures.RULES, *redises.RULES, *bodies.RULES, *sending.RULES),
         ),
         key=lambda rule: rule.id,
     )

@@ -6,9 +6,11 @@ import ast
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
+import celery
+
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, TaskSource, called
-from .._values import is_result, nodes_of
+from .._values import is_result, made_by, nodes_of
 
 if TYPE_CHECKING:
     from .._case import Case
@@ -21,6 +23,8 @@ _SESSIONS = frozenset({"session", "client"})
 _EFFECTS = frozenset({"send_mail", "send_mass_mail", "sendmail", "EmailMessage"})
 #: A ``try``, with ``except*`` since Python 3.11.
 _TRIES: Any = (ast.Try, getattr(ast, "TryStar", ast.Try))
+#: The release of Celery that stores the failure of what was rejected.
+_STORES_REJECTED = (5, 7)
 #: What leaves a handler, and the body.
 _LEAVES = frozenset({"retry", "exit", "_exit", "abort"})
 
@@ -57,7 +61,7 @@ def repeats_effect(case: Case) -> Iterator[Sign]:
         facts = case.by_name.get(task.name)
         if "idempotent" in task.wears or (facts is not None and facts.keyed is not None):
             continue
-        if _is_effect(call) and _is_retried(task, facts) and not module.is_excused(call, "CP504"):
+        if _is_effect(module, call) and _is_retried(task, facts) and not module.is_excused(call, "CP504"):
             yield Sign(
                 module.place(call),
                 f"{task.name} is retried and calls {ast.unparse(call.func)}(), and has no key",
@@ -131,6 +135,46 @@ def never_imported(case: Case) -> Iterator[Sign]:
             )
 
 
+@rule(
+    "CP513",
+    "warning",
+    "A rejected task whose result never comes",
+    "Celery stores nothing of a task that raises Reject: its state stays PENDING, and whoever waits for it, a chord too, "
+    "waits without an end. Celery 5.7 stores FAILURE.",
+    upstream="celery/celery#4222",
+)
+def rejects(case: Case) -> Iterator[Sign]:
+    """``raise Reject(…)`` without ``requeue=True``, in a task whose results are kept, on Celery before 5.7."""
+    if celery.VERSION[:2] >= _STORES_REJECTED or not case.keeps_results:
+        return
+    for module in case.source:
+        for task in module.tasks:
+            facts = case.by_name.get(task.name)
+            if facts is None or facts.task.ignore_result:
+                continue
+            for node in nodes_of(task.function):
+                if (
+                    isinstance(node, ast.Raise)
+                    and _is_reject(module, node.exc)
+                    and not module.is_excused(node, "CP513")
+                ):
+                    yield Sign(
+                        module.place(node),
+                        f"{task.name} raises Reject, its results are kept, and Celery {celery.__version__} is installed",
+                        "Install Celery 5.7 or later, or raise an error of your own.",
+                    )
+
+
+def _is_reject(module: Module, raised: ast.expr | None) -> bool:
+    if not isinstance(raised, ast.Call | ast.Name) or called(raised) != "Reject":
+        return False
+    if not isinstance(raised, ast.Call):
+        return module.whole_name(raised).startswith("celery.")
+    requeue = [*raised.args[1:2], *(word.value for word in raised.keywords if word.arg == "requeue")]
+    stays_out = all(isinstance(one, ast.Constant) and not one.value for one in requeue)
+    return module.whole_name(raised.func).startswith("celery.") and stays_out
+
+
 def _calls_in_tasks(case: Case) -> Iterator[tuple[Module, TaskSource, ast.Call]]:
     for module in case.source:
         for task in module.tasks:
@@ -139,15 +183,19 @@ def _calls_in_tasks(case: Case) -> Iterator[tuple[Module, TaskSource, ast.Call]]
                     yield module, task, node
 
 
-def _is_effect(call: ast.Call) -> bool:
+def _is_effect(module: Module, call: ast.Call) -> bool:
     if called(call) in _EFFECTS:
         return True
-    owner = called(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-    if called(call) not in _METHODS:
+    if called(call) not in _METHODS or not isinstance(call.func, ast.Attribute):
         return False
+    owner = call.func.value
+    made = made_by(module, owner, call)
+    # with httpx.Client() as client: …
+    if isinstance(made, ast.Call) and module.whole_name(made.func).partition(".")[0] in _CLIENTS:
+        return True
     # A session may be a database's, whose delete() is no request.
     to_a_path = bool(call.args) and isinstance(call.args[0], ast.Constant | ast.JoinedStr)
-    return owner in _CLIENTS or (owner in _SESSIONS and to_a_path)
+    return called(owner) in _CLIENTS or (called(owner) in _SESSIONS and to_a_path)
 
 
 def _is_retried(task: TaskSource, facts: TaskFacts | None) -> bool:
@@ -212,8 +260,10 @@ def _set_on(module: Module, task: TaskSource) -> Iterator[tuple[ast.AST, str]]:
     for node in nodes_of(task.function):
         if isinstance(node, ast.Assign):
             targets: list[ast.expr] = node.targets
-        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign | ast.For | ast.AsyncFor):
             targets = [node.target]
+        elif isinstance(node, ast.withitem) and node.optional_vars is not None:
+            targets = [node.optional_vars]
         elif (
             isinstance(node, ast.Call)
             and called(node) == "setattr"

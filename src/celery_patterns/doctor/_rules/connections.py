@@ -280,4 +280,22 @@ def wrong_role(case: Case) -> Iterator[Sign]:
         yield _sign(server, what, f"{cure} A cluster is no broker of Celery's.")
 
 
+@rule(
+    "CP118",
+    "error",
+    "A RabbitMQ that takes no messages",
+    "A .delay() returns and its message is nowhere, or it hangs; those behind it hang.",
+    upstream="celery/celery#2689",
+)
+def blocked(case: Case) -> Iterator[Sign]:
+    """An alarm is on, for want of memory or of room on the disk: the server reads nothing of who sends."""
+    for server, what in _troubled(case, "blocked"):
+        yield Sign(
+            server.address.where,
+            what,
+            "Look into `rabbitmq-diagnostics alarms`; give the server memory or room on its disk, or let workers empty its "
+            "queues. With confirm_publish and a confirm_timeout .delay() raises meanwhile.",
+        )
+
+
 RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

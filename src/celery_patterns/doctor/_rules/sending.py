@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .._case import Case
     from .._tasks import TaskFacts
 
+#: What is read of a result without a call.
+_SHOWS = frozenset({"state", "status", "result", "info", "traceback"})
 _READS = frozenset({"get", "wait", "join", "join_native", "get_leaf", "collect", "ready", "successful", "failed"})
 #: Where a transaction begins: Django's, SQLAlchemy's.
 _TRANSACTIONS = frozenset({"begin", "begin_nested"})
@@ -24,6 +26,8 @@ _UNSENDABLE: dict[type[ast.expr], str] = {
     ast.Lambda: "a lambda",
     ast.GeneratorExp: "a generator",
 }
+#: Methods by which kombu, or a class of one's own, makes something of an object that JSON carries.
+_CARRIES = frozenset({"__json__", "__new__"})
 _MADE = {
     "set": "a set",
     "frozenset": "a set",
@@ -109,7 +113,7 @@ def sends_unsendable(case: Case) -> Iterator[Sign]:
     for module, call, argument, facts in _sent(case):
         made = made_by(module, argument, call)
         pickled = facts is not None and facts.task.serializer == "pickle"
-        kind = None if pickled or made is None else _unsendable(made)
+        kind = None if pickled or made is None else _unsendable(made) or _own_object(case, module, made)
         if kind is not None and not module.is_excused(call, "CP509"):
             yield Sign(
                 module.place(call),
@@ -129,11 +133,11 @@ def reads_nothing(case: Case) -> Iterator[Sign]:
     """A result is read, and ``result_backend`` is not set."""
     if case.keeps_results:
         return
-    for module, call in _reads(case):
-        if not module.is_excused(call, "CP510"):
+    for module, place, read in _reads(case):
+        if not module.is_excused(place, "CP510"):
             yield Sign(
-                module.place(call),
-                f"a result is read with .{called(call)}(), and result_backend is not set",
+                module.place(place),
+                f"a result is read with {_how(read)}, and result_backend is not set",
                 f"Set {case.line('result_backend', repr('redis://localhost:6379/2'))}, for example.",
             )
 
@@ -149,18 +153,17 @@ def reads_ignored(case: Case) -> Iterator[Sign]:
     """A result is read of a task whose results are ignored."""
     if not case.keeps_results:
         return
-    for module, call in _reads(case):
-        assert isinstance(call.func, ast.Attribute)
-        sent = made_by(module, call.func.value, call)
+    for module, place, read in _reads(case):
+        sent = made_by(module, read.value, place)
         if not isinstance(sent, ast.Call) or not isinstance(sent.func, ast.Attribute) or called(sent) not in SENDS:
             continue
         facts = case.by_name.get(_task_name(case, module, sent.func.value) or "")
         stored = any(word.arg == "ignore_result" for word in sent.keywords)
-        if facts is not None and facts.task.ignore_result and not stored and not module.is_excused(call, "CP511"):
+        if facts is not None and facts.task.ignore_result and not stored and not module.is_excused(place, "CP511"):
             whose = "task_ignore_result=True" if case.conf.task_ignore_result else "ignore_result=True"
             yield Sign(
-                module.place(call),
-                f"the result of {facts.name} is read with .{called(call)}(), and {whose}",
+                module.place(place),
+                f"the result of {facts.name} is read with {_how(read)}, and {whose}",
                 f"Write ignore_result=False at {facts.name}.",
             )
 
@@ -202,12 +205,20 @@ def _sent(case: Case) -> Iterator[tuple[Module, ast.Call, ast.expr, TaskFacts | 
                 yield from ((module, call, argument, case.by_name.get(name)) for argument in arguments)
 
 
-def _reads(case: Case) -> Iterator[tuple[Module, ast.Call]]:
+def _reads(case: Case) -> Iterator[tuple[Module, ast.expr, ast.Attribute]]:
+    """Where a result is read, and what of it: ``.get()``, ``.state``."""
     for module in case.source:
         for call in module.calls:
-            reads = isinstance(call.func, ast.Attribute) and call.func.attr in _READS
-            if reads and is_result(module, call.func.value, call):  # type: ignore[attr-defined]
-                yield module, call
+            read = call.func
+            if isinstance(read, ast.Attribute) and read.attr in _READS and is_result(module, read.value, call):
+                yield module, call, read
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Attribute) and node.attr in _SHOWS and is_result(module, node.value, node):
+                yield module, node, node
+
+
+def _how(read: ast.Attribute) -> str:
+    return f".{read.attr}{'()' if read.attr in _READS else ''}"
 
 
 def _task_name(case: Case, module: Module, function: ast.expr) -> str | None:
@@ -246,6 +257,20 @@ def _unsendable(node: ast.expr) -> str | None:
         return _MADE.get(called(node)) if owner in ("", "datetime", "pathlib") else None
     inside = node.values if isinstance(node, ast.Dict) else node.elts if isinstance(node, ast.List | ast.Tuple) else []
     return _UNSENDABLE.get(type(node)) or next((kind for one in inside if (kind := _unsendable(one))), None)
+
+
+def _own_object(case: Case, module: Module, node: ast.expr) -> str | None:
+    """An object of a class that is written in the same file, and of nothing that JSON knows."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return None
+    for one in module.tree.body:
+        if isinstance(one, ast.ClassDef) and one.name == node.func.id:
+            is_plain = all(called(base) in ("object", "BaseModel") for base in one.bases) and not one.keywords
+            methods = {part.name for part in one.body if isinstance(part, Function)}
+            # What kombu's register_type() was called for, it can carry.
+            taught = any(called(call) == "register_type" for read in case.source for call in read.calls)
+            return f"an object of {one.name}" if is_plain and not taught and not methods & _CARRIES else None
+    return None
 
 
 def _number(node: ast.expr) -> float | None:

@@ -1,35 +1,14 @@
-"""CP4: the app's settings and its servers' own, beside what the tasks need."""
+"""CP4: the app's settings, beside what the tasks need."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import inspect
-import types
-import typing
 from collections.abc import Iterator
-from datetime import timedelta
-from enum import Enum
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from celery.app.defaults import _OLD_SETTING_KEYS, SETTING_KEYS
-
-from ..._republish import STRICT
 from .._finding import Rule, Sign, rule
 
 if TYPE_CHECKING:
     from .._case import Case
-    from .._tasks import TaskFacts
-
-#: How alike two names are of which one is the other misspelt.
-_ALIKE = 0.86
-#: What kombu's JSON refuses, and what strict JSON refuses beside it.
-_NO_JSON: tuple[type, ...] = (set, frozenset, timedelta, PurePath, complex, bytearray)
-_UNIONS = (typing.Union, types.UnionType)
-#: How the settings of Celery 3 begin.
-_OLD_PREFIXES = ("CELERY_", "CELERYD_", "CELERYBEAT_", "BROKER_")
-_NO_STRICT: tuple[type, ...] = (tuple,)
 
 
 @rule(
@@ -75,44 +54,6 @@ def blocks_on_delay(case: Case) -> Iterator[Sign]:
 
 
 @rule(
-    "CP405",
-    "error",
-    "An async def that nobody awaits",
-    "The task is SUCCESS, and its body never ran; where its result is stored, it fails because that is no value.",
-    upstream="celery/kombu#1350",
-)
-def never_awaited(case: Case) -> Iterator[Sign]:
-    """Celery calls a task's function and does not run what it returns."""
-    for task in case.tasks:
-        if inspect.iscoroutinefunction(task.task.run) and not task.is_called_otherwise:
-            yield Sign(task.name, "it is an async def", "Make it a def, and call asyncio.run() in its body.")
-
-
-@rule(
-    "CP406",
-    "error",
-    "An argument that cannot be sent",
-    "Each .delay() with such a value raises, before anything is sent.",
-    upstream="celery/kombu#177",
-)
-def cannot_be_sent(case: Case) -> Iterator[Sign]:
-    """An annotation names a type that JSON cannot carry."""
-    for task in case.tasks:
-        serializer = task.task.serializer
-        if serializer not in ("json", STRICT) or getattr(task.task, "pydantic", False) or task.is_called_otherwise:
-            continue
-        for name, kind in _annotations(task):
-            if _is_unsafe(kind, strict=serializer == STRICT):
-                said = kind.__name__ if type(kind) is type else str(kind).replace("typing.", "")
-                which = "strict JSON" if serializer == STRICT else "JSON"
-                yield Sign(
-                    task.name,
-                    f"its argument {name} is annotated as {said}, which {which} cannot carry",
-                    "Take a list, a dict or a str, and make what you need of it in the body.",
-                )
-
-
-@rule(
     "CP407",
     "error",
     "Tasks that run in the caller",
@@ -125,94 +66,6 @@ def eager(case: Case) -> Iterator[Sign]:
     if case.conf.task_always_eager:
         where = case.spelled("task_always_eager")
         yield Sign(where, "task_always_eager=True", "Take it away; set it in the tests' settings only.")
-
-
-@rule(
-    "CP408",
-    "warning",
-    "A setting that Celery does not know",
-    "It does nothing, and what it was to change is at its default.",
-    upstream="mozilla/sumo#198",
-)
-def misspelt(case: Case) -> Iterator[Sign]:
-    """A name that is almost one of Celery's."""
-    new, old = sorted(SETTING_KEYS), sorted(_OLD_SETTING_KEYS)
-    for shown, name in _own_settings(case):
-        if name in SETTING_KEYS or shown in _OLD_SETTING_KEYS or name.upper() in _OLD_SETTING_KEYS:
-            continue
-        is_old = shown.isupper() and name == shown
-        meant = difflib.get_close_matches(name, old if is_old else new, 1, _ALIKE)
-        if meant:
-            right = meant[0] if is_old else case.spelled(meant[0])
-            yield Sign(shown, f"{shown} is no setting of Celery's", f"Write {right}, if that was meant.")
-    options = _transport_options(case)
-    for name in case.transport_options if options else ():
-        meant = difflib.get_close_matches(name, options, 1, _ALIKE)
-        if name not in options and meant:
-            yield Sign(
-                f'broker_transport_options["{name}"]',
-                f"{name} is no option of the transport {case.transport}",
-                f"Write {meant[0]}, if that was meant.",
-            )
-
-
-@rule(
-    "CP409",
-    "warning",
-    "A schedule that names no task",
-    "Beat sends it on time, each time, and the worker throws it away.",
-    upstream="celery/celery#3446",
-)
-def scheduled_unknown(case: Case) -> Iterator[Sign]:
-    """An entry of ``beat_schedule`` has the name of a task that the app does not have."""
-    for entry in case.schedule:
-        if entry.task not in case.app.tasks:
-            meant = difflib.get_close_matches(entry.task, list(case.app.tasks), 1)
-            cure = f"Write {meant[0]!r}, if that was meant." if meant else "Import the module of the task in `include`."
-            more = " Ignore this where it is another service's task."
-            yield Sign(f'beat_schedule["{entry.name}"]', f"the app has no task {entry.task!r}", cure + more)
-
-
-@rule(
-    "CP410",
-    "error",
-    "A schedule whose arguments do not fit",
-    "Each run ends with a TypeError.",
-    upstream="celery/django-celery-beat#152",
-)
-def scheduled_misfit(case: Case) -> Iterator[Sign]:
-    """An entry of ``beat_schedule`` has arguments that its task does not take."""
-    for entry in case.schedule:
-        task = case.app.tasks.get(entry.task)
-        if task is None or not getattr(task, "typing", False) or not hasattr(task, "__header__"):
-            continue
-        try:
-            task.__header__(*entry.args, **entry.kwargs)
-        except TypeError as error:
-            said = str(error).partition("()")[2].strip() or str(error)
-            yield Sign(f'beat_schedule["{entry.name}"]', f"{entry.task}() {said}", "Correct its args or kwargs.")
-
-
-@rule(
-    "CP411",
-    "error",
-    "A route to a queue that is not there",
-    "Each .delay() of the task raises QueueNotFound.",
-    upstream="celery/celery#6692",
-)
-def no_such_queue(case: Case) -> Iterator[Sign]:
-    """``task_create_missing_queues`` is off, and ``task_queues`` has no queue of the name."""
-    if case.conf.task_create_missing_queues:
-        return
-    known = sorted(map(str, case.app.amqp.queues))
-    for task in case.tasks:
-        asked = task.missing_queue
-        if asked is not None:
-            yield Sign(
-                task.name,
-                f"it is routed to the queue {asked}, and task_queues has {', '.join(known) or 'none'}",
-                f"Add Queue({asked!r}) to task_queues, or correct task_routes.",
-            )
 
 
 @rule(
@@ -252,54 +105,60 @@ def unlimited_eta(case: Case) -> Iterator[Sign]:
         )
 
 
-def _annotations(task: TaskFacts) -> Iterator[tuple[str, Any]]:
-    function = task.body
-    if not getattr(function, "__annotations__", None):
+@rule(
+    "CP417",
+    "hint",
+    "Events that each task sends",
+    "A worker sends three messages more for each task, received, started and done, whether anybody reads them or not.",
+    upstream="celery/celery#1053",
+    production=True,
+)
+def sends_events(case: Case) -> Iterator[Sign]:
+    """Task events are on, by ``worker_send_task_events``, or by a worker's ``-E`` where one was heard in the last second."""
+    setting = case.spelled("worker_send_task_events")
+    told = "Where no monitor reads them (Flower, an exporter), "
+    if case.conf.worker_send_task_events:
+        yield Sign(setting, f"{setting}=True", f"{told}set {case.line('worker_send_task_events', 'False')}.")
         return
-    try:
-        hints = typing.get_type_hints(function)
-    except Exception:  # noqa: BLE001 - a name that only a type checker sees, or anything else an annotation may do
-        return
-    yield from ((name, kind) for name, kind in hints.items() if name not in ("return", "self"))
+    for worker in case.hearers if not isinstance(case.answered, str) else ():
+        if worker.sends_events:
+            yield Sign(worker.name, "it sends events of its tasks", f"{told}start it without -E.")
 
 
-def _is_unsafe(kind: Any, *, strict: bool) -> bool:
-    """Whether no value of this type can be sent; of several types in a union, each."""
-    origin, parts = typing.get_origin(kind), [part for part in typing.get_args(kind) if part is not type(None)]
-    if origin is typing.Annotated:
-        return _is_unsafe(parts[0], strict=strict)
-    if origin in _UNIONS:
-        return bool(parts) and all(_is_unsafe(part, strict=strict) for part in parts)
-    plain = origin or kind
-    if not isinstance(plain, type):
-        return False
-    if dataclasses.is_dataclass(plain) or hasattr(plain, "model_dump"):
-        return not hasattr(plain, "__json__")
-    if issubclass(plain, Enum):
-        return strict or not issubclass(plain, str | int)
-    if issubclass(plain, (*_NO_JSON, *(_NO_STRICT if strict else ()))):
-        return True
-    return issubclass(plain, list | dict) and any(_is_unsafe(part, strict=strict) for part in parts)
+@rule(
+    "CP418",
+    "error",
+    "Dead letters that are thrown away",
+    "What finally failed is gone before anybody has looked at it, or because somebody looked at it.",
+    upstream="rabbitmq/rabbitmq-server#18",
+)
+def forgets_letters(case: Case) -> Iterator[Sign]:
+    """The dead-letter queue, as the app declares it, drops messages for their age, their number, or for being looked at."""
+    for task in case.tasks:
+        queue = case.queue_of(task.dead_queue)
+        said = None if queue is None else _drops(queue)
+        if queue is not None and said is not None:
+            yield Sign(
+                f"queue {queue.name}",
+                f"it holds the dead letters of {task.name}, and has {said}",
+                f"Declare {queue.name} without it; a queue that is there already is emptied and deleted first.",
+            )
 
 
-def _own_settings(case: Case) -> Iterator[tuple[str, str]]:
-    """Those that the app was given, as they are written and as Celery names them."""
-    prefix = getattr(case.conf, "prefix", None) or ""
-    for layer in case.conf.maps[:-1]:
-        for key in list(layer):
-            name = str(key)
-            if prefix and name.startswith(prefix):
-                yield name, name.removeprefix(prefix).lower()
-            elif not prefix and (name.islower() or name.startswith(_OLD_PREFIXES)):
-                yield name, name
-
-
-def _transport_options(case: Case) -> list[str]:
-    if case.transport != "redis":
-        return []
-    from kombu.transport.redis import Channel  # noqa: PLC0415 - of the broker that is used
-
-    return sorted(Channel.from_transport_options)
+def _drops(queue: Any) -> str | None:
+    """What makes a queue throw messages away."""
+    said = {**(queue.queue_arguments or {})}
+    for name in ("message_ttl", "expires", "max_length", "max_length_bytes"):
+        if getattr(queue, name, None) is not None:
+            said[f"x-{name.replace('_', '-')}"] = getattr(queue, name)
+    refuses = str(said.get("x-overflow", "")).startswith("reject")
+    for name in ("x-message-ttl", "x-expires", *(() if refuses else ("x-max-length", "x-max-length-bytes"))):
+        if name in said:
+            return f"{name}={said[name]}"
+    limit = said.get("x-delivery-limit")
+    if said.get("x-queue-type") == "quorum" and limit is not None and limit >= 0:
+        return f"x-delivery-limit={limit}, and each look at a letter is a delivery"
+    return None
 
 
 RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

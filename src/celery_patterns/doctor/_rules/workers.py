@@ -54,11 +54,13 @@ def nobody(case: Case) -> Iterator[Sign]:
         raise UnknownError(
             f"the workers: somebody listens to {_some(listening)} and does not answer; a solo pool that runs a task cannot"
         )
+    main = case.app.main
+    name = main if main and main != "__main__" else "proj"
     yield Sign(
         "workers",
         "the broker answers, and no worker of this app does",
-        "Start one, with the same -A: celery -A … worker -l INFO. If one runs, compare its broker with this app's, which "
-        "its first lines show as `transport`; one with a solo pool does not answer while it runs a task.",
+        f"Start one, with the same -A: celery -A {name} worker -l INFO. If one runs, compare its broker with this app's, "
+        "which its first lines show as `transport`; one with a solo pool does not answer while it runs a task.",
     )
 
 

@@ -1,0 +1,203 @@
+"""CP4: names in the settings that stand for nothing: misspelt, of a later release, or of what the app does not have."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import celery
+import kombu
+from celery.app.defaults import _OLD_SETTING_KEYS, SETTING_KEYS
+
+from .._finding import Rule, Sign, rule
+
+if TYPE_CHECKING:
+    from .._case import Case
+
+#: How alike two names are of which one is the other misspelt.
+_ALIKE = 0.86
+#: How the settings of Celery 3 begin.
+_OLD_PREFIXES = ("CELERY_", "CELERYD_", "CELERYBEAT_", "BROKER_")
+#: Settings, options of tasks and of Redis' transport, by the release of Celery, or of kombu, that brought them.
+_NEW_SETTINGS = {
+    **dict.fromkeys(
+        (
+            "control_queue_durable",
+            "control_queue_exclusive",
+            "event_queue_durable",
+            "event_queue_exclusive",
+            "task_create_missing_queue_exchange_type",
+            "task_create_missing_queue_type",
+            "worker_disable_prefetch",
+            "worker_eta_task_limit",
+        ),
+        (5, 6),
+    ),
+    **dict.fromkeys(
+        (
+            "beat_enable_remote_control",
+            "beat_remote_control_max_tick_age",
+            "broker_pool_acquire_timeout",
+            "database_engine_callback",
+            "result_chord_expires",
+            "result_failure_expires",
+            "task_acks_on_failure",
+            "task_acks_on_timeout",
+            "task_repr_maxlevels",
+            "task_retry_on_worker_lost",
+            "worker_log_datefmt",
+            "worker_pool_start_method",
+            "worker_task_log_datefmt",
+        ),
+        (5, 7),
+    ),
+}
+_NEW_TASK_OPTIONS = dict.fromkeys(("acks_on_failure", "acks_on_timeout", "retry_on_worker_lost"), (5, 7))
+_NEW_REDIS_OPTIONS = dict.fromkeys(("unacked_restore_interval", "unacked_restore_throttle"), (5, 6))
+
+
+@rule(
+    "CP408",
+    "warning",
+    "A setting that Celery does not know",
+    "It does nothing, and what it was to change is at its default.",
+    upstream="mozilla/sumo#198",
+)
+def misspelt(case: Case) -> Iterator[Sign]:
+    """A name that is almost one of Celery's."""
+    new, old = sorted(SETTING_KEYS), sorted(_OLD_SETTING_KEYS)
+    for shown, name in _own_settings(case):
+        if name in SETTING_KEYS or shown in _OLD_SETTING_KEYS or name.upper() in _OLD_SETTING_KEYS:
+            continue
+        is_old = shown.isupper() and name == shown
+        meant = difflib.get_close_matches(name, old if is_old else new, 1, _ALIKE)
+        if meant:
+            right = meant[0] if is_old else case.spelled(meant[0])
+            yield Sign(shown, f"{shown} is no setting of Celery's", f"Write {right}, if that was meant.")
+    options = _transport_options(case)
+    for name in case.transport_options if options else ():
+        meant = difflib.get_close_matches(name, options, 1, _ALIKE)
+        if name not in options and meant:
+            yield Sign(
+                f'broker_transport_options["{name}"]',
+                f"{name} is no option of the transport {case.transport}",
+                f"Write {meant[0]}, if that was meant.",
+            )
+
+
+@rule(
+    "CP409",
+    "warning",
+    "A schedule that names no task",
+    "Beat sends it on time, each time, and the worker throws it away.",
+    upstream="celery/celery#3446",
+)
+def scheduled_unknown(case: Case) -> Iterator[Sign]:
+    """An entry of ``beat_schedule`` has the name of a task that the app does not have."""
+    for entry in case.schedule:
+        if entry.task not in case.app.tasks:
+            meant = difflib.get_close_matches(entry.task, list(case.app.tasks), 1)
+            cure = f"Write {meant[0]!r}, if that was meant." if meant else "Import the module of the task in `include`."
+            more = " Ignore this where it is another service's task."
+            yield Sign(f'beat_schedule["{entry.name}"]', f"the app has no task {entry.task!r}", cure + more)
+
+
+@rule(
+    "CP410",
+    "error",
+    "A schedule whose arguments do not fit",
+    "Each run ends with a TypeError.",
+    upstream="celery/django-celery-beat#152",
+)
+def scheduled_misfit(case: Case) -> Iterator[Sign]:
+    """An entry of ``beat_schedule`` has arguments that its task does not take."""
+    for entry in case.schedule:
+        task = case.app.tasks.get(entry.task)
+        if task is None or not getattr(task, "typing", False) or not hasattr(task, "__header__"):
+            continue
+        try:
+            task.__header__(*entry.args, **entry.kwargs)
+        except TypeError as error:
+            said = str(error).partition("()")[2].strip() or str(error)
+            yield Sign(f'beat_schedule["{entry.name}"]', f"{entry.task}() {said}", "Correct its args or kwargs.")
+
+
+@rule(
+    "CP411",
+    "error",
+    "A route to a queue that is not there",
+    "Each .delay() of the task raises QueueNotFound.",
+    upstream="celery/celery#6692",
+)
+def no_such_queue(case: Case) -> Iterator[Sign]:
+    """``task_create_missing_queues`` is off, and ``task_queues`` has no queue of the name."""
+    if case.conf.task_create_missing_queues:
+        return
+    known = sorted(map(str, case.app.amqp.queues))
+    for task in case.tasks:
+        asked = task.missing_queue
+        if asked is not None:
+            yield Sign(
+                task.name,
+                f"it is routed to the queue {asked}, and task_queues has {', '.join(known) or 'none'}",
+                f"Add Queue({asked!r}) to task_queues, or correct task_routes.",
+            )
+
+
+@rule(
+    "CP416",
+    "warning",
+    "A setting that comes with a later release",
+    "This release takes it without a word, and does as if it were not there.",
+    upstream="celery/celery#4374",
+)
+def not_there_yet(case: Case) -> Iterator[Sign]:
+    """A setting, or an option of a task or of the broker, that the installed Celery or kombu does not have yet."""
+    for shown, name in _own_settings(case):
+        if _is_newer(_NEW_SETTINGS.get(name), celery.VERSION):
+            yield _too_new(shown, shown, "Celery", celery.__version__, _NEW_SETTINGS[name])
+    for task in case.tasks:
+        for name, since in _NEW_TASK_OPTIONS.items():
+            if _is_newer(since, celery.VERSION) and getattr(task.task, name, None) is not None:
+                yield _too_new(task.name, f"{name}={getattr(task.task, name)!r}", "Celery", celery.__version__, since)
+    for name, since in _NEW_REDIS_OPTIONS.items():
+        if case.transport == "redis" and name in case.transport_options and _is_newer(since, kombu.VERSION):
+            where = f'{case.spelled("broker_transport_options")}["{name}"]'
+            yield _too_new(where, name, "kombu", kombu.__version__, since)
+
+
+def _is_newer(since: tuple[int, int] | None, installed: Sequence[Any]) -> bool:
+    return since is not None and tuple(installed[:2]) < since
+
+
+def _too_new(where: str, what: str, package: str, installed: str, since: tuple[int, int]) -> Sign:
+    release = ".".join(map(str, since))
+    return Sign(
+        where,
+        f"{what} needs {package} {release}, and {installed} is installed",
+        f"Install {package} {release} or later, or take it away.",
+    )
+
+
+def _own_settings(case: Case) -> Iterator[tuple[str, str]]:
+    """Those that the app was given, as they are written and as Celery names them."""
+    prefix = getattr(case.conf, "prefix", None) or ""
+    for layer in case.conf.maps[:-1]:
+        for key in list(layer):
+            name = str(key)
+            if prefix and name.startswith(prefix):
+                yield name, name.removeprefix(prefix).lower()
+            elif not prefix and (name.islower() or name.startswith(_OLD_PREFIXES)):
+                yield name, name
+
+
+def _transport_options(case: Case) -> list[str]:
+    if case.transport != "redis":
+        return []
+    from kombu.transport.redis import Channel  # noqa: PLC0415 - of the broker that is used
+
+    return sorted(Channel.from_transport_options)
+
+
+RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
