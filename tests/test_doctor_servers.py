@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from kombu import Queue
 
 import celery_patterns as patterns
 from celery_patterns.doctor import Examination, examine
@@ -346,6 +347,18 @@ def test_what_is_left_on_redis_is_celerys_own(apps: Any, database: str) -> None:
     look(apps(broker_url=database))
     left = list(redis.Redis.from_url(database).scan_iter())
     assert [key for key in left if not key.startswith(b"_kombu.binding")] == []
+
+
+def _slow() -> None: ...
+
+
+@pytest.mark.parametrize(("told", "found"), [(7_200_000, []), (5_000, ["CP304"]), (None, ["CP304"])])
+def test_how_long_a_queue_waits_is_its_own(told: int | None, found: list[str], apps: Any) -> None:
+    """A queue that says for how long it waits for an acknowledgement is believed."""
+    app = apps(broker_url="amqp://127.0.0.1//")
+    app.conf.task_queues = [Queue("celery", queue_arguments={} if told is None else {"x-consumer-timeout": told})]
+    app.task(name="slow", shared=False, acks_late=True, reject_on_worker_lost=True, time_limit=3600)(_slow)
+    assert ids(look(app, offline=True, ignore=["CP305"])) == found
 
 
 # Servers that go while they are looked at

@@ -96,13 +96,24 @@ def outlasts_consumer_timeout(case: Case) -> Iterator[Sign]:
     for task in case.tasks:
         runs = task.hard_limit if task.late else None
         for how, span in (("may run for", runs), ("waits up to", None if case.delays_natively else task.longest_wait)):
-            if span is not None and span >= _CONSUMER_TIMEOUT:
+            timeout, said = _consumer_timeout(case.queue_of(task.queue))
+            if span is not None and span >= timeout:
+                longer = int(span * 1000 * 1.5)
                 yield Sign(
                     task.name,
-                    f"it {how} {seconds(span)} unacknowledged, and RabbitMQ's consumer_timeout is "
-                    f"{seconds(_CONSUMER_TIMEOUT)} by default",
-                    f"Set consumer_timeout = {int(span * 1000 * 1.5)} (in ms) in rabbitmq.conf, or cut the task.",
+                    f"it {how} {seconds(span)} unacknowledged, and {said} {seconds(timeout)}",
+                    f'Give its queue the argument "x-consumer-timeout": {longer} (in ms, RabbitMQ 3.12 or later), or cut '
+                    f"the task. Where consumer_timeout = {longer} stands in rabbitmq.conf, which only administrators see, "
+                    "ignore this.",
                 )
+
+
+def _consumer_timeout(queue: Any) -> tuple[float, str]:
+    """For how long RabbitMQ waits, in seconds, and who says so."""
+    own = None if queue is None else (queue.queue_arguments or {}).get("x-consumer-timeout")
+    if isinstance(own, int):
+        return own / 1000, f"the x-consumer-timeout of {queue.name} is"
+    return _CONSUMER_TIMEOUT, "RabbitMQ's consumer_timeout is by default"
 
 
 @rule(
