@@ -168,7 +168,9 @@ def _found(project: Project, ailment: Ailment) -> list[tuple[str, str]]:
     for one in running:
         one.wait_ready()
     nobody = {"CP201"} if not running and ailment.id != "CP201" else set()
-    how = {**ailment.how, "ignore": {*ailment.how.get("ignore", ()), *nobody}}
+    # Older releases lack what some cures name.
+    lacking = {"CP416"} if celery.VERSION[:2] < (5, 7) and ailment.id != "CP416" else set()
+    how = {**ailment.how, "ignore": {*ailment.how.get("ignore", ()), *nobody, *lacking}}
     if ailment.older:
         ignored = (word for id_ in how["ignore"] for word in ("--ignore", id_))
         told = project.command("patterns", "doctor", "--json", *ignored)
