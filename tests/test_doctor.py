@@ -83,8 +83,9 @@ def _replica(stack: ExitStack) -> Server:
 def _other_celery(stack: ExitStack) -> str:
     """A folder with another release of Celery than the one that is installed."""
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    release = "celery~=5.5.0" if celery.__version__.startswith("5.7") else "celery~=5.7.0"
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, release]
+    # What the newer one needs beside what the older one has; pip would bring newer releases of everything.
+    releases = ["celery~=5.5.0"] if celery.VERSION[:2] >= (5, 7) else ["celery~=5.7.0", "kombu~=5.7.0", "tzlocal"]
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, *releases]
     subprocess.run(install, check=True, capture_output=True)
     return folder
 
