@@ -79,19 +79,14 @@ def repeats_effect(case: Case) -> Iterator[Sign]:
 )
 def swallows_limit(case: Case) -> Iterator[Sign]:
     """``except Exception`` that goes on, in a task with a soft time limit."""
-    for module in case.source:
-        for task in module.tasks:
-            facts = case.by_name.get(task.name)
-            if facts is None or facts.soft_limit is None:
-                continue
-            for node in nodes_of(task.function):
-                found = _swallower(module, node)
-                if found is not None and _goes_on(module, node) and not module.is_excused(found, "CP505"):
-                    yield Sign(
-                        module.place(found),
-                        f"{task.name} has {facts.limit_line('soft_time_limit')}, and catches Exception and goes on",
-                        "Put `except SoftTimeLimitExceeded: raise` before it, or name the exceptions that you mean.",
-                    )
+    for module, facts, node in _nodes_in_tasks(case):
+        found = None if facts.soft_limit is None else _swallower(module, node)
+        if found is not None and _goes_on(module, node) and not module.is_excused(found, "CP505"):
+            yield Sign(
+                module.place(found),
+                f"{facts.name} has {facts.limit_line('soft_time_limit')}, and catches Exception and goes on",
+                "Put `except SoftTimeLimitExceeded: raise` before it, or name the exceptions that you mean.",
+            )
 
 
 @rule(
@@ -147,22 +142,14 @@ def rejects(case: Case) -> Iterator[Sign]:
     """``raise Reject(…)`` without ``requeue=True``, in a task whose results are kept, on Celery before 5.7."""
     if celery.VERSION[:2] >= _STORES_REJECTED or not case.keeps_results:
         return
-    for module in case.source:
-        for task in module.tasks:
-            facts = case.by_name.get(task.name)
-            if facts is None or facts.task.ignore_result:
-                continue
-            for node in nodes_of(task.function):
-                if (
-                    isinstance(node, ast.Raise)
-                    and _is_reject(module, node.exc)
-                    and not module.is_excused(node, "CP513")
-                ):
-                    yield Sign(
-                        module.place(node),
-                        f"{task.name} raises Reject, its results are kept, and Celery {celery.__version__} is installed",
-                        "Install Celery 5.7 or later, or raise an error of your own.",
-                    )
+    for module, facts, node in _nodes_in_tasks(case):
+        rejected = isinstance(node, ast.Raise) and not facts.task.ignore_result and _is_reject(module, node.exc)
+        if rejected and not module.is_excused(node, "CP513"):
+            yield Sign(
+                module.place(node),
+                f"{facts.name} raises Reject, its results are kept, and Celery {celery.__version__} is installed",
+                "Install Celery 5.7 or later, or raise an error of your own.",
+            )
 
 
 def _is_reject(module: Module, raised: ast.expr | None) -> bool:
@@ -173,6 +160,14 @@ def _is_reject(module: Module, raised: ast.expr | None) -> bool:
     requeue = [*raised.args[1:2], *(word.value for word in raised.keywords if word.arg == "requeue")]
     stays_out = all(isinstance(one, ast.Constant) and not one.value for one in requeue)
     return module.whole_name(raised.func).startswith("celery.") and stays_out
+
+
+def _nodes_in_tasks(case: Case) -> Iterator[tuple[Module, TaskFacts, ast.AST]]:
+    """What stands in the bodies of the tasks that the app knows."""
+    for module in case.source:
+        for task in module.tasks:
+            facts = case.by_name.get(task.name)
+            yield from ((module, facts, node) for node in nodes_of(task.function) if facts is not None)
 
 
 def _calls_in_tasks(case: Case) -> Iterator[tuple[Module, TaskSource, ast.Call]]:
