@@ -566,8 +566,25 @@ def test_a_canary_that_dies_is_an_exit_code_of_its_own(
     app._backend_cache = None
     result = run(app, "replay", "-y", "--canary", "1", "--canary-timeout", "1s")
     assert (result.exit_code, "Replayed 1 letter of" in result.stdout) == (3, True)
+    (canary,) = (message.headers["id"] for message in messages(app, app.conf.task_default_queue))
+    assert f"Waiting up to 1 s for: {canary}\n" in result.stderr
     assert "Stopped: 1 of 1 canary did not finish within 1 s" in result.stderr
     assert f"what did not finish waits in {app.conf.task_default_queue} or runs" in result.stderr
+
+
+def test_a_file_without_letters_is_wrong_use(app: Celery, dead: str, tmp_path: Path) -> None:
+    """What export has written has one: an empty file is another one, or was cut."""
+    (tmp_path / "cut.jsonl").touch()
+    result = run(app, "import", str(tmp_path / "cut.jsonl"), "-Q", dead, "-y")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"there is no letter in {tmp_path / 'cut.jsonl'}; expected what export has written" in result.stderr
+
+
+def test_the_causes_say_what_an_error_said(app: Celery, three: list[str]) -> None:
+    """The first line of one letter's text, so that the first look tells why."""
+    told = " ".join(run(app, "stats").stdout.split())
+    assert "ValueError: cannot charge o-0:" in told
+    assert json.loads(run(app, "stats", "--json").stdout.splitlines()[0])["message"].startswith("cannot charge o-0:")
 
 
 def test_a_purge_keeps_a_copy_unless_told_not_to(
@@ -767,6 +784,7 @@ def test_what_was_sent_before_an_error_of_ours_is_told(
     result = run(app, "replay", "-y", "--canary", "3", "--json")
     told = f"Not finished: 2 letters of {dead} were replayed. The others stay in the queue"
     assert (result.exit_code, told in result.stderr, "Error: it is away" in result.stderr) == (1, True, True)
+    assert f"Canaries: {', '.join(asked[:2])}." in result.stderr
     assert (json.loads(result.stdout)["sent"], json.loads(result.stdout)["stopped"]) == (2, "BackendUnavailable")
     assert len(messages(app, queue)) == 2
 

@@ -84,7 +84,11 @@ def _other_celery(stack: ExitStack) -> str:
     """A folder with another release of Celery than the one that is installed."""
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     # What the newer one needs beside what the older one has; pip would bring newer releases of everything.
-    releases = ["celery~=5.5.0"] if celery.VERSION[:2] >= (5, 7) else ["celery~=5.7.0", "kombu~=5.7.0", "redis~=6.2", "tzlocal"]
+    releases = (
+        ["celery~=5.5.0"]
+        if celery.VERSION[:2] >= (5, 7)
+        else ["celery~=5.7.0", "kombu~=5.7.0", "redis~=6.2", "tzlocal"]
+    )
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, *releases]
     subprocess.run(install, check=True, capture_output=True)
     return folder

@@ -602,7 +602,7 @@ def test_a_corrected_argument_is_what_the_task_gets(app: Celery, queue: str, dea
     assert (message.headers["argsrepr"], message.headers["kwargsrepr"]) == ("(Decimal('5.10'), 7)", "{'note': 'late'}")
     assert message.headers[HEADER]["corrected"] == [
         {"name": "order", "was": '"o-1"', "replay": 1},
-        {"name": "note", "was": "null", "replay": 1},
+        {"name": "note", "was": "not given", "replay": 1},
     ]
 
 
@@ -672,6 +672,34 @@ def test_a_correction_that_no_key_can_be_made_of(app: Celery, queue: str, dead: 
     assert letters.where(task="keyed", limit=2).count() == 2
     newest = [*letters][-1]
     assert letters.replay(newest, correct={"order": 1.5})
+
+
+def test_a_correction_that_would_give_several_letters_one_key(app: Celery, queue: str, dead: str) -> None:
+    """Only one of them would be run, so nothing is sent; copies that had one key before keep one, and one letter may."""
+
+    @app.task(shared=False, name="keyed")
+    @idempotent(key="order", ttl=timedelta(hours=1))
+    @dead_letter(dead)
+    def keyed(order: str, amount: int = 1) -> None:
+        raise ValueError
+
+    for order in ("o-1", "o-2"):
+        run_here(keyed, order)
+    letters = dead_letters(app, dead)
+    for dry_run in (True, False):
+        with pytest.raises(ConfigurationError, match=r"with order the key of keyed\(\) would be another letter's"):
+            letters.replay_all(correct={"order": "o-9"}, dry_run=dry_run)
+        with pytest.raises(ConfigurationError, match="another letter's"):
+            letters.replay_all(correct={"order": "o-2"}, dry_run=dry_run)
+    assert (letters.count(), messages(app, queue)) == (2, [])
+    assert letters.replay_all(correct={"amount": 2}, dry_run=True).sent == 2
+    run_here(keyed, "o-1", headers={HEADER: {"key": "chosen"}})
+    run_here(keyed, "o-1", task_id="a-copy")
+    first, second, given, _ = letters
+    assert letters.replay(second, correct={"order": "o-9"})
+    assert letters.where(id=given.id).replay_all(correct={"order": "o-9"}, dry_run=True).sent == 1
+    assert letters.replay_all(correct={"order": "o-1"}, dry_run=True).sent == 3
+    assert first.task == "keyed"
 
 
 def test_a_correction_that_leaves_a_key_without_its_scope(app: Celery, queue: str, dead: str) -> None:

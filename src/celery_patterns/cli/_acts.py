@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..exceptions import PublishFailed
 from ..letters import Cause, Replayed
 from ._screens import visible
-from ._terminal import NOT_ALL_DONE, ask, bar_of, count_of, end, json_line, stoppable
+from ._terminal import NOT_ALL_DONE, WRONG_USE, ask, bar_of, count_of, end, json_line, say, stoppable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,18 +37,25 @@ def replayed(chosen: Target, how: dict[str, Any], *, yes: bool, as_json: bool) -
         new = "".join(f", with a new {visible(name)}" for name in how["correct"])
         ask(f"Replay {count_of(count)} of {chosen.shown_queue}{to}{new}?")
     sent = failed = 0
+    canaries: list[str] = []
 
     def so_far(stopped: str) -> str:
         if as_json:
             json_line(asdict(Replayed(sent=sent, failed=failed, stopped=stopped)))
         done = f"{count_of(sent)} of {chosen.shown_queue} {were(sent)} replayed"
-        return f"{done}. The others stay in the queue; the same command goes on with them."
+        watched = f" Canaries: {', '.join(canaries)}." if canaries and sent == len(canaries) else ""
+        return f"{done}. The others stay in the queue; the same command goes on with them.{watched}"
 
     with stoppable(so_far, lambda: sent + failed), bar_of("Replayed") as bar:
 
-        def step(_: Letter, error: PatternsError | None) -> None:
+        def step(letter: Letter, error: PatternsError | None) -> None:
             nonlocal sent, failed
             sent, failed = sent + (error is None), failed + (error is not None)
+            if error is None and how["canary"] is not None and len(canaries) < how["canary"]:
+                canaries.append(letter.replay_id)
+                if len(canaries) == how["canary"] and not as_json:
+                    waits = f"{how['canary_timeout'].total_seconds():g} s"
+                    say(f"Waiting up to {waits} for: {', '.join(canaries)}", err=True)
             bar.look(sent + failed, max(count, sent + failed))
 
         return chosen.letters.replay_all(on_each=step, **how)
@@ -107,6 +114,8 @@ def imported(chosen: Target, file: Path | None) -> Imported:
             chosen.letters.restore(sys.stdin if file is None else file, on_each=count.note)
     except PublishFailed as error:
         end(f"{error}. {count}. The same command goes on with the others", NOT_ALL_DONE)
+    if not count.back + count.there:
+        end(f"there is no letter in {file or 'the input'}; expected what export has written", WRONG_USE)
     return count
 
 

@@ -31,22 +31,27 @@ def dry_run_told(ctx: click.Context, chosen: Target, report: Replayed, causes: l
     say(f"Would replay {count_of(report.sent)} of {chosen.shown_queue}:")
     for queue, count in report.queues.items():
         say(f"  {count:,} to {visible(queue)}")
-    if report.corrected:
-        say("with these arguments corrected:")
-    for change, count in report.corrected.items():
-        say(f"  {visible(change)} ({count_of(count)})")
+    _corrections_told(report)
     _failures_told(report, "could not be replayed and would stay")
 
 
 def replay_told(chosen: Target, report: Replayed) -> None:
     """How many were sent, why it stopped, what failed."""
     say(f"Replayed {count_of(report.sent)} of {chosen.shown_queue}.")
+    _corrections_told(report)
     if report.stopped is not None:
         say(f"Stopped: {visible(report.stopped)}.", err=True)
         for letter, queue in report.died_again.items():
-            say(f"See: letters show {visible(letter[:SHORT_ID])} -Q {visible(queue)}", err=True)
+            say(f"See: celery -A … patterns letters show {visible(letter[:SHORT_ID])} -Q {visible(queue)}", err=True)
         say(f"The other letters stay in {chosen.shown_queue}.", err=True)
     _failures_told(report, "could not be replayed and stay")
+
+
+def _corrections_told(report: Replayed) -> None:
+    if report.corrected:
+        say("with these arguments corrected:")
+    for change, count in report.corrected.items():
+        say(f"  {visible(change)} ({count_of(count)})")
 
 
 def _failures_told(report: Replayed, what: str) -> None:

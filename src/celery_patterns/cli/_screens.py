@@ -96,6 +96,8 @@ _WIDE_LETTERS = 100
 _BESIDE_CAUSES, _BESIDE_LETTERS, _MOMENT = 29, 10, 27
 #: Characters of an error's text in a table.
 _ERROR = 200
+#: So many characters of one error's text beside those of the same cause.
+_EXAMPLE = 60
 
 
 def causes_table(causes: Sequence[Cause], width: int) -> Table:
@@ -127,7 +129,8 @@ def causes_table(causes: Sequence[Cause], width: int) -> Table:
 
 
 def _what(cause: Cause) -> tuple[str, str, str]:
-    return cause.task or "-", _short(cause.error), cause.place or cause.reason
+    text = _beginning(cause.message, _EXAMPLE)
+    return cause.task or "-", ": ".join(filter(None, (_short(cause.error), text))), cause.place or cause.reason
 
 
 def letters_table(letters: Iterable[Letter], width: int) -> Table:
@@ -166,9 +169,13 @@ def _broken(name: str, room: int) -> list[str]:
 def _said(letter: Letter) -> str:
     """The reason, where it is not the usual one, the error, and the beginning of its text."""
     reason = "" if letter.reason == "failed" else letter.reason
-    text = (letter.message.splitlines() or [""])[0]
-    text = text if len(text) <= _ERROR else f"{text[: _ERROR - 1]}…"
-    return ": ".join(filter(None, (reason, _short(letter.error), text)))
+    return ": ".join(filter(None, (reason, _short(letter.error), _beginning(letter.message, _ERROR))))
+
+
+def _beginning(text: str, length: int) -> str:
+    """Its first line, so many characters of it."""
+    line = (text.splitlines() or [""])[0]
+    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 def facts_of(letter: Letter) -> dict[str, Any]:

@@ -14,6 +14,9 @@ __all__ = ["Cause", "causes_of", "fingerprint_of"]
 #: The innermost frames are the bug; a long traceback has its middle left out, and a deep recursion no fixed depth.
 _INNERMOST = 20
 
+#: So many characters of an error's text.
+_SAID = 200
+
 _FRAME = re.compile(r'^ *File "(?P<file>.+)", line (?P<line>\d+), in (?P<name>.+)$')
 _MARKS = re.compile(r"^[\s~^]*$")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
@@ -42,6 +45,7 @@ class Cause:
         first_died: When the first of them died, in seconds since the epoch.
         last_died: When the last of them died.
         example: The id of the first of them.
+        message: What its error said, the first 200 characters.
     """
 
     task: str | None
@@ -53,6 +57,7 @@ class Cause:
     first_died: float
     last_died: float
     example: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ def _cause_of(letter: Letter) -> Cause:
         first_died=letter.died_at,
         last_died=letter.died_at,
         example=letter.id,
+        message=letter.message[:_SAID],
     )
 
 

@@ -12,10 +12,12 @@ from celery.utils.saferepr import saferepr
 from kombu.utils import json as kombu_json
 
 from .._codec import dumps
+from .._idempotent import idempotent
 from .._message import HEADER
-from .._plan import Plan
+from .._plan import Plan, worn
 from ..exceptions import ConfigurationError, InvalidKey
 from ._entry import Entry
+from ._ledger import Ledger
 from ._typed import ABSENT, Typed, kind_of
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ __all__ = ["Correction"]
 _TIMES = 10
 _CHARACTERS = 200
 
+#: What an argument was that was not given: no JSON text.
+_NOT_GIVEN = "not given"
 _NOT_SHOWN = "<corrected by a replay>"
 
 
@@ -99,16 +103,18 @@ class Correction:
     def __bool__(self) -> bool:
         return bool(self._values)
 
-    def apply(self, entry: Entry, body: Any, headers: dict[str, Any]) -> Corrected:
+    def apply(self, entry: Entry, body: Any, headers: dict[str, Any], keys: Ledger | None = None) -> Corrected:
         """The message with the new values.
 
         Args:
             entry: The letter.
             body: Its body, ``[args, kwargs, embed]`` as JSON; None when it is not of this form.
             headers: The headers of the replay.
+            keys: The keys of the other letters, to which this one's is added, where they are to be told apart.
 
         Raises:
-            ConfigurationError: When this letter's task does not take them, or a text is not of the type that stands there.
+            ConfigurationError: When this letter's task does not take them, a text is not of the type that stands there, or
+                the key would be that of another letter, whose key it was not.
             UnsafeValue: When a value would not arrive as it is.
         """
         if body is None:
@@ -118,6 +124,8 @@ class Correction:
         args, kwargs, embed = body
         old, new = _Arguments(args, kwargs), _Arguments(list(args), dict(kwargs))
         was = self._set(entry, new)
+        if keys is not None:
+            self._keep_apart(entry, old, new, keys)
         kinds = {name: f"{kind_of(one.was)} -> {kind_of(one.new)}" for name, one in was.items()}
         text = json.dumps([new.args, new.kwargs, embed]).encode()
         return Corrected(text, self._told(entry, headers, old, new, was), kinds)
@@ -163,6 +171,33 @@ class Correction:
                 check(task, plan.terms.bound, tuple(args), kwargs, _header_of(entry).get("key"))
         except InvalidKey as error:
             raise ConfigurationError(f"{_of(entry)} {error}") from None
+
+    def _keep_apart(self, entry: Entry, old: _Arguments, new: _Arguments, keys: Ledger) -> None:
+        """Letters of several keys that all get one would be one run, and the others' work would never be done."""
+        before, after = self._key_of(entry, old), self._key_of(entry, new)
+        if after is None:
+            return
+        other = keys.get(after)
+        if other is not None and other != before:
+            raise ConfigurationError(
+                f"{_of(entry)} with {' and '.join(self._values)} the key of {entry.letter.task}() would be another "
+                "letter's, too, and of all with one key only one is run; expected values that the key is not made of, or "
+                "one letter, by its id"
+            )
+        keys.put(after, before or "")
+
+    def _key_of(self, entry: Entry, arguments: _Arguments) -> str | None:
+        """The key's digest; None where there is none, or the worker could not make it either."""
+        task = self._app.tasks.get(entry.letter.task)
+        pattern = None if task is None else worn(task, idempotent)
+        if task is None or pattern is None:
+            return None
+        try:
+            args, kwargs = kombu_json.loads(json.dumps([arguments.args, arguments.kwargs]))
+            bound = task.plan.terms.bound(tuple(args), kwargs)
+            return pattern.key_of(task.name, bound, tuple(args), kwargs, _header_of(entry).get("key"))
+        except (ArithmeticError, LookupError, TypeError, ValueError, InvalidKey):
+            return None
 
     def _change(self, entry: Entry, name: str, where: str, was: Any, value: Any) -> _Change:
         if not isinstance(value, Typed):
@@ -242,5 +277,5 @@ def _refusal(task: str | None, takes: Signature | None, name: str, new: _Argumen
 
 
 def _clipped(value: Any) -> str:
-    text = json.dumps(None if value is ABSENT else value)
+    text = _NOT_GIVEN if value is ABSENT else json.dumps(value)
     return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 1]}…"

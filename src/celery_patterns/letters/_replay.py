@@ -248,8 +248,15 @@ class Replayer:
         if self._on_each is not None and (sent or failure is not None):
             self._on_each(letter, failure)
 
-    def message_of(self, entry: Entry, *, watched: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
+    def message_of(
+        self, entry: Entry, *, watched: bool = False, keys: Ledger | None = None
+    ) -> tuple[dict[str, Any], dict[str, str]]:
         """What is published, and which types a correction changes.
+
+        Args:
+            entry: The letter.
+            watched: Whether its task is to store a result, whatever it usually does.
+            keys: The keys of the letters before it, from which a correction must keep this one's apart.
 
         Returns:
             The arguments to ``Producer.publish``, but for exchange and routing key; and for each corrected argument the type
@@ -270,7 +277,7 @@ class Replayer:
             known[2]["chord"] = None  # it was told when the task died
             body = json.dumps(known).encode()
         if self._correction:
-            corrected = self._correction.apply(entry, known, headers)
+            corrected = self._correction.apply(entry, known, headers, keys)
             body, headers, kinds = corrected.body, corrected.headers, corrected.kinds
         if watched:
             headers["ignore_result"] = False

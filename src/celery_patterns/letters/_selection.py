@@ -208,8 +208,9 @@ class DeadLetters:
                 or takes too long. A canary that is retried meanwhile is waited for.
             canary_timeout: How long all the canaries may take; 5 minutes by default.
             to: The name of another queue to send all of them to.
-            correct: New values for some arguments, by name. They must fit every one of the letters, or nothing is sent. What
-                they were is told by the next letter, should the task die again.
+            correct: New values for some arguments, by name. They must fit every one of the letters, or nothing is sent; and
+                they must not give letters of several keys one key, of which only one would be run. What they were is told
+                by the next letter, should the task die again.
             dry_run: Count what would be sent, and send nothing.
             on_each: Called with each letter that was sent, and with None or the reason why it could not be.
 
