@@ -155,6 +155,47 @@ MISTAKES = {
         "CP509",
         "@app.task\ndef a(x): ...\n\n\ndef view():\n    d = {'n': 1, 'x': {2}}\n    a.delay(d['x'])",
     ),
+    "a job that is called": ("CP501", "@app.task\ndef a():\n    job = group(a.s())\n    res = job()\n    res.get()"),
+    "results of a set": ("CP501", "@app.task\ndef a():\n    return ResultSet([a.delay()]).join()"),
+    "an attribute of many": ("CP506", "@app.task(bind=True)\ndef a(self):\n    x, *self.rest = [1, 2]"),
+    "rows that are not read yet": (
+        "CP507",
+        "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.delay(User.objects.filter(active=True))",
+    ),
+    "a row that was made or not": (
+        "CP507",
+        "@app.task\ndef a(x): ...\n\n\ndef view():\n    user, made = User.objects.get_or_create(email='x')\n    a.delay(user)",
+    ),
+    "a row that was awaited": (
+        "CP507",
+        "@app.task\ndef a(x): ...\n\n\nasync def view():\n    user = await User.objects.aget(pk=1)\n    a.delay(user)",
+    ),
+    "a row by a session's key": (
+        "CP507",
+        "@app.task\ndef a(x): ...\n\n\ndef view():\n    user = session.get(User, 1)\n    a.delay(user)",
+    ),
+    "a function": (
+        "CP509",
+        "@app.task\ndef a(x): ...\n\n\ndef callback(): ...\n\n\ndef view():\n    a.delay(callback)",
+    ),
+    "an exception": (
+        "CP509",
+        "@app.task\ndef a(x): ...\n\n\ndef view():\n    try:\n        work()\n    except ValueError as error:\n        a.delay(error)",
+    ),
+    "a range": ("CP509", "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.delay(range(3))"),
+    "a key of several parts": ("CP509", "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.delay({(1, 2): 3})"),
+    "a day's wait by a name": (
+        "CP512",
+        "DAY = 24 * 3600\n\n\n@app.task\ndef a(): ...\n\n\ndef view():\n    a.apply_async(countdown=DAY + 60)",
+    ),
+    "a moment tomorrow": (
+        "CP512",
+        "@app.task\ndef a(): ...\n\n\ndef view():\n    a.apply_async(eta=datetime.now() + timedelta(days=1))",
+    ),
+    "a charge": (
+        "CP504",
+        "@app.task(autoretry_for=(OSError,), max_retries=2)\ndef a():\n    stripe.Charge.create(amount=1)",
+    ),
 }
 #: In none of them anything is found.
 RIGHT = {
@@ -243,6 +284,37 @@ RIGHT = {
     "a post of something else": (
         "@app.task(autoretry_for=(OSError,), max_retries=2)\ndef a(url):\n    with lock() as s:\n        s.post(url)"
     ),
+    "a step to the next": "@app.task\ndef a(node):\n    while (node := node['next']):\n        print(node.get('x'))",
+    "a page of itself": "@app.task\ndef a(page):\n    if (page := page['next']) is not None:\n        return page['x'].get('y')",
+    "a table of itself": "@app.task\ndef a(n):\n    dp = []\n    for i in range(n):\n        dp.append(dp[-1][0])\n    return dp[0].get('x')",
+    "a deep one": "@app.task\ndef a(x):\n    d = x\n    return d['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a']['a'].get('x')",
+    "a pool's result": "@app.task\ndef a(urls):\n    with ThreadPool(4) as pool:\n        results = [pool.apply_async(fetch, (u,)) for u in urls]\n        return [r.get() for r in results]",
+    "a result of somebody else's": "def view(scheduler):\n    r = scheduler.delay(1)\n    return r.status",
+    "a new value in several lines": "@app.task\ndef a(result):\n    result = b.apply_async(\n        args=[result.get('x')],\n        queue='q',\n    )\n    return result.id\n\n\n@app.task\ndef b(x): ...",
+    "a value that is replaced under its key": "@app.task\ndef a(x): ...\n\n\ndef view(raw):\n    payload = {'ids': set(raw), 'n': 1}\n    payload['ids'] = sorted(payload['ids'])\n    a.delay(payload)\n    a.delay(payload['ids'])",
+    "a value that is updated": "@app.task\ndef a(x): ...\n\n\ndef view(raw):\n    data = {'ids': set(raw)}\n    data.update(ids=list(data['ids']))\n    a.delay(data)",
+    "the last of two kinds": "@app.task\ndef a(x):\n    both = [a.delay(1), {'k': 1}]\n    return both[-1].get('k')",
+    "a share of kinds": "@app.task\ndef a(x): ...\n\n\ndef view():\n    rows = [{1}, [2], [3]]\n    a.delay(rows[1:])",
+    "what is stored under two keys": "@app.task\ndef a(x):\n    d = {}\n    d['conf'] = {'k': 1}\n    d['task'] = a.delay(1)\n    for k, v in d.items():\n        v.get('k')",
+    "the rest of a list": "@app.task\ndef a(x):\n    *h, last = a.delay(1), a.delay(1), {'k': 1}\n    return last.get('k')",
+    "what a context gives": "class Job:\n    def __enter__(self):\n        return 'id'\n\n\n@app.task\ndef a(x): ...\n\n\ndef view():\n    with Job() as job:\n        a.delay(job)",
+    "pickle for this call": "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.apply_async(args=[{1, 2}], serializer='pickle')",
+    "a task of somebody else's": "class BaseTask: ...\n\n\nclass ImportTask(BaseTask):\n    def run(self, path):\n        self.rows = load(path)",
+    "made once by or": "@app.task(bind=True)\ndef a(self):\n    self.db = self.db or connect()\n    self.c = getattr(self, 'c', None) or connect()",
+    "made once by setattr": "@app.task(bind=True)\ndef a(self):\n    if not hasattr(self, 'db'):\n        setattr(self, 'db', connect())",
+    "made once by another name": "@app.task(bind=True)\ndef a(self):\n    client = getattr(self, '_client', None)\n    if client is None:\n        client = self._client = connect()",
+    "a client of something else": "@app.task(autoretry_for=(OSError,), max_retries=3)\ndef a(pk):\n    client = redis.Redis()\n    client.post('lock')\n    resp = requests.get(pk)\n    resp.post('x')",
+    "a mail that is built": "@app.task(autoretry_for=(OSError,), max_retries=3)\ndef a(pk):\n    m = EmailMessage()\n    return m.as_string()",
+    "a task of itself": "@app.task\ndef a(x):\n    a(x - 1)",
+    "a script": "@app.task\ndef a(): ...\n\n\nif __name__ == '__main__':\n    a()",
+    "an argument that is called like a module": "import $name as tasks\n\n\n@app.task\ndef a(x): ...\n\n\ndef view(tasks):\n    tasks.a(1)",
+    "an animation": "@app.task\ndef a(x): ...\n\n\ndef view():\n    with animation.begin():\n        a.delay(1)",
+    "a timer": "def view(timer):\n    timer.set(countdown=7200)",
+    "a column": "@app.task\ndef a(x): ...\n\n\ndef view():\n    ids = session.query(Order.id).all()\n    a.delay(ids[0][0])\n    for o in Order.objects.all():\n        a.delay(o['pk'])",
+    "a cache's objects": "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.delay(cache.objects.get('key'))",
+    "one of two branches": "@app.task\ndef a(sync):\n    if sync:\n        r = compute()\n    else:\n        r = a.delay()\n    if sync:\n        return r.get('total')",
+    "a comment behind a form feed": "@app.task\ndef a():\n    y = 'a\\x0cb'\n    return a.delay().get()  # noqa: cp501",
+    "a comment at the end": "@app.task\ndef a():\n    return a.apply_async(\n        countdown=1,\n    ).get()  # noqa",
     "a session's row": ("@app.task(autoretry_for=(OSError,))\ndef a():\n    session.delete(row)\n    client.get('/x')"),
     "a task of a class": "class A(app.Task):\n    name = 'a'\n\n    def run(self):\n        return 1\n\n\napp.register_task(A())",
     "awaited by a decorator": (

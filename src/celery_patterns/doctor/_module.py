@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 
 __all__ = ["Function", "Module", "TaskSource", "called"]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_NOQA = re.compile(r"#\s*noqa(:(?P<ids>[\w ,]+))?", re.IGNORECASE)
 _DECORATORS = frozenset({"task", "shared_task", "periodic_task"})
 
 
@@ -58,21 +62,48 @@ class Module:
 
     @cached_property
     def lines(self) -> list[str]:
-        return self.text.splitlines()
+        return _LINE_END.split(self.text)  # as Python's own parser counts them
 
     @cached_property
     def parents(self) -> dict[ast.AST, ast.AST]:
-        return {child: parent for parent in ast.walk(self.tree) for child in ast.iter_child_nodes(parent)}
+        """Each node but the file itself, and what it stands in; from the outside to the inside."""
+        found: dict[ast.AST, ast.AST] = {}
+        waiting: list[ast.AST] = [self.tree]
+        for node in waiting:  # it grows meanwhile
+            for child in ast.iter_child_nodes(node):
+                found[child] = node
+                waiting.append(child)
+        return found
+
+    @cached_property
+    def scopes(self) -> dict[ast.AST, Any]:
+        """What was read of its functions and of itself so far, by others."""
+        return {}
+
+    @cached_property
+    def values(self) -> dict[tuple[ast.AST, ast.AST], ast.expr | None]:
+        """What was found that expressions are made by, so far, by others."""
+        return {}
+
+    @cached_property
+    def attributes(self) -> tuple[ast.Attribute, ...]:
+        return tuple(node for node in self.parents if isinstance(node, ast.Attribute))
+
+    @cached_property
+    def task_names(self) -> dict[str, str]:
+        """The names of the tasks that a plain name stands for here: those that are no methods."""
+        methods = {one.function for one in self.tasks if isinstance(self.parents.get(one.function), ast.ClassDef)}
+        return {one.function.name: one.name for one in self.tasks if one.function not in methods}
 
     @cached_property
     def calls(self) -> tuple[ast.Call, ...]:
-        return tuple(node for node in ast.walk(self.tree) if isinstance(node, ast.Call))
+        return tuple(node for node in self.parents if isinstance(node, ast.Call))
 
     @cached_property
     def tasks(self) -> tuple[TaskSource, ...]:
         return tuple(
             found
-            for node in ast.walk(self.tree)
+            for node in self.parents
             for found in (
                 self._decorated(node)
                 if isinstance(node, Function)
@@ -99,7 +130,7 @@ class Module:
 
     def _of_class(self, node: ast.ClassDef) -> Iterator[TaskSource]:
         """The ``run()`` of a class that a task is made of."""
-        if not any(called(base).endswith("Task") for base in node.bases):
+        if not any(called(base).endswith("Task") for base in node.bases) or not self._is_celerys_class(node):
             return
         for function in node.body:
             if isinstance(function, Function) and function.name == "run":
@@ -111,16 +142,28 @@ class Module:
                 name = self._named(node.name, said.get("name"))
                 yield TaskSource(name, function, _first(function), frozenset(), said)
 
+    def _is_celerys_class(self, node: ast.ClassDef) -> bool:
+        """Whether a class is a task of Celery's; others call theirs so, too."""
+        made = getattr(sys.modules.get(self.name), node.name, None)
+        if isinstance(made, type):
+            return issubclass(made, Task)
+        for base in node.bases:
+            if self.whole_name(base).startswith(("celery.", "celery_patterns.")):
+                return True
+            if isinstance(base, ast.Attribute) and self._is_app(base.value):
+                return True
+        return False
+
     def _is_celerys(self, decorator: ast.expr) -> bool:
         """Whether it is Celery's own; others have a ``task``, too."""
         what = decorator.func if isinstance(decorator, ast.Call) else decorator
         if isinstance(what, ast.Name):
             return self.imported.get(what.id, "").startswith("celery.")
-        if not isinstance(what, ast.Attribute):
-            return False
-        module, _, name = self.whole_name(what.value).rpartition(".")
-        found = getattr(sys.modules.get(module), name, None)
-        return isinstance(found, Celery)
+        return isinstance(what, ast.Attribute) and self._is_app(what.value)
+
+    def _is_app(self, node: ast.expr) -> bool:
+        module, _, name = self.whole_name(node).rpartition(".")
+        return isinstance(getattr(sys.modules.get(module), name, None), Celery)
 
     def _named(self, function: str, name: ast.expr | None) -> str:
         given = name.value if isinstance(name, ast.Constant) else None
@@ -131,8 +174,8 @@ class Module:
         """What a name stands for that was imported: ``pay`` for ``shop.tasks.pay``."""
         found: dict[str, str] = {}
         # Those of functions, too: a task is often imported where it is sent. The module's own win.
-        nodes = [one for one in ast.walk(self.tree) if isinstance(one, ast.Import | ast.ImportFrom)]
-        for node in sorted(nodes, key=lambda one: one in self.tree.body):
+        nodes = [one for one in self.parents if isinstance(one, ast.Import | ast.ImportFrom)]
+        for node in sorted(nodes, key=lambda one: self.parents[one] is self.tree):
             if isinstance(node, ast.ImportFrom):
                 base = self._base(node)
                 found.update({one.asname or one.name: f"{base}.{one.name}" for one in node.names})
@@ -168,11 +211,11 @@ class Module:
         return f"{self.path}:{getattr(node, 'lineno', 1)}"
 
     def is_excused(self, node: ast.AST, id_: str) -> bool:
-        """Whether its line says that this is meant: ``# noqa: CP501``."""
-        number = getattr(node, "lineno", 0)
-        line = self.lines[number - 1] if 0 < number <= len(self.lines) else ""
-        comment = line.rpartition("# noqa:")[2] if "# noqa:" in line else ""
-        return id_ in comment.replace(",", " ").split()
+        """Whether its first line or its last one says that this is meant: ``# noqa: CP501``."""
+        numbers = (getattr(node, "lineno", 0), getattr(node, "end_lineno", 0) or 0)
+        line = "\n".join(self.lines[number - 1] for number in numbers if 0 < number <= len(self.lines))
+        found = _NOQA.search(line)
+        return found is not None and (found["ids"] is None or id_ in found["ids"].upper().replace(",", " ").split())
 
 
 def _first(function: Function) -> str | None:

@@ -1,4 +1,4 @@
-"""What a variable of the user's source holds where it is used, as far as its own function says."""
+"""What an expression of the user's source holds where it is used, as far as its own function says."""
 
 from __future__ import annotations
 
@@ -6,77 +6,130 @@ import ast
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ._bindings import Binding, last_binding, names_in, parameters_of, scope_of
 from ._module import Function, called
 
 if TYPE_CHECKING:
+    from ._case import Case
     from ._module import Module
 
-__all__ = ["SENDS", "arguments_of", "is_canvas_called", "is_model", "is_rebound", "is_result", "made_by", "nodes_of"]
+__all__ = [
+    "ROWS",
+    "SENDS",
+    "arguments_of",
+    "is_canvas_sent",
+    "is_model",
+    "is_rebound",
+    "is_result",
+    "made_by",
+    "task_name",
+]
 
 SENDS = frozenset({"delay", "apply_async", "send_task"})
-_MAKES_RESULT = frozenset({*SENDS, "AsyncResult", "GroupResult"})
-_CANVAS = frozenset({"group", "chain", "chord", "signature", "s", "si"})
+_MAKES_RESULT = frozenset({"AsyncResult", "GroupResult", "ResultSet"})
+_CANVAS = frozenset({"group", "chain", "chord", "signature", "xmap", "starmap", "chunks"})
+_SIGNATURES = frozenset({"s", "si", "signature", "subtask"})
 #: Of a manager or a query: what gives one row, what gives many, and what gives something else.
-_ONE_ROW = frozenset({"get", "first", "last", "create", "one", "one_or_none", "earliest", "latest", "scalar_one"})
-_ROWS = frozenset({"all", "filter", "exclude", "order_by", "iterator"})
+_ONE_ROW = frozenset(
+    {"get", "first", "last", "create", "one", "one_or_none", "earliest", "latest", "aget", "afirst", "alast", "acreate"}
+)
+ROWS = frozenset({"all", "filter", "exclude", "order_by", "iterator"})
 _NO_ROWS = frozenset({"values", "values_list", "aggregate", "count", "exists", "dates", "datetimes"})
+#: What gives a row and whether it was made.
+_ROW_AND_MORE = frozenset({"get_or_create", "update_or_create", "aget_or_create", "aupdate_or_create"})
 _OF_DICT = frozenset({"values", "items"})
-_SOMETHING = ast.Constant(value=None)
-_Scope = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
-
-
-def nodes_of(node: ast.AST) -> Iterator[ast.AST]:
-    """What stands in it, without what is called later or elsewhere: functions and classes that are defined in it."""
-    waiting = list(ast.iter_child_nodes(node))
-    while waiting:
-        one = waiting.pop()
-        yield one
-        if not isinstance(one, _Scope):
-            waiting.extend(ast.iter_child_nodes(one))
+#: What ``with`` gives as it is.
+_GIVES_ITSELF = frozenset({"open", "Client", "AsyncClient", "Session", "ClientSession"})
+#: So long a chain of variables is followed.
+_DEEP = 60
+_ERROR = ast.Call(func=ast.Name(id="Exception", ctx=ast.Load()), args=[], keywords=[])
 
 
 def arguments_of(call: ast.Call) -> list[ast.expr]:
     """The arguments that a task is sent with."""
     if called(call) in ("delay", "s", "si"):
         return [*call.args, *(word.value for word in call.keywords if word.arg)]
-    if called(call) != "apply_async":
+    if called(call) not in ("apply_async", "send_task"):
         return []
+    before = 1 if called(call) == "send_task" else 0
     said = {word.arg: word.value for word in call.keywords if word.arg}
-    args = call.args[0] if call.args else said.get("args")
-    kwargs = call.args[1] if len(call.args) > 1 else said.get("kwargs")
+    args = call.args[before] if len(call.args) > before else said.get("args")
+    kwargs = call.args[before + 1] if len(call.args) > before + 1 else said.get("kwargs")
     listed = args.elts if isinstance(args, ast.List | ast.Tuple) else []
     named = kwargs.values if isinstance(kwargs, ast.Dict) else []
     return [*listed, *named]
 
 
-def is_canvas_called(call: ast.Call) -> bool:
-    """Whether it sends a canvas: ``group(…)()``, ``(a.s() | b.s())()``."""
-    made = call.func
-    if isinstance(made, ast.BinOp):
-        return any(isinstance(one, ast.Call) and called(one) in _CANVAS for one in ast.walk(made))
-    return isinstance(made, ast.Call) and called(made) in _CANVAS
+def task_name(case: Case, module: Module, function: ast.expr) -> str | None:
+    """The name of the task that an expression stands for; None where it is none that is known."""
+    own = module.task_names.get(function.id) if isinstance(function, ast.Name) else None
+    found = own or case.written.get(module.whole_name(function))
+    root = function
+    while isinstance(root, ast.Attribute):
+        root = root.value
+    if found is None or (isinstance(root, ast.Name) and is_rebound(module, root.id, function)):
+        return None
+    return found
 
 
-def is_result(module: Module, node: ast.expr, at: ast.AST) -> bool:
+def is_canvas_sent(module: Module, call: ast.Call) -> bool:
+    """Whether it sends a canvas: ``group(…)()``, ``(a.s() | b.s())()``, ``job()`` of such a job."""
+    made = made_by(module, call.func, call)
+    return made is not None and _is_canvas(module, made)
+
+
+def _is_canvas(module: Module, node: ast.expr) -> bool:
+    if isinstance(node, ast.BinOp):
+        return any(isinstance(one, ast.Call) and _is_canvas(module, one) for one in (node.left, node.right))
+    if not isinstance(node, ast.Call):
+        return False
+    if isinstance(node.func, ast.Attribute) and node.func.attr in _SIGNATURES:
+        return True
+    return called(node) in _CANVAS and module.whole_name(node.func).startswith("celery.")
+
+
+def is_result(case: Case, module: Module, node: ast.expr, at: ast.AST) -> bool:
     """Whether an expression is what was got by sending a task."""
     made = made_by(module, node, at)
-    return isinstance(made, ast.Call) and (called(made) in _MAKES_RESULT or is_canvas_called(made))
+    if not isinstance(made, ast.Call):
+        return False
+    if called(made) in _MAKES_RESULT:  # of another app's, or of another backend, nothing is known
+        return not any(word.arg in ("app", "backend") for word in made.keywords)
+    if called(made) not in SENDS or not isinstance(made.func, ast.Attribute):
+        return is_canvas_sent(module, made)
+    owner = made.func.value
+    if called(made) == "send_task":
+        return any(word in called(owner).lower() for word in ("app", "celery"))
+    of = made_by(module, owner, made)  # a pool's apply_async() is another one
+    is_own = isinstance(owner, ast.Name) and owner.id == "self"
+    return is_own or task_name(case, module, owner) is not None or (of is not None and _is_canvas(module, of))
 
 
 def is_model(module: Module, node: ast.expr, at: ast.AST) -> bool:
-    """Whether an expression is a row that was read from the database."""
-    if ast.unparse(node) == "request.user":
-        return True
+    """Whether an expression is a row that was read from the database, or some of them."""
+    if isinstance(node, ast.Attribute) and node.attr == "user" and called(node.value) == "request":
+        return isinstance(node.value, ast.Name)
     made = made_by(module, node, at)
+    if isinstance(made, ast.Await):
+        made = made.value
     if not isinstance(made, ast.Call):
         return False
     if called(made) == "get_object_or_404":
         return True
+    if _is_read_by_session(made):
+        return True
     chain = list(_chain(made))
     asks = any(_is_manager(one) for one in chain)
     what = {called(one) for one in chain if isinstance(one, ast.Call)}
-    # A loop goes through many rows, and made_by() gives what it goes through.
-    return asks and not what & _NO_ROWS and called(made) in (_ONE_ROW if made is node else _ONE_ROW | _ROWS)
+    return asks and not what & _NO_ROWS and called(made) in _ONE_ROW | ROWS
+
+
+def _is_read_by_session(made: ast.Call) -> bool:
+    """SQLAlchemy's ``session.get(Order, 1)``."""
+    if called(made) != "get" or not isinstance(made.func, ast.Attribute) or len(made.args) != 2:  # noqa: PLR2004
+        return False
+    what = called(made.args[0])
+    return "session" in called(made.func.value).lower() and what[:1].isupper() and not what.isupper()
 
 
 def _chain(node: ast.expr) -> Iterator[ast.expr]:
@@ -88,183 +141,189 @@ def _chain(node: ast.expr) -> Iterator[ast.expr]:
 
 def _is_manager(node: ast.expr) -> bool:
     if isinstance(node, ast.Call):
-        return called(node) == "query"  # SQLAlchemy's session.query(Order)
+        # SQLAlchemy's session.query(Order); one of columns gives no rows of a model.
+        return called(node) == "query" and all(isinstance(one, ast.Name) for one in node.args)
     if not isinstance(node, ast.Attribute):
         return False
     owner = called(node.value)
-    return node.attr == "objects" or (node.attr == "query" and owner[:1].isupper())
+    return node.attr in ("objects", "query") and owner[:1].isupper()
 
 
-def made_by(module: Module, node: ast.expr, at: ast.AST) -> ast.expr | None:
-    """The expression that made a value; None where its function does not say.
+def made_by(module: Module, node: ast.expr, at: ast.AST, depth: int = 0) -> ast.expr | None:
+    """The expression that made a value; None where its function does not say, or says several things.
 
     Args:
         module: The module.
         node: An expression, or a variable.
         at: Where it is used.
+        depth: Of how many others it was found to be made.
     """
-    for _ in range(10):  # a variable that is set from another one
-        if isinstance(node, ast.NamedExpr):
-            node = node.value
-        if isinstance(node, ast.Subscript):
-            found = _item(module, node, at)
-        elif isinstance(node, ast.Name):
-            found = _value_of(module, node.id, at)
-        else:
-            return node
-        if found is None:
-            return None
-        node, at = found, found
-    return None
+    if not isinstance(node, ast.Name | ast.NamedExpr | ast.Subscript):
+        return node
+    key = (node, at)
+    if key not in module.values and depth < _DEEP:
+        module.values[key] = None  # what is made of itself is made by nothing
+        module.values[key] = _made_by(module, node, at, depth + 1)
+    return module.values.get(key)
+
+
+def _made_by(
+    module: Module, node: ast.Name | ast.NamedExpr | ast.Subscript, at: ast.AST, depth: int
+) -> ast.expr | None:
+    if isinstance(node, ast.NamedExpr):
+        return made_by(module, node.value, at, depth)
+    found = _item(module, node, at, depth) if isinstance(node, ast.Subscript) else _value_of(module, node.id, at, depth)
+    return None if found is None else made_by(module, found, found, depth)
 
 
 def is_rebound(module: Module, name: str, at: ast.AST) -> bool:
     """Whether a name means something of its function's own there, and not what the module calls so."""
     for scope in module.around(at):
-        if isinstance(scope, Function | ast.Lambda) and (name in _parameters(scope) or _is_set_in(module, scope, name)):
+        if not isinstance(scope, Function | ast.Lambda):
+            continue
+        if name in parameters_of(scope) or _is_set_in(module, scope, name):
             return True
     return False
 
 
 def _is_set_in(module: Module, scope: ast.AST, name: str) -> bool:
     # What only the function imports is found among all imports.
-    imported = not any(name in _bound_otherwise(one) for one in module.tree.body)
-    nodes = (node for _, _, node in _sets(scope, name))
-    return any(not (imported and isinstance(node, ast.Import | ast.ImportFrom)) for node in nodes)
+    is_modules = name in scope_of(module, module.tree).bindings
+    found = scope_of(module, scope).bindings.get(name, ())
+    return any(is_modules or not isinstance(one.node, ast.Import | ast.ImportFrom) for one in found)
 
 
-def _value_of(module: Module, name: str, at: ast.AST) -> ast.expr | None:
+def _value_of(module: Module, name: str, at: ast.AST, depth: int) -> ast.expr | None:
     """What a variable was set to last before it is used, in the same function or at the module's top."""
     for scope in module.around(at):
-        if isinstance(scope, ast.Lambda) and name in _parameters(scope):
+        if isinstance(scope, ast.Lambda) and name in parameters_of(scope):
             return None
         if isinstance(scope, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp):
             for loop in scope.generators:
-                if name in _names(loop.target):
-                    return _one_of(module, loop.target, loop.iter, name, scope)
+                if name in names_in(loop.target):
+                    return _one_of(module, loop.target, loop.iter, name, scope, depth)
         if isinstance(scope, Function | ast.Module):
-            sets = [one for one in _sets(scope, name) if one[0] < getattr(at, "lineno", 0)]
-            if sets:
-                _, target, value = max(sets, key=lambda one: one[0])
-                return _share(module, target, value, name)
-            if isinstance(scope, Function) and name in _parameters(scope):
+            found = last_binding(module, scope, name, at)
+            if isinstance(found, Binding):
+                value = _share(module, found, name, depth)
+                changed = _is_full(value) and name in scope_of(module, scope).changes
+                return None if changed else value
+            if found is False or (isinstance(scope, Function) and name in parameters_of(scope)):
                 return None
     return None
 
 
-def _sets(scope: ast.AST, name: str) -> Iterator[tuple[float, ast.expr, ast.AST]]:
-    """Where it is set: the line, what is set there, and from what."""
-    for node in nodes_of(scope):
-        line = getattr(node, "lineno", 0)
-        if isinstance(node, ast.Assign):
-            targets: list[ast.expr] = node.targets
-        elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr | ast.For | ast.AsyncFor):
-            # A loop's variable is set on the loop's own line, and used below it; so is one that := sets.
-            targets, line = [node.target], line - 0.5 if isinstance(node, ast.NamedExpr) else line
-        elif isinstance(node, ast.withitem) and node.optional_vars is not None:
-            targets, line = [node.optional_vars], node.optional_vars.lineno
-        elif name in _bound_otherwise(node):
-            yield line, _SOMETHING, node
-            continue
-        else:
-            continue
-        yield from ((line, target, node) for target in targets if name in _names(target))
+def _is_full(node: ast.expr | None) -> bool:
+    """Whether it is a list, a dict or a set with something in it, which may be gone where it is changed."""
+    return (isinstance(node, ast.List | ast.Set) and bool(node.elts)) or (
+        isinstance(node, ast.Dict) and bool(node.values)
+    )
 
 
-def _bound_otherwise(node: ast.AST) -> set[str]:
-    """Names that an import, a handler, a pattern or a definition binds."""
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return {one.asname or one.name.partition(".")[0] for one in node.names}
-    if isinstance(node, ast.MatchMapping):
-        return {node.rest} if node.rest else set()
-    if isinstance(
-        node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    ):
-        return {node.name} if node.name else set()
-    return set()
-
-
-def _share(module: Module, target: ast.expr, node: ast.AST, name: str) -> ast.expr | None:
-    if isinstance(node, ast.For | ast.AsyncFor):
-        return _one_of(module, target, node.iter, name, node)
+def _share(module: Module, binding: Binding, name: str, depth: int) -> ast.expr | None:
+    node, target = binding.node, binding.target
+    if isinstance(node, ast.For | ast.AsyncFor) and target is not None:
+        return _one_of(module, target, node.iter, name, node, depth)
+    if isinstance(node, ast.ExceptHandler):
+        return _ERROR
     if isinstance(node, ast.withitem):
-        return node.context_expr if isinstance(target, ast.Name) else None
+        itself = isinstance(target, ast.Name) and called(node.context_expr) in _GIVES_ITSELF
+        return node.context_expr if itself else None
     value = node.value if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) else None
     if isinstance(target, ast.Name):
         return value
-    if isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List):
+    if not isinstance(target, ast.Tuple | ast.List) or any(isinstance(one, ast.Starred) for one in target.elts):
+        return None
+    if isinstance(value, ast.Call) and called(value) in _ROW_AND_MORE and name in names_in(target.elts[0]):
+        return ast.copy_location(ast.Call(_as_one_row(value.func), value.args, value.keywords), value)
+    if isinstance(value, ast.Tuple | ast.List):
         pairs = zip(target.elts, value.elts, strict=False)
-        return next((one for part, one in pairs if name in _names(part)), None)
+        return next((one for part, one in pairs if isinstance(part, ast.Name) and part.id == name), None)
     return None
 
 
-def _one_of(module: Module, target: ast.expr, many: ast.expr, name: str, at: ast.AST) -> ast.expr | None:
+def _as_one_row(function: ast.expr) -> ast.expr:
+    """``Order.objects.get`` for ``Order.objects.get_or_create``."""
+    if not isinstance(function, ast.Attribute):
+        return function
+    return ast.copy_location(ast.Attribute(function.value, "get", ast.Load()), function)
+
+
+def _one_of(module: Module, target: ast.expr, many: ast.expr, name: str, at: ast.AST, depth: int) -> ast.expr | None:
     """What a loop's variable is in each turn."""
     if isinstance(many, ast.Call) and called(many) == "enumerate" and many.args:
-        if not isinstance(target, ast.Tuple) or name not in _names(target.elts[-1]):
+        if not isinstance(target, ast.Tuple) or name not in names_in(target.elts[-1]):
             return None
         target, many = target.elts[-1], many.args[0]
     if isinstance(many, ast.Call) and isinstance(many.func, ast.Attribute) and many.func.attr in _OF_DICT:
         if many.func.attr == "items":
-            if not isinstance(target, ast.Tuple) or name not in _names(target.elts[-1]):
+            if not isinstance(target, ast.Tuple) or name not in names_in(target.elts[-1]):
                 return None
             target = target.elts[-1]
         many = many.func.value
-    return _element(module, many, at) if isinstance(target, ast.Name) else None
+    return _element(module, many, at, depth) if isinstance(target, ast.Name) else None
 
 
-def _item(module: Module, node: ast.Subscript, at: ast.AST) -> ast.expr | None:
+def _item(module: Module, node: ast.Subscript, at: ast.AST, depth: int) -> ast.expr | None:
     """What stands under a key or at a place."""
-    made = made_by(module, node.value, at)
-    key = node.slice.value if isinstance(node.slice, ast.Constant) else None
+    made = made_by(module, node.value, at, depth)
+    if isinstance(node.slice, ast.Slice):
+        return None if isinstance(made, ast.List | ast.Tuple) else made
+    key = _key(node.slice)
     if isinstance(made, ast.Dict) and made.keys:
         pairs = zip(made.keys, made.values, strict=True)
         return next((one for name, one in pairs if isinstance(name, ast.Constant) and name.value == key), None)
-    if isinstance(made, ast.List | ast.Tuple) and isinstance(key, int) and -len(made.elts) <= key < len(made.elts):
-        return made.elts[key]
-    return _element(module, node.value, at)
+    if isinstance(made, ast.List | ast.Tuple) and made.elts:
+        return made.elts[key] if isinstance(key, int) and -len(made.elts) <= key < len(made.elts) else None
+    if isinstance(made, ast.Call) and (isinstance(key, str) or isinstance(node.value, ast.Subscript)):
+        return None  # a column of a row
+    return _element(module, node.value, at, depth)
 
 
-def _element(module: Module, many: ast.expr, at: ast.AST) -> ast.expr | None:
-    """What one of many is: of a list, a tuple, or a dict's values."""
-    made = made_by(module, many, at)
+def _key(node: ast.expr) -> object:
+    match node:
+        case ast.Constant(value=key):
+            return key
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as key)):
+            return -key
+    return None
+
+
+def _element(module: Module, many: ast.expr, at: ast.AST, depth: int) -> ast.expr | None:
+    """What each of many is: of a list, a tuple, or a dict's values; None where they differ."""
+    made = made_by(module, many, at, depth)
     if isinstance(made, ast.ListComp | ast.GeneratorExp | ast.SetComp):
         return made.elt
     if isinstance(made, ast.DictComp):
         return made.value
-    inside = (
-        made.values if isinstance(made, ast.Dict) else made.elts if isinstance(made, ast.List | ast.Tuple) else None
-    )
-    if inside is not None:
-        return inside[0] if inside else _added(module, many, at)
-    return made if isinstance(made, ast.Call) and called(made) in _ROWS else None
+    if isinstance(made, ast.Call):
+        if called(made) in ("list", "tuple", "sorted", "reversed") and len(made.args) == 1:
+            return _element(module, made.args[0], made, depth + 1) if depth < _DEEP else None
+        return made if called(made) in ROWS else None
+    if isinstance(made, ast.Dict):
+        inside = made.values
+    elif isinstance(made, ast.List | ast.Tuple):
+        inside = made.elts
+    else:
+        return None
+    if not inside:
+        return _added(module, many, at)
+    alike = {(type(one), called(one)) for one in inside}
+    return inside[0] if len(alike) == 1 else None
 
 
 def _added(module: Module, many: ast.expr, at: ast.AST) -> ast.expr | None:
-    """What is put into a list or a dict that was made empty: by ``append()``, or under a key."""
+    """What is put into a list or a dict that was made empty, where that is done in one place."""
     if not isinstance(many, ast.Name):
         return None
-    for scope in module.around(at):
-        if not isinstance(scope, Function | ast.Module):
-            continue
-        for node in nodes_of(scope):
-            match node:
-                case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="append"), args=[added]) if (
-                    name == many.id
-                ):
-                    return added
-                case ast.Assign(targets=[ast.Subscript(value=ast.Name(id=name))], value=added) if name == many.id:
-                    return added
+    scope = next((one for one in module.around(at) if isinstance(one, Function | ast.Module)), None)
+    changes = [] if scope is None else scope_of(module, scope).changes.get(many.id, [])
+    if len(changes) != 1:
         return None
+    match changes[0]:
+        case ast.Call(func=ast.Attribute(attr="append"), args=[added]):
+            return added
+        case ast.Subscript() as place:
+            statement = module.parents.get(place)
+            return statement.value if isinstance(statement, ast.Assign) else None
     return None
-
-
-def _names(target: ast.expr) -> set[str]:
-    """The variables that are set; in ``rows[key] = …`` none is."""
-    return {one.id for one in ast.walk(target) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
-
-
-def _parameters(function: Function | ast.Lambda) -> set[str]:
-    given = function.args
-    each = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
-    return {one.arg for one in each if one is not None}

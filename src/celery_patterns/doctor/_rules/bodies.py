@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 import celery
 
+from .._bindings import nodes_of
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, TaskSource, called
-from .._values import is_result, made_by, nodes_of
+from .._values import is_result, made_by
 
 if TYPE_CHECKING:
     from .._case import Case
     from .._tasks import TaskFacts
 
 _WAITS = frozenset({"get", "wait", "join", "join_native", "get_leaf", "collect"})
-_METHODS = frozenset({"post", "put", "patch", "delete"})
+#: Of HTTP's methods those that do it twice when they are called twice.
+_METHODS = frozenset({"post", "patch"})
 _CLIENTS = frozenset({"requests", "httpx"})
+_OPENED = frozenset({"Client", "AsyncClient", "Session"})
 _SESSIONS = frozenset({"session", "client"})
-_EFFECTS = frozenset({"send_mail", "send_mass_mail", "sendmail", "EmailMessage"})
+_EFFECTS = frozenset({"send_mail", "send_mass_mail", "sendmail", "send_message", "mail_admins", "email_user"})
 #: A ``try``, with ``except*`` since Python 3.11.
 _TRIES: Any = (ast.Try, getattr(ast, "TryStar", ast.Try))
 #: The release of Celery that stores the failure of what was rejected.
@@ -40,7 +43,7 @@ def waits_inside(case: Case) -> Iterator[Sign]:
     """``.get()`` of a result in a task's body."""
     for module, task, call in _calls_in_tasks(case):
         waits = isinstance(call.func, ast.Attribute) and call.func.attr in _WAITS
-        if waits and is_result(module, call.func.value, call) and not module.is_excused(call, "CP501"):  # type: ignore[attr-defined]
+        if waits and is_result(case, module, call.func.value, call) and not module.is_excused(call, "CP501"):  # type: ignore[attr-defined]
             yield Sign(
                 module.place(call),
                 f"{task.name} waits for a result with .{called(call)}()",
@@ -143,13 +146,32 @@ def rejects(case: Case) -> Iterator[Sign]:
     if celery.VERSION[:2] >= _STORES_REJECTED or not case.keeps_results:
         return
     for module, facts, node in _nodes_in_tasks(case):
-        rejected = isinstance(node, ast.Raise) and not facts.task.ignore_result and _is_reject(module, node.exc)
+        rejected = (
+            isinstance(node, ast.Raise)
+            and not facts.task.ignore_result
+            and _is_reject(module, node.exc)
+            and not _is_seen_to(module, node)
+        )
         if rejected and not module.is_excused(node, "CP513"):
             yield Sign(
                 module.place(node),
                 f"{facts.name} raises Reject, its results are kept, and Celery {celery.__version__} is installed",
                 "Install Celery 5.7 or later, or raise an error of your own.",
             )
+
+
+def _is_seen_to(module: Module, node: ast.AST) -> bool:
+    """Whether it is caught in the same body, or the body stores a state by itself."""
+    for around in module.around(node):
+        if isinstance(around, _TRIES) and node not in around.finalbody:
+            kinds = {called(kind) for handler in around.handlers for kind in _kinds(handler)}
+            if kinds & {"Reject", "Exception", "BaseException"} and not isinstance(node, ast.ExceptHandler):
+                return True
+        if isinstance(around, Function):
+            calls = (one for one in nodes_of(around) if isinstance(one, ast.Call))
+            return any(called(one) in ("mark_as_failure", "store_result", "update_state") for one in calls)
+        node = around
+    return False
 
 
 def _is_reject(module: Module, raised: ast.expr | None) -> bool:
@@ -181,13 +203,17 @@ def _calls_in_tasks(case: Case) -> Iterator[tuple[Module, TaskSource, ast.Call]]
 def _is_effect(module: Module, call: ast.Call) -> bool:
     if called(call) in _EFFECTS:
         return True
-    if called(call) not in _METHODS or not isinstance(call.func, ast.Attribute):
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    whole = module.whole_name(call.func)
+    if whole.startswith("stripe.") and called(call) == "create":
+        return True
+    if called(call) not in _METHODS:
         return False
     owner = call.func.value
     made = made_by(module, owner, call)
-    # with httpx.Client() as client: …
-    if isinstance(made, ast.Call) and module.whole_name(made.func).partition(".")[0] in _CLIENTS:
-        return True
+    if isinstance(made, ast.Call) and isinstance(owner, ast.Name):  # with httpx.Client() as client: …
+        return called(made) in _OPENED and module.whole_name(made.func).partition(".")[0] in _CLIENTS
     # A session may be a database's, whose delete() is no request.
     to_a_path = bool(call.args) and isinstance(call.args[0], ast.Constant | ast.JoinedStr)
     return called(owner) in _CLIENTS or (called(owner) in _SESSIONS and to_a_path)
@@ -253,40 +279,37 @@ def _set_on(module: Module, task: TaskSource) -> Iterator[tuple[ast.AST, str]]:
     if task.task_is is None:
         return
     for node in nodes_of(task.function):
-        if isinstance(node, ast.Assign):
-            targets: list[ast.expr] = node.targets
-        elif isinstance(node, ast.AugAssign | ast.AnnAssign | ast.For | ast.AsyncFor):
-            targets = [node.target]
-        elif isinstance(node, ast.withitem) and node.optional_vars is not None:
-            targets = [node.optional_vars]
-        elif (
-            isinstance(node, ast.Call)
-            and called(node) == "setattr"
-            and node.args
-            and called(node.args[0]) == task.task_is
-        ):
-            yield node, f"an attribute of {task.task_is}"
-            continue
-        else:
-            continue
-        for target in targets:
-            for one in target.elts if isinstance(target, ast.Tuple | ast.List) else [target]:
-                of_task = (
-                    isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and one.value.id == task.task_is
-                )
-                if of_task and not _is_made_once(module, one):
-                    yield one, ast.unparse(one)
+        match node:
+            case ast.Attribute(value=ast.Name(id=owner), attr=attribute, ctx=ast.Store()) if owner == task.task_is:
+                said = ast.unparse(node)
+            case ast.Call(func=ast.Name(id="setattr"), args=[ast.Name(id=owner), name, _]) if owner == task.task_is:
+                attribute = str(name.value) if isinstance(name, ast.Constant) else ""
+                said = f"an attribute of {owner}"
+            case _:
+                continue
+        if not _is_made_once(module, node, attribute):
+            yield node, said
 
 
-def _is_made_once(module: Module, target: ast.expr) -> bool:
+def _is_made_once(module: Module, place: ast.AST, attribute: str) -> bool:
     """``if self.client is None: self.client = …``, and how else it is said that it is not there yet."""
-    assert isinstance(target, ast.Attribute)
-    for one in module.around(target):
-        if isinstance(one, ast.If) and _mentions(one.test, target.attr):
+    for one in module.around(place):
+        if isinstance(one, ast.If) and _asks(module, one.test, attribute):
             return True
+        if isinstance(one, ast.Assign) and isinstance(one.value, ast.BoolOp) and _mentions(one.value, attribute):
+            return True  # self.client = self.client or …
         if isinstance(one, ast.ExceptHandler) and "AttributeError" in [called(kind) for kind in _kinds(one)]:
             return True
     return False
+
+
+def _asks(module: Module, test: ast.expr, attribute: str) -> bool:
+    """Whether a condition is about the attribute, or about a variable that was made of it."""
+    if _mentions(test, attribute):
+        return True
+    names = [one for one in ast.walk(test) if isinstance(one, ast.Name)]
+    made = (made_by(module, one, test) for one in names)
+    return any(one is not None and _mentions(one, attribute) for one in made)
 
 
 def _mentions(node: ast.expr, attribute: str) -> bool:

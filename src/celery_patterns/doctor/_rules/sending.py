@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from .._bindings import Binding, last_binding
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called
 from .._tasks import seconds
-from .._values import SENDS, arguments_of, is_canvas_called, is_model, is_rebound, is_result, made_by
+from .._values import ROWS, SENDS, arguments_of, is_canvas_sent, is_model, is_rebound, is_result, made_by, task_name
 
 if TYPE_CHECKING:
     from .._case import Case
@@ -20,6 +23,8 @@ _SHOWS = frozenset({"state", "status", "result", "info", "traceback"})
 _READS = frozenset({"get", "wait", "join", "join_native", "get_leaf", "collect", "ready", "successful", "failed"})
 #: Where a transaction begins: Django's, SQLAlchemy's.
 _TRANSACTIONS = frozenset({"begin", "begin_nested"})
+#: What begins one is called so, and not a tracer's or an animation's.
+_DATABASES = ("session", "engine", "connection", "conn", "db", "database", "transaction")
 _UNSENDABLE: dict[type[ast.expr], str] = {
     ast.Set: "a set",
     ast.SetComp: "a set",
@@ -28,6 +33,12 @@ _UNSENDABLE: dict[type[ast.expr], str] = {
 }
 #: Methods by which kombu, or a class of one's own, makes something of an object that JSON carries.
 _CARRIES = frozenset({"__json__", "__new__"})
+_WAIT = frozenset({"apply_async", "retry", "set", "signature"})
+_SUMS: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+}
 _MADE = {
     "set": "a set",
     "frozenset": "a set",
@@ -35,6 +46,11 @@ _MADE = {
     "open": "a file",
     "Path": "a path",
     "timedelta": "a timedelta",
+    "Exception": "an exception",
+    **{
+        name: f"a {name} object"
+        for name in ("range", "map", "filter", "zip", "iter", "reversed", "complex", "bytearray")
+    },
 }
 
 
@@ -48,13 +64,13 @@ _MADE = {
 def sends_in_transaction(case: Case) -> Iterator[Sign]:
     """``.delay()`` within ``transaction.atomic()`` or a session's ``begin()``."""
     for module in case.source:
+        if "atomic" not in module.text and "begin" not in module.text:
+            continue
         for call in module.calls:
+            if not _in_transaction(module, call) or module.is_excused(call, "CP502"):
+                continue
             sends = called(call) in SENDS and isinstance(call.func, ast.Attribute)
-            if (
-                (sends or is_canvas_called(call))
-                and _in_transaction(module, call)
-                and not module.is_excused(call, "CP502")
-            ):
+            if sends or is_canvas_sent(module, call):
                 yield Sign(
                     module.place(call),
                     f"{'a canvas is sent' if not sends else f'.{called(call)}()'} within a transaction",
@@ -72,11 +88,13 @@ def sends_in_transaction(case: Case) -> Iterator[Sign]:
 def called_directly(case: Case) -> Iterator[Sign]:
     """A statement that calls a task as a function, and uses nothing of what it returns."""
     for module in case.source:
+        if "management/commands/" in module.path.replace("\\", "/"):
+            continue  # a command is typed to run it here and now
         for call in module.calls:
             if not isinstance(module.parents.get(call), ast.Expr):
                 continue
-            name = _task_name(case, module, call.func)
-            if name is not None and not module.is_excused(call, "CP503"):
+            name = task_name(case, module, call.func)
+            if name is not None and not _is_meant(module, call, name) and not module.is_excused(call, "CP503"):
                 said = f"{ast.unparse(call.func)}.delay(…)"
                 yield Sign(module.place(call), f"{name}(…) is called like a function", f"Write {said}.")
 
@@ -93,27 +111,31 @@ def sends_model(case: Case) -> Iterator[Sign]:
     for module, call, argument, _ in _sent(case):
         if is_model(module, argument, call) and not module.is_excused(call, "CP507"):
             said = ast.unparse(argument)
-            key = f", {said}.pk," if isinstance(argument, ast.Name | ast.Attribute) else ""
-            yield Sign(
-                module.place(call),
-                f".{called(call)}() is given {said}, a row of the database",
-                f"Send its key{key} and read the row in the task.",
-            )
+            many = made_by(module, argument, call)
+            if isinstance(many, ast.Call) and many.func is not argument and _is_query(module, argument, call):
+                what, cure = "rows of the database", "Send their keys, in a list, and read the rows in the task."
+            else:
+                key = f", {said}.pk," if isinstance(argument, ast.Name | ast.Attribute) else ""
+                what, cure = "a row of the database", f"Send its key{key} and read the row in the task."
+            yield Sign(module.place(call), f".{called(call)}() is given {said}, {what}", cure)
 
 
 @rule(
     "CP509",
     "error",
     "A value that cannot be sent",
-    "JSON cannot carry it: .delay() raises, and nothing is sent.",
+    "JSON cannot carry it: sending it raises, and nothing is sent.",
     upstream="miguelgrinberg/flask-celery-example#14",
 )
 def sends_unsendable(case: Case) -> Iterator[Sign]:
     """A set, a function, a file and their like among the arguments."""
     for module, call, argument, facts in _sent(case):
+        if _serializer(call, facts) == "pickle":
+            continue
         made = made_by(module, argument, call)
-        pickled = facts is not None and facts.task.serializer == "pickle"
-        kind = None if pickled or made is None else _unsendable(made) or _own_object(case, module, made)
+        kind = None if made is None else _unsendable(made) or _own_object(case, module, made)
+        if isinstance(argument, ast.Name) and _is_function(case, module, argument, call):
+            kind = "a function"
         if kind is not None and not module.is_excused(call, "CP509"):
             yield Sign(
                 module.place(call),
@@ -133,13 +155,17 @@ def reads_nothing(case: Case) -> Iterator[Sign]:
     """A result is read, and ``result_backend`` is not set."""
     if case.keeps_results:
         return
+    cure = f"Set {case.line('result_backend', repr(_near(case)))}, for example."
     for module, place, read in _reads(case):
         if not module.is_excused(place, "CP510"):
-            yield Sign(
-                module.place(place),
-                f"a result is read with {_how(read)}, and result_backend is not set",
-                f"Set {case.line('result_backend', repr('redis://localhost:6379/2'))}, for example.",
-            )
+            yield Sign(module.place(place), f"a result is read with {_how(read)}, and result_backend is not set", cure)
+    for module in case.source:
+        for call in module.calls:
+            chords = called(call) == "chord" and module.whole_name(call.func).startswith("celery.")
+            if chords and not module.is_excused(call, "CP510"):
+                yield Sign(
+                    module.place(call), "a chord waits for its parts' results, and result_backend is not set", cure
+                )
 
 
 @rule(
@@ -157,7 +183,7 @@ def reads_ignored(case: Case) -> Iterator[Sign]:
         sent = made_by(module, read.value, place)
         if not isinstance(sent, ast.Call) or not isinstance(sent.func, ast.Attribute) or called(sent) not in SENDS:
             continue
-        facts = case.by_name.get(_task_name(case, module, sent.func.value) or "")
+        facts = case.by_name.get(task_name(case, module, sent.func.value) or "")
         stored = any(word.arg == "ignore_result" for word in sent.keywords)
         if facts is not None and facts.task.ignore_result and not stored and not module.is_excused(place, "CP511"):
             whose = "task_ignore_result=True" if case.conf.task_ignore_result else "ignore_result=True"
@@ -176,23 +202,67 @@ def reads_ignored(case: Case) -> Iterator[Sign]:
     upstream="celery/kombu#337",
 )
 def waits_too_long(case: Case) -> Iterator[Sign]:
-    """A ``countdown=`` that is written as a number."""
+    """A ``countdown=`` or an ``eta=`` whose length is written in numbers."""
     timeout = case.visibility_timeout
     if timeout is None:
         return
     for module in case.source:
         for call in module.calls:
-            if called(call) not in ("apply_async", "retry", "set", "signature") or not isinstance(
-                call.func, ast.Attribute
-            ):
+            if called(call) not in _WAIT or not isinstance(call.func, ast.Attribute):
                 continue
-            wait = next((_number(word.value) for word in call.keywords if word.arg == "countdown"), None)
+            if called(call) == "set" and called(call.func.value) not in ("s", "si", "signature"):
+                continue  # somebody else's
+            word, wait = _wait(module, call)
             if wait is not None and wait >= timeout and not module.is_excused(call, "CP512"):
                 yield Sign(
                     module.place(call),
-                    f".{called(call)}(countdown=…) waits for {seconds(wait)}, and {case.visibility_line}",
+                    f".{called(call)}({word}=…) waits for {seconds(wait)}, and {case.visibility_line}",
                     case.longer_visibility(wait) + " Or keep the moment in your database, and let beat look.",
                 )
+
+
+def _near(case: Case) -> str:
+    """A result backend beside the broker, where that is a Redis without a login."""
+    broker = case.addresses[0]
+    if broker.scheme not in ("redis", "rediss") or broker.trouble is not None or broker.user or broker.password:
+        return "redis://localhost:6379/2"
+    host = f"[{broker.host}]" if ":" in broker.host else broker.host
+    return f"{broker.scheme}://{host}:{broker.port}/{1 if broker.place != '1' else 2}"
+
+
+def _is_meant(module: Module, call: ast.Call, name: str) -> bool:
+    """A task that calls itself, and a script that runs it."""
+    for around in module.around(call):
+        if isinstance(around, Function) and module.task_names.get(around.name) == name:
+            return True
+        if isinstance(around, ast.If) and "__main__" in ast.dump(around.test):
+            return True
+    return False
+
+
+def _is_query(module: Module, argument: ast.expr, at: ast.AST) -> bool:
+    """Whether many rows are given: the query itself, and not one that a loop goes through or a place in it."""
+    found: ast.expr | None = argument
+    if isinstance(argument, ast.Name):
+        scopes = (one for one in module.around(at) if isinstance(one, Function | ast.Module))
+        bindings = (last_binding(module, scope, argument.id, at) for scope in scopes)
+        binding = next((one for one in bindings if one is not None), None)
+        node = binding.node if isinstance(binding, Binding) else None
+        found = node.value if isinstance(node, ast.Assign) else None
+    return isinstance(found, ast.Call) and called(found) in ROWS
+
+
+def _is_function(case: Case, module: Module, argument: ast.Name, at: ast.AST) -> bool:
+    found = any(isinstance(one, Function) and one.name == argument.id for one in module.tree.body)
+    return found and not is_rebound(module, argument.id, at) and task_name(case, module, argument) is None
+
+
+def _serializer(call: ast.Call, facts: TaskFacts | None) -> object:
+    """By which serializer the call's message is written."""
+    said = [word.value for word in call.keywords if word.arg == "serializer"]
+    if said:
+        return said[0].value if isinstance(said[0], ast.Constant) else "pickle"
+    return None if facts is None else facts.task.serializer
 
 
 def _sent(case: Case) -> Iterator[tuple[Module, ast.Call, ast.expr, TaskFacts | None]]:
@@ -200,7 +270,7 @@ def _sent(case: Case) -> Iterator[tuple[Module, ast.Call, ast.expr, TaskFacts | 
     for module in case.source:
         for call in module.calls:
             arguments = arguments_of(call) if isinstance(call.func, ast.Attribute) else []
-            name = _task_name(case, module, call.func.value) if arguments else None  # type: ignore[attr-defined]
+            name = task_name(case, module, call.func.value) if arguments else None  # type: ignore[attr-defined]
             if name is not None:
                 yield from ((module, call, argument, case.by_name.get(name)) for argument in arguments)
 
@@ -210,26 +280,15 @@ def _reads(case: Case) -> Iterator[tuple[Module, ast.expr, ast.Attribute]]:
     for module in case.source:
         for call in module.calls:
             read = call.func
-            if isinstance(read, ast.Attribute) and read.attr in _READS and is_result(module, read.value, call):
+            if isinstance(read, ast.Attribute) and read.attr in _READS and is_result(case, module, read.value, call):
                 yield module, call, read
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.Attribute) and node.attr in _SHOWS and is_result(module, node.value, node):
+        for node in module.attributes:
+            if node.attr in _SHOWS and is_result(case, module, node.value, node):
                 yield module, node, node
 
 
 def _how(read: ast.Attribute) -> str:
     return f".{read.attr}{'()' if read.attr in _READS else ''}"
-
-
-def _task_name(case: Case, module: Module, function: ast.expr) -> str | None:
-    """The name of the task that an expression stands for; None where it is none that is known."""
-    if isinstance(function, ast.Name):
-        if is_rebound(module, function.id, function):
-            return None
-        for task in module.tasks:
-            if task.function.name == function.id:
-                return task.name
-    return case.written.get(module.whole_name(function))
 
 
 def _in_transaction(module: Module, call: ast.Call) -> bool:
@@ -247,14 +306,19 @@ def _in_transaction(module: Module, call: ast.Call) -> bool:
 def _begins(node: ast.expr) -> bool:
     if not isinstance(node, ast.Call):
         return False
-    # A tracer's begin("span") begins something else.
-    return called(node) == "atomic" or (called(node) in _TRANSACTIONS and not node.args)
+    if called(node) == "atomic":
+        return True
+    owner = called(node.func.value).lower() if isinstance(node.func, ast.Attribute) else ""
+    # A tracer's begin("span") begins something else, and so does an animation's.
+    return called(node) in _TRANSACTIONS and not node.args and any(word in owner for word in _DATABASES)
 
 
 def _unsendable(node: ast.expr) -> str | None:
     if isinstance(node, ast.Call):
         owner = called(node.func.value) if isinstance(node.func, ast.Attribute) else ""
         return _MADE.get(called(node)) if owner in ("", "datetime", "pathlib") else None
+    if isinstance(node, ast.Dict) and any(isinstance(key, ast.Tuple) for key in node.keys):
+        return "a dict whose key is a tuple"
     inside = node.values if isinstance(node, ast.Dict) else node.elts if isinstance(node, ast.List | ast.Tuple) else []
     return _UNSENDABLE.get(type(node)) or next((kind for one in inside if (kind := _unsendable(one))), None)
 
@@ -273,14 +337,37 @@ def _own_object(case: Case, module: Module, node: ast.expr) -> str | None:
     return None
 
 
-def _number(node: ast.expr) -> float | None:
-    """The number that is written, ``24 * 60 * 60`` among them."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return float(node.value)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-        left, right = _number(node.left), _number(node.right)
-        return None if left is None or right is None else left * right
-    return None
+def _wait(module: Module, call: ast.Call) -> tuple[str, float | None]:
+    """Which word says how long it waits, and the seconds."""
+    for word in call.keywords:
+        if word.arg == "countdown":
+            return "countdown", _number(module, word.value, call)
+        if word.arg == "eta" and isinstance(word.value, ast.BinOp) and isinstance(word.value.op, ast.Add):
+            return "eta", _span(module, word.value.right, call)
+    return "", None
+
+
+def _span(module: Module, node: ast.expr, at: ast.AST) -> float | None:
+    """The seconds of a timedelta whose parts are written."""
+    made = made_by(module, node, at)
+    if not isinstance(made, ast.Call) or called(made) != "timedelta":
+        return None
+    names = ("days", "seconds", "microseconds", "milliseconds", "minutes", "hours", "weeks")
+    said = {**dict(zip(names, made.args, strict=False)), **{word.arg: word.value for word in made.keywords if word.arg}}
+    parts = {name: _number(module, value, made) for name, value in said.items()}
+    known = {name: value for name, value in parts.items() if value is not None and name in names}
+    return timedelta(**known).total_seconds() if len(known) == len(parts) else None
+
+
+def _number(module: Module, node: ast.expr, at: ast.AST) -> float | None:
+    """The number that is written, ``24 * 60 * 60`` and a variable of it among them."""
+    made = made_by(module, node, at)
+    if isinstance(made, ast.Constant) and isinstance(made.value, int | float):
+        return float(made.value)
+    if not isinstance(made, ast.BinOp) or type(made.op) not in _SUMS:
+        return None
+    left, right = _number(module, made.left, made), _number(module, made.right, made)
+    return None if left is None or right is None else _SUMS[type(made.op)](left, right)
 
 
 RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

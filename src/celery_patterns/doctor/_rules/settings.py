@@ -134,13 +134,16 @@ def sends_events(case: Case) -> Iterator[Sign]:
 )
 def forgets_letters(case: Case) -> Iterator[Sign]:
     """The dead-letter queue, as the app declares it, drops messages for their age, their number, or for being looked at."""
-    for task in case.tasks:
-        queue = case.queue_of(task.dead_queue)
+    if case.transport != "amqp":
+        return
+    for name in dict.fromkeys(task.dead_queue for task in case.tasks):
+        queue = case.queue_of(name)
         said = None if queue is None else _drops(queue)
         if queue is not None and said is not None:
+            whose = next(task.name for task in case.tasks if task.dead_queue == name)
             yield Sign(
                 f"queue {queue.name}",
-                f"it holds the dead letters of {task.name}, and has {said}",
+                f"it holds the dead letters of {whose}, and has {said}",
                 f"Declare {queue.name} without it; a queue that is there already is emptied and deleted first.",
             )
 
@@ -151,12 +154,14 @@ def _drops(queue: Any) -> str | None:
     for name in ("message_ttl", "expires", "max_length", "max_length_bytes"):
         if getattr(queue, name, None) is not None:
             said[f"x-{name.replace('_', '-')}"] = getattr(queue, name)
+    if "x-dead-letter-exchange" in said:
+        return None  # they go on to another queue
     refuses = str(said.get("x-overflow", "")).startswith("reject")
     for name in ("x-message-ttl", "x-expires", *(() if refuses else ("x-max-length", "x-max-length-bytes"))):
-        if name in said:
+        if said.get(name) is not None:
             return f"{name}={said[name]}"
     limit = said.get("x-delivery-limit")
-    if said.get("x-queue-type") == "quorum" and limit is not None and limit >= 0:
+    if said.get("x-queue-type") == "quorum" and isinstance(limit, int) and limit >= 0:
         return f"x-delivery-limit={limit}, and each look at a letter is a delivery"
     return None
 
