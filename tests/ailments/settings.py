@@ -184,6 +184,36 @@ def _letter_is_gone(project: Project) -> bool:
     return min(letters.count() for _ in range(5)) == 0
 
 
+def _never_sent(project: Project) -> bool:
+    """Whether what beat is to send often does not come."""
+    project.worker("-B", "-s", str(project.folder / "beat"), ready=False)
+    return not project.marked("worked", 12)
+
+
+def _is_refused(project: Project) -> bool:
+    """Whether a worker throws away what was sent."""
+    worker = project.worker()
+    project.send("work", ignore_result=True)
+    seen = project.marked("worked", 5)
+    assert seen or "ContentDisallowed" in worker.text()
+    return not seen
+
+
+def _does_not_start(project: Project) -> bool:
+    """Whether a worker refuses to start."""
+    worker = project.worker(ready=False)
+    project.wait(lambda: not worker.alive() or " ready." in worker.text(), 30, "it runs, or has ended")
+    return not worker.alive()
+
+
+def _goes_elsewhere(project: Project) -> bool:
+    """Whether a message does not stand in the queue that its route names."""
+    project.send("work", ignore_result=True)
+    connection = project.app.connection_for_write()
+    database = redis.Redis(port=int(connection.port), db=int(connection.virtual_host))
+    return bool(database.llen(f"{project.values['queue']}-2") == 0)
+
+
 def _is_done_twice(project: Project) -> bool:
     """Whether a key that was recorded as done is free once the replica is the primary; it heard nothing of the last moment."""
     house = project.values.servers[0]  # type: ignore[attr-defined]
@@ -422,6 +452,53 @@ def work(text: str = "a") -> None:
         how={"ignore": ("CP403",)},
         long=True,
         name="looks",
+    ),
+    Ailment(
+        "CP419",
+        HEAD + 'app.conf.accept_content = "json"\n' + WORK,
+        (('= "json"', '= ["json"]'),),
+        cannot_send,
+        where="accept_content",
+        name="text",
+    ),
+    Ailment(
+        "CP419",
+        HEAD + SCHEDULE.replace('["a"]', "(1)") + WORK,
+        (("(1)", "(1,)"),),
+        _never_sent,
+        where='beat_schedule["often"]',
+        long=True,
+        name="schedule",
+    ),
+    Ailment(
+        "CP420",
+        HEAD + 'app.conf.task_serializer = "pickle"\n' + WORK,
+        (('"pickle"', '"json"'),),
+        _is_refused,
+        where="task_serializer",
+        long=True,
+    ),
+    Ailment(
+        "CP421",
+        HEAD + WORK.replace("@app.task", "@app.task\n@patterns.retry(on=OSError, attempts=2)"),
+        (("@app.task", "patterns.use_patterns(app)\n\n\n@app.task"),),
+        cannot_send,
+        where=".work",
+    ),
+    Ailment(
+        "CP422",
+        HEAD + 'app.conf.task_routes = {"$name.wrok": {"queue": "$queue-2"}}\n' + WORK,
+        (("wrok", "work"),),
+        _goes_elsewhere,
+        where="task_routes",
+    ),
+    Ailment(
+        "CP423",
+        EQUIPPED + BURIES.replace("dead_letter()", 'dead_letter("$queue")'),
+        (('dead_letter("$queue")', "dead_letter()"),),
+        _does_not_start,
+        where="queue ",
+        long=True,
     ),
     Ailment(
         "CP415",

@@ -135,7 +135,8 @@ class Address:
         return _LOGIN.sub("//**@", text)
 
 
-_AT = Trouble("unreadable", "the URL cannot be read: an @ stands in its path")
+_AT = Trouble("unreadable", "the URL cannot be read: an @ stands behind what its password seems to be")
+_LATER_AT = re.compile(r"[^/?#]*(/[^?#]*@|\?[^=#]*@|[/?]?[^#]*#.*@)")
 
 
 def addresses_of(app: Celery) -> Iterator[Address]:
@@ -170,9 +171,10 @@ def _brokers(setting: str, urls: Any, connect: Any) -> Iterator[Address]:
 def _broker(setting: str, number: tuple[int, int], url: str | None, connect: Any) -> Address:
     scheme = _scheme(url or "amqp://")
     if url and not (_HOST.fullmatch(url) or ("://" in url and scheme)):
-        return Address(
-            "broker", setting, number, trouble=Trouble("unreadable", "the URL cannot be read: it has no scheme")
-        )
+        how = "a blank stands before it" if url != url.lstrip() else "it has no scheme, redis:// or amqp:// for example"
+        return Address("broker", setting, number, trouble=Trouble("unreadable", f"the URL cannot be read: {how}"))
+    if _has_later_at(url or ""):
+        return Address("broker", setting, number, trouble=_AT)
     try:
         with connect(url) as connection:
             name = str(connection.transport_cls).lower()
@@ -215,8 +217,15 @@ def _broker(setting: str, number: tuple[int, int], url: str | None, connect: Any
         return Address("broker", setting, number, scheme, trouble=_unreadable(error))
 
 
+def _has_later_at(url: str) -> bool:
+    """Whether an @ stands behind the first / ? or #: one of these is then a part of the password, and what follows, too."""
+    return _LATER_AT.match(url.partition("://")[2]) is not None
+
+
 def _backend(app: Celery, url: str) -> list[Address]:
     found = Address("result backend", "result_backend", scheme=_scheme(url))
+    if _has_later_at(url):
+        return [replace(found, scheme="", trouble=_AT)]
     try:
         by_url(url.partition("?")[0], app.loader)
     except (KeyError, ImportError, NameError, ImproperlyConfigured, ValueError) as error:
@@ -276,6 +285,8 @@ def _stores(url: str) -> Iterator[Address]:
 def _read(role: str, setting: str, number: tuple[int, int], url: str) -> Address:
     scheme = _scheme(url)
     kind = scheme.partition("+")[0]
+    if _has_later_at(url):
+        return Address(role, setting, number, trouble=_AT)
     try:
         parts = url_to_parts(url)
         host, port = parts[1] or "", parts[2]
@@ -305,5 +316,7 @@ def _no_driver(error: BaseException, scheme: str) -> Trouble:
 
 
 def _unreadable(error: BaseException) -> Trouble:
-    """Its text may quote a part of the password."""
+    """Its text may quote a part of the password, but this one does not."""
+    if str(error).startswith("Port out of range"):
+        return Trouble("unreadable", "the URL cannot be read: its port is above 65535")
     return Trouble("unreadable", f"the URL cannot be read ({type(error).__name__})")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .._equipment import equipment_of
 from ._address import Address, addresses_of
 from ._finding import UnknownError
+from ._kinds import malformed
 from ._tasks import TaskFacts, facts_of
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ class Case:
     def addresses(self) -> tuple[Address, ...]:
         """Where the app's servers are, asked or not."""
         return tuple(addresses_of(self.app))
+
+    @cached_property
+    def malformed(self) -> tuple[tuple[str, str, str], ...]:
+        """Settings of a wrong kind: where, what it is, and what was expected."""
+        return tuple(malformed(self.app))
 
     @cached_property
     def keeps_results(self) -> bool:
@@ -217,9 +223,10 @@ class Case:
 def _entries(schedule: Mapping[Any, Any]) -> Iterator[Entry]:
     for name, entry in sorted(schedule.items(), key=lambda one: str(one[0])):
         said = entry if isinstance(entry, Mapping) else vars(entry) if hasattr(entry, "__dict__") else {}
-        task, queue = said.get("task"), (said.get("options") or {}).get("queue")
-        if isinstance(task, str):
-            args, kwargs = said.get("args") or (), said.get("kwargs") or {}
+        task, args, kwargs = said.get("task"), said.get("args") or (), said.get("kwargs") or {}
+        options = said.get("options") or {}
+        queue = options.get("queue") if isinstance(options, Mapping) else None
+        if isinstance(task, str) and isinstance(args, list | tuple) and isinstance(kwargs, Mapping):
             yield Entry(
                 str(name),
                 task,

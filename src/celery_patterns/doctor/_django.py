@@ -21,7 +21,7 @@ def system_check(
     offline: bool = True,
     profile: Profile = "development",
     ignore: Mapping[str, str] | Collection[str] = (),
-    source: Iterable[str | Path] | None = None,
+    source: str | Path | Iterable[str | Path] | None = None,
     timeout: float = 5.0,
 ) -> Callable[..., list[Any]]:
     """A check for ``django.core.checks.register()``.

@@ -58,7 +58,7 @@ def examine(
     offline: bool = False,
     profile: Profile = "development",
     ignore: Mapping[str, str] | Collection[str] = (),
-    source: Iterable[str | Path] | None = None,
+    source: str | Path | Iterable[str | Path] | None = None,
     timeout: float = 5.0,
 ) -> Examination:
     """Look for the mistakes that production would find.
@@ -97,7 +97,11 @@ def examine(
     app.loader.import_default_modules()
     app.finalize()
     unread: list[str] = []
+    if isinstance(source, str | Path):
+        source = [source]
     case = _looked_up(app, unread, offline=offline, source=source, timeout=float(timeout))
+    if not case.tasks:
+        unread.append("the tasks: the app has none of its own; @app.task makes one, and include names its module")
     findings: list[Finding] = []
     ignored: list[tuple[Finding, str]] = []
     unchecked = dict.fromkeys([*unread, *_unseen(case)])
@@ -136,8 +140,16 @@ def _looked_up(
     if offline:
         return Case(app, "the servers: only settings were read", "the workers: only settings were read", modules)
     case = Case(app, "", "", modules)
-    servers = ask_servers(app, frozenset(case.queues), timeout)
+    servers = ask_servers(app, _names_of_queues(case, unread), timeout)
     return Case(app, servers, _workers(app, case, servers), modules)
+
+
+def _names_of_queues(case: Case, unread: list[str]) -> frozenset[str]:
+    try:
+        return frozenset(case.queues)
+    except Exception as error:  # noqa: BLE001 - settings may be anything; what is wrong with them a rule says
+        unread.append(f"the app's queues, which cannot be told from its settings ({type(error).__name__})")
+        return frozenset()
 
 
 def _workers(app: Celery, case: Case, servers: tuple[Server, ...]) -> tuple[Worker, ...] | str:
@@ -165,6 +177,7 @@ def _excused(app: Celery, ignore: Any) -> dict[str, str]:
         for id_, reason in reasons.items():
             rule, colon, place = str(id_).partition(":")
             if rule.upper() not in known:
-                raise ConfigurationError(f"expected {where} to name rules, for example CP203; got {id_!r}")
+                more = "; each is given by itself" if "," in rule else ""
+                raise ConfigurationError(f"expected {where} to name rules, for example CP203; got {id_!r}{more}")
             excused[f"{rule.upper()}{colon}{place}"] = str(reason)
     return excused

@@ -51,7 +51,8 @@ def read_source(app: Celery, named: Iterable[Path] | None, unread: list[str]) ->
         try:
             modules[file] = _read(root, file, registered.get(file, {}), str(file) in loaded)
         except (OSError, SyntaxError, ValueError, RecursionError) as error:
-            unread.append(f"{_shown(file)}, which cannot be read as Python ({type(error).__name__})")
+            line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+            unread.append(f"{_shown(file)}{line}, which cannot be read as Python ({type(error).__name__})")
     return tuple(modules.values())
 
 

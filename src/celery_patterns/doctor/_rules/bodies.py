@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -129,7 +130,7 @@ def never_imported(case: Case) -> Iterator[Sign]:
             yield Sign(
                 module.place(task.function),
                 f"the task {task.name} is written here, and the app has no task of that name",
-                f'Add the module: Celery(…, include=["{module.name}"]), or app.autodiscover_tasks().',
+                f'Add the module: Celery(…, include=["{module.name}"]).{_discovered(module)}',
             )
 
 
@@ -182,6 +183,14 @@ def _is_reject(module: Module, raised: ast.expr | None) -> bool:
     requeue = [*raised.args[1:2], *(word.value for word in raised.keywords if word.arg == "requeue")]
     stays_out = all(isinstance(one, ast.Constant) and not one.value for one in requeue)
     return module.whole_name(raised.func).startswith("celery.") and stays_out
+
+
+def _discovered(module: Module) -> str:
+    """What Django looks through are the modules of its apps."""
+    package, _, name = module.name.rpartition(".")
+    if name != "tasks" or "django.conf" not in sys.modules:
+        return ""
+    return f" Under Django app.autodiscover_tasks() finds it, where {package} stands in INSTALLED_APPS."
 
 
 def _nodes_in_tasks(case: Case) -> Iterator[tuple[Module, TaskFacts, ast.AST]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .._finding import Rule, Sign, rule
 
 if TYPE_CHECKING:
-    from .._address import Kind
+    from .._address import Address, Kind
     from .._case import Case
     from .._servers import Server
 
@@ -18,7 +19,7 @@ _FAILS = {
     "result backend": "A task's result is not stored, and whoever reads it waits or fails.",
     "store": "Tasks with a key are put off, and run again later, until it answers.",
 }
-_SPECIAL = " What is special in a password is written as %40 for @, %2F for /, %23 for #."
+_SPECIAL = " What is special in a password is written as %40 for @, %2F for /, %23 for #, %25 for %."
 
 
 def _troubled(case: Case, *kinds: Kind) -> Iterator[tuple[Server, str]]:
@@ -29,9 +30,24 @@ def _troubled(case: Case, *kinds: Kind) -> Iterator[tuple[Server, str]]:
 
 
 def _said(server: Server) -> str:
-    address = server.address
+    return f"the {server.address.role} at {server.address.shown} cannot be used: {_detail(server)}"
+
+
+def _detail(server: Server) -> str:
     assert server.trouble is not None
-    return f"the {address.role} at {address.shown} cannot be used: {server.trouble.detail}"
+    return server.trouble.detail
+
+
+def _how_to_set(case: Case) -> str:
+    """How to say where the broker is; and how it was perhaps meant to be said."""
+    django = sys.modules.get("django.conf")
+    if django is not None and not getattr(case.conf, "prefix", None):
+        settings = django.settings
+        if settings.configured and hasattr(settings, "CELERY_BROKER_URL"):
+            return "The settings have CELERY_BROKER_URL: app.config_from_object('django.conf:settings', namespace='CELERY')."
+    if "://" in str(case.app.main):
+        return "A URL was given as the app's name: write Celery('shop', broker='redis://…')."
+    return f"Set {case.line('broker_url', repr('redis://localhost:6379/0'))}, for example."
 
 
 def _has_another(case: Case, server: Server) -> bool:
@@ -70,11 +86,16 @@ def unresolved(case: Case) -> Iterator[Sign]:
 def refused(case: Case) -> Iterator[Sign]:
     """The server does not run, or it listens elsewhere."""
     for server, what in _troubled(case, "refused"):
-        host, port = server.address.host, server.address.port
+        address = server.address
+        if address.role == "broker" and not address.url:
+            unset = f"{address.setting} is not set, so that RabbitMQ is looked for on this machine: {_detail(server)}"
+            yield _sign(server, unset, _how_to_set(case))
+            continue
+        which = f"host and port in {address.setting}, which say {address.host} and {address.port}"
         yield _sign(
             server,
             what,
-            f"Start the server, or correct host and port in {server.address.setting}, which say {host} and {port}.",
+            f"Start the server, or correct {which if address.host else f'the path in {address.setting}'}.",
         )
 
 
@@ -176,6 +197,10 @@ def half_tls(case: Case) -> Iterator[Sign]:
         if address.tongue == "sql":
             yield _sign(server, what, f"Take sslmode=prefer in {address.setting}, or switch TLS on on the server.")
             continue
+        if address.tls and not address.url.startswith(("amqps", "rediss")):
+            name = "broker_use_ssl" if address.role == "broker" else "redis_backend_use_ssl"
+            yield _sign(server, what, f"Take {case.spelled(name)} away, or take the server's other port.")
+            continue
         cure = f"Write {plain} in place of {safe}" if address.tls else f"Write {safe} in place of {plain}"
         yield _sign(server, what, f"{cure} in {address.setting}, or take the server's other port.")
 
@@ -215,8 +240,15 @@ def no_driver(case: Case) -> Iterator[Sign]:
         yield _sign(
             server,
             what,
-            f"Correct the scheme in {address.setting}, or install the package that brings it.",
+            f"Correct the scheme in {address.setting}, or install the package that brings it"
+            f"{_package(str(case.conf.result_backend), address)}.",
         )
+
+
+def _package(backend: str, address: Address) -> str:
+    if address.role == "result backend" and backend.startswith("django-"):
+        return ", django-celery-results, and add django_celery_results to INSTALLED_APPS"
+    return f': pip install "celery[{address.scheme}]", for example' if address.scheme.isalpha() else ""
 
 
 @rule(
@@ -228,7 +260,8 @@ def no_driver(case: Case) -> Iterator[Sign]:
 )
 def other_trouble(case: Case) -> Iterator[Sign]:
     """Its URL cannot be read, or for a reason that has no rule of its own."""
-    for server, what in _troubled(case, "unreadable"):
+    for server, what in _troubled(case, "unreadable") if not case.malformed else ():
+        # Where other settings are of a wrong kind, the URL may be well.
         yield _sign(server, what, f"Correct {server.address.setting}.{_SPECIAL}")
     for server, what in _troubled(case, "other"):
         yield _sign(server, what, f"Correct {server.address.setting}, or the server.")

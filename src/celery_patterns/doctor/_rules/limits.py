@@ -158,7 +158,8 @@ def lost_though_late(case: Case) -> Iterator[Sign]:
             yield Sign(
                 task.name,
                 "acks_late=True and reject_on_worker_lost=False",
-                "Let it wear dead_letter(), which puts it back and counts its crashes.",
+                "Let it wear dead_letter(), in an app that was equipped: it puts it back and counts its crashes. Or set "
+                "reject_on_worker_lost=True, which counts nothing.",
             )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import celery
 import kombu
-from celery.app.defaults import _OLD_SETTING_KEYS, SETTING_KEYS
+from celery import Task
+from celery.app.defaults import _OLD_SETTING_KEYS, _TO_NEW_KEY, SETTING_KEYS
 
 from .._finding import Rule, Sign, rule
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 _ALIKE = 0.86
 #: How the settings of Celery 3 begin.
 _OLD_PREFIXES = ("CELERY_", "CELERYD_", "CELERYBEAT_", "BROKER_")
+#: By their names only: to read one of a base class would bind that to some app for good.
+_OF_TASKS = frozenset(dir(Task))
+_TASK_OPTIONS = sorted(name for name, value in vars(Task).items() if not name.startswith("_") and not callable(value))
 #: Settings, options of tasks and of Redis' transport, by the release of Celery, or of kombu, that brought them.
 _NEW_SETTINGS = {
     **dict.fromkeys(
@@ -66,23 +70,28 @@ _NEW_REDIS_OPTIONS = dict.fromkeys(("unacked_restore_interval", "unacked_restore
 )
 def misspelt(case: Case) -> Iterator[Sign]:
     """A name that is almost one of Celery's."""
-    new, old = sorted(SETTING_KEYS), sorted(_OLD_SETTING_KEYS)
-    for shown, name in _own_settings(case):
+    own = list(_own_settings(case))
+    old_only = not any(name in SETTING_KEYS for _, name in own)
+    for shown, name in own:
         if name in SETTING_KEYS or shown in _OLD_SETTING_KEYS or name.upper() in _OLD_SETTING_KEYS:
             continue
-        is_old = shown.isupper() and name == shown
-        meant = difflib.get_close_matches(name, old if is_old else new, 1, _ALIKE)
-        if meant:
-            right = meant[0] if is_old else case.spelled(meant[0])
-            yield Sign(shown, f"{shown} is no setting of Celery's", f"Write {right}, if that was meant.")
+        meant = _meant(case, shown, name, old_only=old_only)
+        if meant is not None:
+            yield Sign(shown, f"{shown} is no setting of Celery's", f"Write {meant}, if that was meant.")
+    for task in case.tasks:
+        for name in vars(type(task.task)):
+            like = [] if name.startswith("_") else difflib.get_close_matches(name, _TASK_OPTIONS, 1, _ALIKE)
+            if like and name not in _OF_TASKS:
+                what = f"{name} is no option of a task's"
+                yield Sign(task.name, what, f"Write {like[0]}, if that was meant.")
     options = _transport_options(case)
     for name in case.transport_options if options else ():
-        meant = difflib.get_close_matches(name, options, 1, _ALIKE)
-        if name not in options and meant:
+        known = difflib.get_close_matches(name, options, 1, _ALIKE)
+        if name not in options and known:
             yield Sign(
                 f'broker_transport_options["{name}"]',
                 f"{name} is no option of the transport {case.transport}",
-                f"Write {meant[0]}, if that was meant.",
+                f"Write {known[0]}, if that was meant.",
             )
 
 
@@ -97,10 +106,16 @@ def scheduled_unknown(case: Case) -> Iterator[Sign]:
     """An entry of ``beat_schedule`` has the name of a task that the app does not have."""
     for entry in case.schedule:
         if entry.task not in case.app.tasks:
-            meant = difflib.get_close_matches(entry.task, list(case.app.tasks), 1)
+            meant = _tasks_like(case, entry.task)
             cure = f"Write {meant[0]!r}, if that was meant." if meant else "Import the module of the task in `include`."
             more = " Ignore this where it is another service's task."
             yield Sign(f'beat_schedule["{entry.name}"]', f"the app has no task {entry.task!r}", cure + more)
+
+
+def _tasks_like(case: Case, name: str) -> list[str]:
+    """The one that was meant: of the same last name, or almost of the same."""
+    same = [task for task in case.by_name if task.rpartition(".")[2] == name.rpartition(".")[2]]
+    return same[:1] or difflib.get_close_matches(name, list(case.by_name), 1)
 
 
 @rule(
@@ -165,6 +180,44 @@ def not_there_yet(case: Case) -> Iterator[Sign]:
         if case.transport == "redis" and name in case.transport_options and _is_newer(since, kombu.VERSION):
             where = f'{case.spelled("broker_transport_options")}["{name}"]'
             yield _too_new(where, name, "kombu", kombu.__version__, since)
+
+
+@rule(
+    "CP422",
+    "warning",
+    "A route that fits no task",
+    "The task that was meant goes to the default queue.",
+    upstream="celery/celery#4418",
+)
+def routed_unknown(case: Case) -> Iterator[Sign]:
+    """``task_routes`` names a task that the app does not have, and one that it has is called almost so."""
+    routes = case.conf.task_routes
+    tables = routes if isinstance(routes, list | tuple) else [routes]
+    for name in (str(name) for table in tables if isinstance(table, Mapping) for name in table):
+        if name in case.app.tasks or any(sign in name for sign in "*?["):
+            continue
+        meant = difflib.get_close_matches(name, list(case.by_name), 1, _ALIKE)
+        if meant:
+            where = f'{case.spelled("task_routes")}["{name}"]'
+            yield Sign(where, f"the app has no task {name!r}", f"Write {meant[0]!r}, if that was meant.")
+
+
+def _meant(case: Case, shown: str, name: str, *, old_only: bool) -> str | None:
+    """The setting that was meant, as the app would write it."""
+    if shown.isupper() and name == shown:  # without a namespace, as Celery 3 had them
+        bare = name.removeprefix("CELERY_").lower()
+        if bare in SETTING_KEYS:
+            return f"{bare}, or give config_from_object() namespace='CELERY'"
+        found = difflib.get_close_matches(name, sorted(_OLD_SETTING_KEYS), 1, _ALIKE)
+        return None if not found else found[0] if old_only else _TO_NEW_KEY[found[0]]
+    found = difflib.get_close_matches(name, sorted(SETTING_KEYS), 1, _ALIKE)
+    if found:
+        return case.spelled(found[0])
+    if name in _transport_options(case):
+        return f'broker_transport_options["{name}"]'
+    ends = [known for known in sorted(SETTING_KEYS) if known.endswith(f"_{name}")]
+    is_whole = "_" in name or name == "concurrency"
+    return case.spelled(ends[0]) if len(ends) == 1 and is_whole else None
 
 
 def _is_newer(since: tuple[int, int] | None, installed: Sequence[Any]) -> bool:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kombu.exceptions import SerializerNotInstalled
+from kombu.serialization import dumps, registry
+
+from ..._queues import dead_queue
 from .._finding import Rule, Sign, rule
 
 if TYPE_CHECKING:
@@ -146,6 +150,102 @@ def forgets_letters(case: Case) -> Iterator[Sign]:
                 f"it holds the dead letters of {whose}, and has {said}",
                 f"Declare {queue.name} without it; a queue that is there already is emptied and deleted first.",
             )
+
+
+@rule(
+    "CP419",
+    "error",
+    "A setting of a wrong kind",
+    "What uses it ends with an error, far from here: a worker does not start, beat dies, or each .delay() raises.",
+    upstream="sontek/pyramid_celery#103",
+)
+def wrong_kind(case: Case) -> Iterator[Sign]:
+    """A text where a number or a list belongs, a schedule's entry that is none, a time zone that nobody knows."""
+    for where, what, expected in case.malformed:
+        yield Sign(where, what, f"Expected is {expected}.")
+
+
+@rule(
+    "CP420",
+    "error",
+    "Messages that are written and not read",
+    "A worker throws away what it is not to read, or whoever reads a result gets ContentDisallowed.",
+    upstream="LPgenerator/django-db-mailer#120",
+)
+def unread(case: Case) -> Iterator[Sign]:
+    """A serializer that ``accept_content`` does not let in, or that is not installed."""
+    if isinstance(case.conf.accept_content, str):
+        return  # which has a rule of its own
+    accepted = _names(case.conf.accept_content)
+    results = accepted if case.conf.result_accept_content is None else _names(case.conf.result_accept_content)
+    told = [(case.spelled("task_serializer"), str(case.conf.task_serializer), accepted)]
+    told += [(task.name, str(task.task.serializer), accepted) for task in case.tasks]
+    told += [(case.spelled("result_serializer"), str(case.conf.result_serializer), results)] * case.keeps_results
+    seen: set[str] = set()
+    for where, name, let_in in told:
+        if name in seen:
+            continue
+        seen.add(name)
+        if not _is_installed(name):
+            yield Sign(where, f"the serializer {name} is not installed", "Install its package, or take json.")
+        elif registry.name_to_type.get(name, name) not in let_in:
+            yield Sign(
+                where,
+                f"it writes with {name}, and accept_content is {sorted(case.conf.accept_content)}",
+                "Take json in both." if name == "pickle" else f"Add {name!r} to accept_content, everywhere.",
+            )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        dumps([], serializer=name)
+    except SerializerNotInstalled:
+        return False
+    except Exception:  # noqa: BLE001 - one of the user's own may want something else
+        return True
+    return True
+
+
+def _names(content: Any) -> set[str]:
+    """The content types that are let in."""
+    return {registry.name_to_type.get(str(name), str(name)) for name in content or ()}
+
+
+@rule(
+    "CP421",
+    "error",
+    "Patterns that do nothing",
+    "The task can neither be sent nor run: each .delay() raises, so that its patterns are not silently absent.",
+    upstream="maciej-gol/tenant-schemas-celery#76",
+)
+def absent(case: Case) -> Iterator[Sign]:
+    """A task wears patterns, and its app was not equipped, or its class is another one."""
+    for task in case.tasks:
+        why = getattr(task.task, "patterns_refused", None)
+        if why is not None:
+            yield Sign(
+                task.name,
+                why.partition(", so they would")[0].removeprefix(f"{task.name} ").replace("wears", "it wears", 1),
+                "Call patterns.equip(app, store=…), or patterns.use_patterns(app), where the app is made, before its tasks.",
+            )
+
+
+@rule(
+    "CP423",
+    "error",
+    "A queue of tasks that dead letters go to",
+    "Its workers refuse to start: they would run what has died, again and again.",
+    upstream="reef-technologies/cookiecutter-rt-django#195",
+)
+def runs_letters(case: Case) -> Iterator[Sign]:
+    """The dead-letter queue is one that the app's tasks go to, or one that a worker listens to."""
+    for name in dict.fromkeys(task.dead_queue for task in case.tasks):
+        if name is None:
+            continue
+        whose = next(task.name for task in case.tasks if task.dead_queue == name)
+        if name in case.queues:
+            what = f"the dead letters of {whose} go to {name}, and so does {case.queues[name][0]}"
+            yield Sign(f"queue {name}", what, f"Name another one: dead_letter({dead_queue(name)!r}).")
 
 
 def _drops(queue: Any) -> str | None:

@@ -102,9 +102,14 @@ def idle(case: Case) -> Iterator[Sign]:
         for queue in sorted((worker.queues or frozenset()) - known) if own else ():
             yield Sign(
                 f"queue {queue}",
-                f"{worker.name} listens to the queue {queue}, and none of the app's tasks is routed there",
+                f"{worker.name} listens to the queue {_quoted(queue)}, and none of the app's tasks is routed there",
                 f"Correct its -Q, or ignore this where .apply_async(queue={queue!r}) is what sends there.",
             )
+
+
+def _quoted(queue: str) -> str:
+    """Blanks are a part of the name, and none sees them."""
+    return queue if queue == queue.strip() else repr(queue)
 
 
 @rule(
