@@ -141,6 +141,92 @@ def test_what_a_module_prints_is_not_in_the_json(tmp_path: Path) -> None:
     assert "I am imported" in told.stderr
 
 
+#: A setting, and what is said of it.
+WRONG_KINDS = {
+    "beat_schedule, a comma": ({"beat_schedule": {"a": {"task": "t", "schedule": 3, "args": (1)}}}, "its args is 1"),
+    "beat_schedule, an entry": ({"beat_schedule": {"a": None}}, "it is None"),
+    "beat_schedule, a list": ({"beat_schedule": [1]}, "it is a list"),
+    "beat_schedule, options": (
+        {"beat_schedule": {"a": {"task": "t", "schedule": 3, "options": "q"}}},
+        "options is a text",
+    ),
+    "beat_schedule, a word": ({"beat_schedule": {"a": {"task": "t", "schedul": 3}}}, "it has 'schedul'"),
+    "beat_schedule, no schedule": ({"beat_schedule": {"a": {"task": "t"}}}, "its schedule is None"),
+    "timezone": ({"timezone": "Europe/Berln"}, "'Europe/Berln' is the name of no zone"),
+    "visibility_timeout": ({"broker_transport_options": {"visibility_timeout": "2h"}}, "it is a text"),
+    "transport options": ({"broker_transport_options": None}, "it is None"),
+    "result_expires": ({"result_expires": "1 day"}, "it is a text"),
+    "a list of names": ({"task_queues": ["a", "b"]}, "a text stands in it"),
+    "a name": ({"task_queues": "math"}, "it is a text"),
+    "always_eager": ({"task_always_eager": "False"}, "it is a text, which is true whatever it says"),
+    "prefetch": ({"worker_prefetch_multiplier": "4"}, "it is a text"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_KINDS)
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_setting_of_a_wrong_kind(name: str, offline: bool) -> None:
+    """Celery itself may end with it; the doctor names it, and goes on with what it can read."""
+    settings, said = WRONG_KINDS[name]
+    app = Celery("ill", broker="redis://127.0.0.1:1/0", backend="redis://127.0.0.1:1/0", set_as_current=False)
+    app.conf.update(settings)
+    found = [one for one in examine(app, offline=offline, timeout=1).findings if one.id == "CP419"]
+    assert said in found[0].what, found
+    assert {one.where.partition("[")[0] for one in found} == {*settings}
+    app.close()
+
+
+#: What is written, and what was meant.
+MISSPELT = {
+    "BROKER_POOL_LIMT": "broker_pool_limit",
+    "CELERY_TASK_ALWAYS_EAGER": "task_always_eager, or give config_from_object() namespace='CELERY'",
+    "CELERY_BROKER_URL": "broker_url, or give",
+    "visibility_timeout": 'broker_transport_options["visibility_timeout"]',
+    "concurrency": "worker_concurrency",
+    "acks_late": "task_acks_late",
+    "prefetch_multiplier": "worker_prefetch_multiplier",
+}
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_a_name_that_celery_does_not_know(name: str) -> None:
+    """What was meant is named as Celery of today has it: old names beside new ones end each start."""
+    app = Celery("ill", broker="redis://127.0.0.1:1/0", set_as_current=False)
+    app.conf.update({name: 1, "task_track_started": True})
+    (found,) = examine(app, offline=True).findings
+    assert (found.id, found.where, f"Write {MISSPELT[name]}" in found.cure) == ("CP408", name, True), found
+    app.close()
+
+
+def test_an_option_that_no_task_has(app: Celery) -> None:
+    """It does nothing, as a misspelt setting does."""
+    app.task(name="ill.more", shared=False, ignore_resul=True, acks_lat=True, colour="red")(nothing)
+    app.conf.patterns_doctor_ignore = ["CP405", "CP412", "CP408:task_ignore_results"]
+    cures = [one.cure for one in examine(app, offline=True).findings]
+    assert [cure.split()[1] for cure in cures] == ["acks_late,", "ignore_result,"]
+
+
+def nothing() -> None: ...
+
+
+def test_an_app_without_tasks_is_told() -> None:
+    """It may be meant so; then it stands there, and is no finding."""
+    app = Celery("empty", broker="memory://", set_as_current=False)
+    examined = examine(app, offline=True)
+    assert examined.findings == ()
+    assert any(what.startswith("the tasks: the app has none of its own") for what in examined.unchecked)
+    app.close()
+
+
+def test_one_file_is_a_source(tmp_path: Path, app: Celery) -> None:
+    """A path alone is taken for a list of one."""
+    (tmp_path / "one.py").write_text("x = (\n")
+    assert f"{tmp_path / 'one.py'}:1, which cannot be read as Python" in str(
+        examine(app, offline=True, source=tmp_path / "one.py").unchecked
+    )
+    assert examine(app, offline=True, source=str(tmp_path)).unchecked
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
 def test_each_rule_explains_itself(rule: Any) -> None:
     """Without an app: what it looks at, what will happen, and where others have met it, in sentences."""
@@ -397,7 +483,7 @@ def test_a_broker_that_is_none(scheme: str, what: str, expected: set[str]) -> No
         assert time.monotonic() - began < 10
     assert set(ids(found)) <= expected
     assert len(found.findings) == 1
-    assert found.unchecked == ("the workers: they are asked through the broker, which cannot be used",)
+    assert found.unchecked[-1] == "the workers: they are asked through the broker, which cannot be used"
 
 
 def test_all_of_them_dead_at_once(tmp_path: Path) -> None:

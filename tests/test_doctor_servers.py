@@ -19,6 +19,7 @@ from kombu import Queue
 
 import celery_patterns as patterns
 from celery_patterns.doctor import Examination, examine
+from celery_patterns.doctor._address import _PORTS
 from celery_patterns.stores import SQLStore
 
 from .ailments._ailment import HEAD
@@ -141,6 +142,53 @@ def test_a_url_that_is_none_gives_no_secret_away(
     said = repr(found) + "".join(map(str, found.findings)) + "".join(capfd.readouterr())
     assert "Zecr" not in said
     assert "Pass@" not in said
+
+
+@pytest.mark.parametrize("role", ["broker_url", "result_backend"])
+@pytest.mark.parametrize(
+    "url", ["redis://:p@s/w#d@{}/0", "redis://p@s/w#d@{}/0", "redis://:ps?w@{}/0", "redis://:p#sw@{}/0"]
+)
+def test_a_password_that_ends_the_url_early(url: str, role: str, apps: Any) -> None:
+    """What stands behind it is a part of the password, too, and none of it is shown."""
+    found = look(apps(**{"broker_url": "memory://", role: url.format("localhost:1")}))
+    ((id_, what),) = [(one.id, str(one)) for one in found.findings]
+    assert id_ == "CP110" and "%40 for @, %2F for /, %23 for #" in what
+    assert not any(part in what for part in ("s/w", "ps?", "#s", "//ps", "://s"))
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://localhost:163799/0", "its port is above 65535"),
+        (" redis://localhost", "a blank stands before it"),
+        ("localhost:6379/0", "it has no scheme, redis:// or amqp:// for example"),
+    ],
+)
+def test_a_url_that_says_what_is_wrong_with_it(url: str, said: str, apps: Any) -> None:
+    """In the words of who typed it."""
+    (found,) = look(apps(broker_url=url), ignore=["CP201"]).findings
+    assert (found.id, said in found.what) == ("CP110", True)
+
+
+@pytest.mark.parametrize(
+    ("made", "cure"),
+    [
+        (lambda: Celery("shop", set_as_current=False), "Set app.conf.broker_url = 'redis://localhost:6379/0'"),
+        (lambda: Celery("redis://localhost:6379/0", set_as_current=False), "A URL was given as the app's name"),
+    ],
+)
+def test_a_broker_that_was_never_named(made: Any, cure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery looks for a RabbitMQ that nobody has asked for."""
+    app = made()
+    port = free_port()
+    monkeypatch.setitem(_PORTS, "amqp", port)
+    (found,) = [one for one in look(app).findings if one.where == "broker_url"]
+    assert found.id == "CP102"
+    assert found.what.startswith(
+        "broker_url is not set, so that RabbitMQ is looked for on this machine: nothing listens"
+    )
+    assert found.cure.startswith(cure)
+    app.close()
 
 
 def test_a_password_whose_colon_was_forgotten(apps: Any) -> None:

@@ -196,6 +196,10 @@ MISTAKES = {
         "CP504",
         "@app.task(autoretry_for=(OSError,), max_retries=2)\ndef a():\n    stripe.Charge.create(amount=1)",
     ),
+    "a set by pickle, which nobody reads": (
+        "CP420",
+        "@app.task(serializer='pickle')\ndef a(x): ...\n\n\ndef view():\n    a.delay({1, 2})",
+    ),
 }
 #: In none of them anything is found.
 RIGHT = {
@@ -260,7 +264,6 @@ RIGHT = {
     "a row's key": (
         "@app.task\ndef a(u): ...\n\n\ndef view():\n    user = User.objects.get(pk=1)\n    user = str(user.pk)\n    a.delay(user)"
     ),
-    "a set by pickle": "@app.task(serializer='pickle')\ndef a(x): ...\n\n\ndef view():\n    a.delay({1, 2})",
     "another delay": "@app.task\ndef a(): ...\n\n\ndef view():\n    scheduler.delay(lambda: 1)",
     "stored for this call": (
         "@app.task(ignore_result=True)\ndef a(): ...\n\n\ndef view():\n    return a.apply_async(ignore_result=False).get()"
@@ -401,7 +404,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "latin.py").write_bytes("# coding: latin-1\nx = 'é'\n".encode("latin-1"))
     result = examine(_app_of(tmp_path), offline=True, source=[tmp_path])
     assert [what for what in result.unchecked if ".py" in what] == [
-        f"{tmp_path / 'old.py'}, which cannot be read as Python (SyntaxError)"
+        f"{tmp_path / 'old.py'}:1, which cannot be read as Python (SyntaxError)"
     ]
 
 

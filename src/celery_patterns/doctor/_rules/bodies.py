@@ -164,9 +164,10 @@ def rejects(case: Case) -> Iterator[Sign]:
 def _is_seen_to(module: Module, node: ast.AST) -> bool:
     """Whether it is caught in the same body, or the body stores a state by itself."""
     for around in module.around(node):
-        if isinstance(around, _TRIES) and node not in around.finalbody:
-            kinds = {called(kind) for handler in around.handlers for kind in _kinds(handler)}
-            if kinds & {"Reject", "Exception", "BaseException"} and not isinstance(node, ast.ExceptHandler):
+        if isinstance(around, _TRIES) and not isinstance(node, ast.ExceptHandler):
+            tried: Any = around
+            kinds = {called(kind) for handler in tried.handlers for kind in _kinds(handler)}
+            if node not in tried.finalbody and kinds & {"Reject", "Exception", "BaseException"}:
                 return True
         if isinstance(around, Function):
             calls = (one for one in nodes_of(around) if isinstance(one, ast.Call))

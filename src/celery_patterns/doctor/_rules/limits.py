@@ -110,9 +110,8 @@ def outlasts_consumer_timeout(case: Case) -> Iterator[Sign]:
 
 def _consumer_timeout(queue: Any) -> tuple[float, str]:
     """For how long RabbitMQ waits, in seconds, and who says so."""
-    own = None if queue is None else (queue.queue_arguments or {}).get("x-consumer-timeout")
-    if isinstance(own, int):
-        return own / 1000, f"the x-consumer-timeout of {queue.name} is"
+    if queue is not None and isinstance((queue.queue_arguments or {}).get("x-consumer-timeout"), int):
+        return queue.queue_arguments["x-consumer-timeout"] / 1000, f"the x-consumer-timeout of {queue.name} is"
     return _CONSUMER_TIMEOUT, "RabbitMQ's consumer_timeout is by default"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import celery
@@ -79,11 +80,10 @@ def misspelt(case: Case) -> Iterator[Sign]:
         if meant is not None:
             yield Sign(shown, f"{shown} is no setting of Celery's", f"Write {meant}, if that was meant.")
     for task in case.tasks:
-        for name in vars(type(task.task)):
-            like = [] if name.startswith("_") else difflib.get_close_matches(name, _TASK_OPTIONS, 1, _ALIKE)
-            if like and name not in _OF_TASKS:
-                what = f"{name} is no option of a task's"
-                yield Sign(task.name, what, f"Write {like[0]}, if that was meant.")
+        for name in sorted(vars(type(task.task)).keys() - _OF_TASKS):
+            like = _option_like(name)
+            if like is not None:
+                yield Sign(task.name, f"{name} is no option of a task's", f"Write {like}, if that was meant.")
     options = _transport_options(case)
     for name in case.transport_options if options else ():
         known = difflib.get_close_matches(name, options, 1, _ALIKE)
@@ -93,6 +93,13 @@ def misspelt(case: Case) -> Iterator[Sign]:
                 f"{name} is no option of the transport {case.transport}",
                 f"Write {known[0]}, if that was meant.",
             )
+
+
+@cache
+def _option_like(name: str) -> str | None:
+    """The option of a task's that was meant; asked for each task, most of which have the same names."""
+    like = [] if name.startswith("_") else difflib.get_close_matches(name, _TASK_OPTIONS, 1, _ALIKE)
+    return like[0] if like else None
 
 
 @rule(
