@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery.app.defaults import NAMESPACES, flatten
-from kombu import Queue
+from kombu.entity import Queue
 
 if TYPE_CHECKING:
     from celery import Celery
