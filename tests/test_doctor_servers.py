@@ -146,7 +146,14 @@ def test_a_url_that_is_none_gives_no_secret_away(
 
 @pytest.mark.parametrize("role", ["broker_url", "result_backend"])
 @pytest.mark.parametrize(
-    "url", ["redis://:p@s/w#d@{}/0", "redis://p@s/w#d@{}/0", "redis://:ps?w@{}/0", "redis://:p#sw@{}/0"]
+    "url",
+    [
+        "redis://:p@s/w#d@{}/0",
+        "redis://p@s/w#d@{}/0",
+        "redis://:ps?w@{}/0",
+        "redis://:p/s?w@{}/0",
+        "redis://:p#sw@{}/0",
+    ],
 )
 def test_a_password_that_ends_the_url_early(url: str, role: str, apps: Any) -> None:
     """What stands behind it is a part of the password, too, and none of it is shown."""

@@ -46,6 +46,7 @@ _TONGUES: dict[str, Tongue] = {
 _DATABASES = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306}
 #: What may stand before ``://``; anything else may be a part of a password.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_BEFORE_PATH = re.compile(r"^[^/?#]*")
 #: kombu takes a name alone for a host's.
 _HOST = re.compile(r"[\w.-]+")
 _LOGIN = re.compile(r"//[^/\s]*@")
@@ -136,7 +137,6 @@ class Address:
 
 
 _AT = Trouble("unreadable", "the URL cannot be read: an @ stands behind what its password seems to be")
-_LATER_AT = re.compile(r"[^/?#]*(/[^?#]*@|\?[^=#]*@|[/?]?[^#]*#.*@)")
 
 
 def addresses_of(app: Celery) -> Iterator[Address]:
@@ -219,7 +219,12 @@ def _broker(setting: str, number: tuple[int, int], url: str | None, connect: Any
 
 def _has_later_at(url: str) -> bool:
     """Whether an @ stands behind the first / ? or #: one of these is then a part of the password, and what follows, too."""
-    return _LATER_AT.match(url.partition("://")[2]) is not None
+    rest = url.partition("://")[2]
+    behind = _BEFORE_PATH.sub("", rest, count=1)
+    path, _, query = behind.partition("?")
+    before = query.partition("@")[0]
+    # ?client_name=web@host is a query as it should be.
+    return "@" in path or ("@" in query and ("=" not in before or "#" in before))
 
 
 def _backend(app: Celery, url: str) -> list[Address]:
