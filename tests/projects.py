@@ -159,9 +159,11 @@ class Project:
             module = f"{self.name}_{older}"
         arguments = tuple(Template(one).safe_substitute(self.values) for one in arguments)
         more = () if "-Q" in arguments else ("-Q", self.values["queue"])
+        quiet = () if "--gossip" in arguments else ("--without-gossip",)
+        said = tuple(one for one in arguments if one != "--gossip")
         started = self.start(
             *("worker", "-n", f"{name}@localhost", "-c", str(concurrency), "-l", "INFO"),
-            *("--without-gossip", "--without-mingle", *more, *arguments),
+            *(*quiet, "--without-mingle", *more, *said),
             module=module,
             **environment,
         )

@@ -214,6 +214,19 @@ def _goes_elsewhere(project: Project) -> bool:
     return bool(database.llen(f"{project.values['queue']}-2") == 0)
 
 
+def _chatters(project: Project) -> bool:
+    """Whether ten workers that have nothing to do are sent more than ten events a second, each by the server."""
+    running = [project.worker(*arguments, name=name, ready=False) for name, *arguments in project.workers]
+    for one in running:
+        one.wait_ready()
+    server = redis.Redis(port=int(project.app.connection_for_write().port))
+    before, began = server.info("stats")["total_net_output_bytes"], time.monotonic()
+    time.sleep(6)  # what is counted is what goes on meanwhile
+    sent = server.info("stats")["total_net_output_bytes"] - before
+    heartbeat = 300  # bytes of one, at the least
+    return bool(sent / (time.monotonic() - began) > 10 * heartbeat)
+
+
 def _is_done_twice(project: Project) -> bool:
     """Whether a key that was recorded as done is free once the replica is the primary; it heard nothing of the last moment."""
     house = project.values.servers[0]  # type: ignore[attr-defined]
@@ -499,6 +512,18 @@ def work(text: str = "a") -> None:
         _does_not_start,
         where="queue ",
         long=True,
+    ),
+    Ailment(
+        "CP424",
+        HEAD.replace('broker="$broker"', 'broker="redis://127.0.0.1:$durable/0"') + WORK,
+        (),
+        _chatters,
+        workers=tuple((f"w{number}", "--gossip", "-P", "solo") for number in range(10)),
+        cured_workers=tuple((f"w{number}", "-P", "solo") for number in range(10)),
+        where="workers",
+        how={"profile": "production"},
+        long=True,
+        slow=True,
     ),
     Ailment(
         "CP415",

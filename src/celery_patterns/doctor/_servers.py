@@ -44,12 +44,14 @@ class RedisFacts:
         maxmemory: When that is, in bytes; 0: never.
         keeps: Whether it writes to disk what it is told; None where it does not tell.
         replicas: How many replicas follow it.
+        listening: How many connections of a broker's hear what is sent to all; None where it does not tell.
     """
 
     policy: str
     maxmemory: int
     keeps: bool | None
     replicas: int
+    listening: int | None = None
 
 
 @dataclass(frozen=True)
@@ -283,8 +285,17 @@ def _looked_at(server: Server, client: Any) -> Server:
         maxmemory=int(told.get("maxmemory", 0)),
         keeps=keeps,
         replicas=int(told.get("connected_slaves", 0)),
+        listening=_listening(client, server.address) if server.address.role == "broker" else None,
     )
     return replace(server, redis=facts)
+
+
+def _listening(client: Any, address: Address) -> int | None:
+    try:
+        found = client.client_list(_type="pubsub")
+    except (RedisError, AttributeError, TypeError):  # an account, or a server, that lets nobody look
+        return None
+    return sum(str(one.get("db")) == address.place for one in found)
 
 
 def _role(told: Mapping[str, Any]) -> str | None:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from .._case import Case
     from .._servers import RedisFacts, Server
 
+#: So many workers that gossip are many.
+_MANY = 10
+
 
 @rule(
     "CP401",
@@ -94,6 +97,32 @@ def _redises(case: Case) -> Iterator[tuple[Server, RedisFacts]]:
     for server in case.servers:
         if server.redis is not None:
             yield server, server.redis
+
+
+@rule(
+    "CP424",
+    "hint",
+    "Workers that gossip",
+    "Each hears each other's heartbeat, every two seconds: of n workers the server sends n x n / 2 messages a second, for "
+    "nothing where no code of yours asks for an election.",
+    upstream="celery/celery#2005",
+    production=True,
+)
+def gossip(case: Case) -> Iterator[Sign]:
+    """Many workers listen to each other's events, as they do unless they are told not to."""
+    if isinstance(case.answered, str):
+        return
+    for server in case.servers:
+        if server.redis is None or server.redis.listening is None:
+            continue
+        # Each worker has one connection for what it is asked, and one more where it gossips; a monitor has one, too.
+        number = server.redis.listening - len(case.answered)
+        if number >= _MANY:
+            yield Sign(
+                "workers",
+                f"about {number} workers here hear each other's events, some {number * number // 2} messages a second",
+                "Start them with --without-gossip.",
+            )
 
 
 RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
