@@ -79,11 +79,37 @@ def test_a_result_backend_that_celery_knows(url: str, apps: Any, postgres: str, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("setting", ["broker_url", "broker_write_url", "broker_read_url"])
-def test_a_url_of_bytes(setting: str, apps: Any) -> None:
-    """It is no text, and said to be none."""
-    found = look(apps(**{"broker_url": "memory://", setting: b"redis://127.0.0.1:6379/0"}))
+class Dsn:
+    """As pydantic's, which is no text."""
+
+    def __str__(self) -> str:
+        return "redis://:a-secret@127.0.0.1:6379/0"
+
+
+@pytest.mark.parametrize("value", [b"redis://:a-secret@127.0.0.1:6379/0", Dsn(), 5, [None, Dsn()]])
+@pytest.mark.parametrize("setting", ["broker_url", "broker_write_url", "broker_read_url", "result_backend"])
+def test_a_url_that_is_no_text(setting: str, value: Any, apps: Any) -> None:
+    """Celery ends with it somewhere else; here it is named, with its type, and nothing of it is shown."""
+    found = look(apps(**{"broker_url": "memory://", setting: value}))
     assert [(one.id, one.where) for one in found.findings] == [("CP110", setting)]
+    assert "and no text; str(…) makes one of it" in found.findings[0].what
+    assert "secret" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:47119;xyzKLM@127.0.0.1:1/0",
+        "amqp://usr:52719;xyzKLM@127.0.0.1//",
+        "redis://:abcQWJ;redis://xyzKLM@127.0.0.1:1/0",
+        ["redis://127.0.0.1:1/0", "redis://:47119;xyzKLM@h:1/0"],
+    ],
+)
+def test_a_password_with_a_semicolon(url: Any, apps: Any) -> None:
+    """kombu takes what is behind it for another server: it is said so, and no piece is shown."""
+    found = look(apps(broker_url=url))
+    assert ids(found) == ["CP110"]
+    assert not any(part in repr(found) for part in ("47119", "52719", "xyzKLM", "abcQWJ"))
 
 
 @pytest.mark.parametrize("url", ["redis+socket:///no/such.sock", "sqla+sqlite://", "filesystem://", "memory://"])

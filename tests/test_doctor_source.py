@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,7 +159,10 @@ MISTAKES = {
         "@app.task\ndef a(x): ...\n\n\ndef view():\n    d = {'n': 1, 'x': {2}}\n    a.delay(d['x'])",
     ),
     "a job that is called": ("CP501", "@app.task\ndef a():\n    job = group(a.s())\n    res = job()\n    res.get()"),
-    "results of a set": ("CP501", "@app.task\ndef a():\n    return ResultSet([a.delay()]).join()"),
+    "results of a set": (
+        "CP501",
+        "from celery.result import ResultSet\n\n\n@app.task\ndef a():\n    return ResultSet([a.delay()]).join()",
+    ),
     "an attribute of many": ("CP506", "@app.task(bind=True)\ndef a(self):\n    x, *self.rest = [1, 2]"),
     "rows that are not read yet": (
         "CP507",
@@ -200,6 +206,24 @@ MISTAKES = {
         "CP420",
         "@app.task(serializer='pickle')\ndef a(x): ...\n\n\ndef view():\n    a.delay({1, 2})",
     ),
+    "tomorrow in a variable": (
+        "CP512",
+        "@app.task\ndef a(x): ...\n\n\ndef view():\n    tomorrow = datetime.now() + timedelta(days=1)\n    a.apply_async((1,), eta=tomorrow)",
+    ),
+    "a user that was made": (
+        "CP507",
+        "@app.task\ndef a(x): ...\n\n\ndef view():\n    user = User.objects.create_user(username='x')\n    a.delay(user)",
+    ),
+    "a view's user": (
+        "CP507",
+        "@app.task\ndef a(x): ...\n\n\nclass View:\n    def post(self):\n        a.delay(self.request.user)",
+    ),
+    "a row in a dict": (
+        "CP507",
+        "@app.task\ndef a(x): ...\n\n\ndef view():\n    user = User.objects.get(pk=1)\n    a.delay({'user': user})",
+    ),
+    "a set in dict()": ("CP509", "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.apply_async(kwargs=dict(x={1}))"),
+    "a result of this app": ("CP501", "@app.task\ndef a(i):\n    return app.AsyncResult(i, app=app).get()"),
 }
 #: In none of them anything is found.
 RIGHT = {
@@ -318,6 +342,29 @@ RIGHT = {
     "one of two branches": "@app.task\ndef a(sync):\n    if sync:\n        r = compute()\n    else:\n        r = a.delay()\n    if sync:\n        return r.get('total')",
     "a comment behind a form feed": "@app.task\ndef a():\n    y = 'a\\x0cb'\n    return a.delay().get()  # noqa: cp501",
     "a comment at the end": "@app.task\ndef a():\n    return a.apply_async(\n        countdown=1,\n    ).get()  # noqa",
+    "an argument that one way sets again": "@app.task\ndef a(x): ...\n\n\ndef view(user):\n    try:\n        user = User.objects.get(username=user)\n    except User.DoesNotExist:\n        a.delay(user)\n        return\n    user.touch()",
+    "an argument of the other branch": "@app.task\ndef a(x): ...\n\n\ndef view(ids, sync=False):\n    if sync:\n        ids = set(ids)\n        work(ids)\n    else:\n        a.delay(ids)",
+    "an argument behind a branch that left": "@app.task\ndef a(x): ...\n\n\ndef view(ids, inline=False):\n    if inline:\n        ids = set(ids)\n        return work(ids)\n    a.delay(ids)",
+    "a case that was another": "@app.task\ndef a(x): ...\n\n\ndef view(kind, x):\n    match kind:\n        case 'sync':\n            x = set(x)\n        case _:\n            a.delay(x)",
+    "a comprehension's name that is a view's": "@app.task\ndef a(x): ...\n\n\ndef order(request):\n    return 1\n\n\ndef view(ids):\n    [a.delay(order) for order in ids]",
+    "a name that is set again": "@app.task\ndef a(x): ...\n\n\ndef config():\n    return 1\n\n\nconfig = config()\n\n\ndef view():\n    a.delay(config)",
+    "somebody's filter": "@app.task\ndef a(x): ...\n\n\ndef filter(rows):\n    return [r for r in rows]\n\n\ndef view(rows):\n    a.delay(filter(rows))\n    a.delay(rows[0].filter('x'))",
+    "somebody's path": "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from shop.paths import Path\n\n\n@app.task\ndef a(x): ...\n\n\ndef view():\n    a.delay(Path('x'))",
+    "somebody's class": "@app.task\ndef a(x): ...\n\n\nclass Point: ...\n\n\ndef view(Point):\n    a.delay(Point())",
+    "a serializer of one's own": "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.apply_async(args=[{1}], serializer='mine')\n    a.s({1}).set(serializer='pickle').delay()\n    a.s({1})()\n    a.s({1}).apply()",
+    "somebody's result": "import bs4\nfrom multiprocessing.pool import AsyncResult\n\n\n@app.task\ndef a(rows):\n    AsyncResult(1, 2, 3).get()\n    return bs4.ResultSet(rows).get('x')",
+    "a pool's self": "class Pool:\n    def run(self, f, x):\n        r = self.apply_async(f, x)\n        return r.get()",
+    "a pool in a transaction": "@app.task\ndef a(x): ...\n\n\ndef view(pool, f):\n    with transaction.atomic():\n        pool.apply_async(f)\n        whatsapp.send_task('x')",
+    "a moment that was": "@app.task\ndef a(x): ...\n\n\ndef view(order):\n    midnight = datetime.now().replace(hour=0)\n    a.apply_async(eta=midnight + timedelta(hours=9))\n    a.apply_async(eta=order.created_at + timedelta(hours=24))",
+    "somebody's countdown": "def view(t, q):\n    t.apply_async(countdown=90000)\n    q.retry(countdown=90000)",
+    "made once by a mark": "@app.task(bind=True)\ndef a(self):\n    if not self.initialized:\n        self.model = load()\n        self.initialized = True",
+    "made once behind a return": "@app.task(bind=True)\ndef a(self):\n    if self._m is not None:\n        return self._m.run()\n    self._m = load()\n    self.x: int",
+    "made once by a choice": "@app.task(bind=True)\ndef a(self):\n    self._m = load() if self._m is None else self._m\n    self.m: object = self.m or load()",
+    "a message that is called request": "@app.task\ndef a(x): ...\n\n\ndef chat(request: 'ChatRequest'):\n    a.delay(request.user)\n\n\ndef more(event):\n    request = event.request\n    a.delay(request.user)",
+    "columns of a query": "@app.task\ndef a(x): ...\n\n\ndef view(column):\n    for row in Order.query.with_entities(Order.id).all():\n        a.delay(row[0])\n    a.delay(session.query(column).first())\n    a.delay(client.query().first())",
+    "behind a star": "@app.task\ndef a(x): ...\n\n\ndef view(y, raw):\n    l = [*y, {1}, 5]\n    a.delay(l[1])\n    e = {'ids': set(raw), **clean(raw)}\n    a.delay(e['ids'])\n    a.delay(e)\n    d = {'ids': set(raw), 'ids': list(raw)}\n    a.delay(d['ids'])",
+    "what another function sets": "@app.task\ndef a(x): ...\n\n\npending = set()\n\n\ndef load():\n    global pending\n    pending = [1, 2]\n\n\ndef view():\n    a.delay(pending)",
+    "a wait without an end": "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.apply_async(eta=datetime.now() + timedelta(days=10_000_000_000))",
     "a session's row": ("@app.task(autoretry_for=(OSError,))\ndef a():\n    session.delete(row)\n    client.get('/x')"),
     "a task of a class": "class A(app.Task):\n    name = 'a'\n\n    def run(self):\n        return 1\n\n\napp.register_task(A())",
     "awaited by a decorator": (
@@ -423,3 +470,47 @@ def test_a_project_below_a_folder_that_is_called_tests(tmp_path: Path) -> None:
         assert "CP509" in [one.id for one in examine(project.app, timeout=1, ignore=["CP201"]).findings]
     finally:
         project.close()
+
+
+def test_a_tasks_of_another_app_is_its_own(tmp_path: Path) -> None:
+    """A project may have two apps; the one that is not looked at has its own modules."""
+    name = f"pkg_{tmp_path.name}".replace("-", "_")
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    made = 'from celery import Celery\n\napp = Celery("NAME", broker="memory://", set_as_current=False)\n'
+    (folder / "other.py").write_text(made.replace("NAME", "other"))
+    (folder / "main.py").write_text(f"from {name}.other import app as other\n{made.replace('NAME', 'main')}")
+    (folder / "tasks.py").write_text(f"from {name}.other import app\n\n\n@app.task\ndef invoice(x): ...\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        app = importlib.import_module(f"{name}.main").app
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert examine(app, offline=True, source=[folder]).findings == ()
+
+
+def test_an_environment_in_the_project_is_left_out(tmp_path: Path) -> None:
+    """What is installed there is others', whatever the folder is called."""
+    packages = tmp_path / "env" / "lib" / "other"
+    packages.mkdir(parents=True)
+    (tmp_path / "env" / "pyvenv.cfg").write_text("")
+    (packages / "tasks.py").write_text("from celery import shared_task\n\n\n@shared_task\ndef load(): ...\n")
+    assert examine(_app_of(tmp_path), offline=True, source=[tmp_path]).findings == ()
+
+
+def test_a_long_file_takes_seconds(tmp_path: Path) -> None:
+    """Each function is read once, however many names are asked for."""
+    lines = [
+        f"    v{n} = d.get({n})\n    logger.info('x %s', v{n})\n    a.delay(P())\n    a.delay(f{n})"
+        for n in range(2500)
+    ]
+    functions = "".join(f"def f{n}(): ...\n" for n in range(2500))
+    source = (
+        f"from celery import shared_task\n\n\nclass P: ...\n\n\n{functions}\n@shared_task\ndef a(x):\n    d = {{}}\n"
+    )
+    (tmp_path / "long.py").write_text(source + "\n".join(lines) + "\n")
+    began = time.monotonic()
+    found = examine(_app_of(tmp_path), offline=True, source=[tmp_path], ignore=["CP508"])
+    assert len(found.findings) == 5000
+    assert time.monotonic() - began < 30

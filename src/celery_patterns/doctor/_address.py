@@ -114,7 +114,10 @@ class Address:
         user = f"{self.user if self.password else '**'}@" if self.user else ""  # a password may be its whole login
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = f":{self.port}" if self.port is not None else ""
-        return f"{self.scheme}://{user}{host}{port}/{quote(self.place, safe='/…')}"
+        if not self.scheme:
+            return "…"
+        place = self.place if self.place == "…" else quote(self.place, safe="/")
+        return f"{self.scheme}://{user}{host}{port}/{place}"
 
     @property
     def is_local(self) -> bool:
@@ -136,6 +139,7 @@ class Address:
         return _LOGIN.sub("//**@", text)
 
 
+_SEMICOLON = Trouble("unreadable", "the URL cannot be read: what stands behind its ; is no URL")
 _AT = Trouble("unreadable", "the URL cannot be read: an @ stands behind what its password seems to be")
 
 
@@ -143,9 +147,9 @@ def addresses_of(app: Celery) -> Iterator[Address]:
     """Each server of the app's, the broker's first."""
     conf = app.conf
     for setting in ("broker_url", "broker_write_url", "broker_read_url"):
-        if isinstance(conf[setting], bytes):
-            said = "the URL cannot be read: it is bytes and no text"
-            yield Address("broker", setting, trouble=Trouble("unreadable", said))
+        wrong = _no_text(conf[setting])
+        if wrong is not None:
+            yield Address("broker", setting, trouble=wrong)
             return
     same = conf.broker_write_url == conf.broker_read_url
     yield from _brokers("broker_url" if same else "broker_write_url", conf.broker_write_url, app.connection_for_write)
@@ -154,15 +158,35 @@ def addresses_of(app: Celery) -> Iterator[Address]:
     backend = conf.result_backend
     if isinstance(backend, str) and backend and backend != "disabled":
         yield from _backend(app, backend)
+    elif backend is not None and not isinstance(backend, str) and not callable(backend):
+        yield Address("result backend", "result_backend", trouble=_no_text(backend))
     store = equipment_of(app).store if equipment_of(app).has_store else None
     url = getattr(store, "url", None)
     if isinstance(url, str):
         yield from _stores(url)
 
 
+def _no_text(value: Any) -> Trouble | None:
+    """Why it is no URL and no list of some; None where it may be."""
+    each = value if isinstance(value, list | tuple) else [value]
+    wrong = next((type(one).__name__ for one in each if one is not None and not isinstance(one, str)), None)
+    said = f"the URL cannot be read: it is of the type {wrong} and no text; str(…) makes one of it"
+    return None if wrong is None else Trouble("unreadable", said)
+
+
+def _has_semicolon(url: str) -> bool:
+    """Whether a ; stands in a password: what is behind it is then no URL, or has a login that the first seems to lack."""
+    first, *others = url.split(";")
+    return any("://" not in one for one in others) or ("@" not in first and any("@" in one for one in others))
+
+
 def _brokers(setting: str, urls: Any, connect: Any) -> Iterator[Address]:
     """As kombu reads them, with what the app's other settings say beside the URL."""
-    each = urls.split(";") if isinstance(urls, str) else list(urls or [None])
+    whole = [urls] if isinstance(urls, str) else list(urls or [])
+    if any(_has_semicolon(one) for one in whole if one):
+        yield Address("broker", setting, trouble=_SEMICOLON)
+        return
+    each = [part for one in whole for part in (one or "").split(";")] or [None]
     each = [url for url in each if url] or [None]
     for number, url in enumerate(each, 1):
         yield _broker(setting, (number, len(each)), url, connect)
@@ -229,7 +253,9 @@ def _has_later_at(url: str) -> bool:
 
 def _backend(app: Celery, url: str) -> list[Address]:
     found = Address("result backend", "result_backend", scheme=_scheme(url))
-    if _has_later_at(url):
+    if found.scheme in ("redis", "rediss", "sentinel") and _has_semicolon(url):
+        return [replace(found, scheme="", trouble=_SEMICOLON)]
+    if _has_later_at(url.partition(";")[0]):
         return [replace(found, scheme="", trouble=_AT)]
     try:
         by_url(url.partition("?")[0], app.loader)

@@ -83,10 +83,16 @@ def scope_of(module: Module, node: ast.AST) -> Scope:
 
 def last_binding(module: Module, scope: ast.AST, name: str, at: ast.AST) -> Binding | bool | None:
     """The one that holds where a variable is used; None where none is before it, and False where nobody can say which."""
+    each = scope_of(module, scope).bindings.get(name, [])
+    if isinstance(scope, ast.Module) and name in module.globals:
+        return False
+    is_later = isinstance(scope, ast.Module) and any(isinstance(one, Function) for one in module.around(at))
     line = getattr(at, "lineno", 0)
-    before = [one for one in scope_of(module, scope).bindings.get(name, ()) if one.line < line]
+    before = [one for one in each if is_later or one.line < line]
     if not before:
         return None
+    if is_later and len(before) > 1:
+        return False  # when the function is called, any of them may hold
     last = before[-1]
     return last if len(before) == 1 or _is_passed(module, last.node, at) else False
 
@@ -104,6 +110,9 @@ def parameters_of(function: Function | ast.Lambda) -> set[str]:
 
 def _read(node: ast.AST) -> Scope:
     found = Scope()
+    if isinstance(node, Function):
+        for name in parameters_of(node):
+            found.bindings[name].append(Binding(float(node.lineno), None, node.args))
     for one in nodes_of(node):
         for line, target in _targets(one):
             for name in names_in(target):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,8 @@ class Case:
 
     @property
     def transport_options(self) -> dict[str, Any]:
-        return self.conf.broker_transport_options or {}
+        found = self.conf.broker_transport_options
+        return dict(found) if isinstance(found, Mapping) else {}
 
     @cached_property
     def visibility_timeout(self) -> float | None:
@@ -133,7 +134,10 @@ class Case:
         if self.transport != "redis":
             return None
         said = self.transport_options.get("visibility_timeout")
-        return float(said) if isinstance(said, int | float | str) and said else _VISIBILITY
+        try:
+            return float(said) if isinstance(said, int | float | str) and said else _VISIBILITY
+        except ValueError:
+            return _VISIBILITY
 
     @property
     def visibility_line(self) -> str:
@@ -163,6 +167,12 @@ class Case:
         """The names of all tasks, by where they are written: ``shop.tasks.pay``."""
         read = {f"{one.name}.{task.function.name}": task.name for one in self.source for task in one.tasks}
         return {**read, **{f"{one.task.__module__}.{one.task.__name__}": one.name for one in self.tasks}}
+
+    @cached_property
+    def teaches(self) -> bool:
+        """Whether kombu is taught somewhere to carry what it does not know by itself."""
+        calls = (call.func for module in self.source for call in module.calls)
+        return any(getattr(one, "attr", getattr(one, "id", "")) == "register_type" for one in calls)
 
     @cached_property
     def schedule(self) -> tuple[Entry, ...]:
@@ -226,7 +236,7 @@ def _entries(schedule: Mapping[Any, Any]) -> Iterator[Entry]:
         task, args, kwargs = said.get("task"), said.get("args") or (), said.get("kwargs") or {}
         options = said.get("options") or {}
         queue = options.get("queue") if isinstance(options, Mapping) else None
-        if isinstance(task, str) and isinstance(args, list | tuple) and isinstance(kwargs, Mapping):
+        if isinstance(task, str) and isinstance(args, Iterable) and isinstance(kwargs, Mapping):
             yield Entry(
                 str(name),
                 task,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,16 @@ _NUMBERS = (
     "read_timeout",
     "write_timeout",
 )
-#: What an entry of ``beat_schedule`` may hold.
+#: Numbers that nothing converts: a text ends with an error.
+_NEVER_TEXT = frozenset(
+    {
+        *("broker_connection_timeout", "broker_pool_limit", "redis_max_connections", "worker_max_tasks_per_child"),
+        *("worker_max_memory_per_child", "worker_prefetch_multiplier", "worker_concurrency"),
+    }
+)
+#: What an entry of ``beat_schedule`` may hold; other schedulers than Celery's own may know more.
 _ENTRY = ("task", "schedule", "args", "kwargs", "options", "relative")
+_ENTRYS_OWN = frozenset({*_ENTRY, "name", "app", "last_run_at", "total_run_count"})
 _TASKS_NUMBERS = ("time_limit", "soft_time_limit", "default_retry_delay", "max_retries")
 
 
@@ -47,7 +55,7 @@ def malformed(app: Celery) -> Iterator[tuple[str, str, str]]:
         app.timezone  # noqa: B018 - it looks the name up
     except Exception:  # noqa: BLE001 - of whatever package keeps the zones
         yield "timezone", f"{conf.timezone!r} is the name of no zone", '"UTC" or "Europe/Berlin", for example'
-    yield from _schedule(conf.beat_schedule)
+    yield from _schedule(conf.beat_schedule, strict="celery.beat" in str(conf.beat_scheduler))
     yield from _tasks(app)
 
 
@@ -59,9 +67,9 @@ def _transport(options: Any) -> Iterator[tuple[str, str, str]]:
 
 def _tasks(app: Celery) -> Iterator[tuple[str, str, str]]:
     for name, task in sorted(app.tasks.items()):
-        for option in _TASKS_NUMBERS:
+        for option in _TASKS_NUMBERS if not name.startswith("celery.") else ():
             value = getattr(task, option, None)
-            if isinstance(value, str | timedelta):
+            if isinstance(value, str | timedelta) and not _is_number(value) and value != app.conf.get(f"task_{option}"):
                 yield name, f"its {option} is {_of(value)}", "a number"
 
 
@@ -71,14 +79,16 @@ def _setting(shown: str, key: str, value: Any) -> Iterator[tuple[str, str, str]]
         yield from _queues(shown, value)
     elif key in _LISTS and isinstance(value, str):
         yield shown, f"it is {_of(value)}, of which each letter is taken for one", f"a list: [{value!r}]"
+    elif key in _LISTS and not isinstance(value, Collection) and not (value is None and default is None):
+        yield shown, f"it is {_of(value)}", 'a list: ["json"]'
     elif key in ("broker_url", "beat_schedule"):
         return
     elif kind == "dict" and not isinstance(value, Mapping) and not (value is None and default is None):
         if key != "task_routes":
             yield shown, f"it is {_of(value)}", "a dict"
-    elif kind == "bool" and isinstance(value, str):
+    elif kind == "bool" and isinstance(value, str) and value:
         yield shown, f"it is {_of(value)}, which is true whatever it says", "True or False"
-    elif kind in ("int", "float") and isinstance(value, str):
+    elif kind in ("int", "float") and isinstance(value, str) and (key in _NEVER_TEXT or not _is_number(value)):
         yield (
             shown,
             f"it is {_of(value)}",
@@ -88,7 +98,7 @@ def _setting(shown: str, key: str, value: Any) -> Iterator[tuple[str, str, str]]
 
 def _queues(shown: str, value: Any) -> Iterator[tuple[str, str, str]]:
     expected = 'a list of queues: [Queue("emails")]'
-    if isinstance(value, list | tuple):
+    if isinstance(value, Collection) and not isinstance(value, str | Mapping):
         wrong = [one for one in value if not isinstance(one, Queue)]
         if wrong:
             yield shown, f"{_of(wrong[0])} stands in it", expected
@@ -96,7 +106,16 @@ def _queues(shown: str, value: Any) -> Iterator[tuple[str, str, str]]:
         yield shown, f"it is {_of(value)}", expected
 
 
-def _schedule(found: Any) -> Iterator[tuple[str, str, str]]:
+def _is_number(value: object) -> bool:
+    """Whether a text is one: most settings make it of that themselves."""
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _schedule(found: Any, *, strict: bool) -> Iterator[tuple[str, str, str]]:
     if not isinstance(found, Mapping):
         if found:
             yield "beat_schedule", f"it is {_of(found)}", "a dict of entries by name"
@@ -107,19 +126,19 @@ def _schedule(found: Any) -> Iterator[tuple[str, str, str]]:
             if not hasattr(entry, "is_due"):
                 yield where, f"it is {_of(entry)}", 'a dict: {"task": …, "schedule": …}'
             continue
-        yield from ((where, what, expected) for what, expected in _entry(entry))
+        yield from ((where, what, expected) for what, expected in _entry(entry, strict=strict))
 
 
-def _entry(entry: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
-    strange = [str(word) for word in entry if word not in _ENTRY]
-    if strange:
+def _entry(entry: Mapping[Any, Any], *, strict: bool) -> Iterator[tuple[str, str]]:
+    strange = [str(word) for word in entry if word not in _ENTRYS_OWN]
+    if strange and strict:
         yield f"it has {strange[0]!r}", f"one of {', '.join(_ENTRY)}"
     if not isinstance(entry.get("task"), str):
         yield f"its task is {_of(entry.get('task'))}", "the task's name, a text"
     schedule = entry.get("schedule")
     if schedule is None or isinstance(schedule, str):
         yield f"its schedule is {_of(schedule)}", "a number of seconds, a timedelta or a crontab"
-    if not isinstance(entry.get("args") or (), list | tuple):
+    if isinstance(entry.get("args") or (), str) or not isinstance(entry.get("args") or (), Iterable):
         yield f"its args is {_of(entry['args'])}", "a tuple, which of one is written (1,), or a list"
     for word in ("kwargs", "options"):
         if not isinstance(entry.get(word) or {}, Mapping):

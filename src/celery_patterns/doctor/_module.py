@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ class TaskSource:
         task_is: What its body calls the task itself; None where it does not get it.
         wears: The names of all that decorates it.
         options: What is said to ``@app.task``.
+        app: The app whose task it is, where that is named and imported.
     """
 
     name: str
@@ -38,6 +40,7 @@ class TaskSource:
     task_is: str | None
     wears: frozenset[str]
     options: Mapping[str, ast.expr]
+    app: Celery | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,27 @@ class Module:
         return tuple(node for node in self.parents if isinstance(node, ast.Attribute))
 
     @cached_property
+    def globals(self) -> frozenset[str]:
+        """Variables that a function of it sets from the inside."""
+        said = (node for node in self.parents if isinstance(node, ast.Global | ast.Nonlocal))
+        return frozenset(name for node in said for name in node.names)
+
+    @cached_property
+    def functions(self) -> frozenset[str]:
+        """Names that stand for a function of its own, and for nothing else."""
+        found = Counter(name for node in self.tree.body for name in _bound_by(node))
+        return frozenset(node.name for node in self.tree.body if isinstance(node, Function) and found[node.name] == 1)
+
+    @cached_property
+    def classes(self) -> dict[str, ast.ClassDef]:
+        return {node.name: node for node in self.tree.body if isinstance(node, ast.ClassDef)}
+
+    @cached_property
+    def bodies(self) -> dict[ast.AST, str | None]:
+        """The functions of its tasks, and what each calls the task itself."""
+        return {one.function: one.task_is for one in self.tasks}
+
+    @cached_property
     def task_names(self) -> dict[str, str]:
         """The names of the tasks that a plain name stands for here: those that are no methods."""
         methods = {one.function for one in self.tasks if isinstance(self.parents.get(one.function), ast.ClassDef)}
@@ -126,6 +150,7 @@ class Module:
                     task_is=_first(node) if takes_task else None,
                     wears=frozenset(called(one) for one in node.decorator_list),
                     options=options,
+                    app=self._owner_of(decorator),
                 )
 
     def _of_class(self, node: ast.ClassDef) -> Iterator[TaskSource]:
@@ -150,7 +175,7 @@ class Module:
         for base in node.bases:
             if self.whole_name(base).startswith(("celery.", "celery_patterns.")):
                 return True
-            if isinstance(base, ast.Attribute) and self._is_app(base.value):
+            if isinstance(base, ast.Attribute) and self.app_of(base.value) is not None:
                 return True
         return False
 
@@ -159,11 +184,17 @@ class Module:
         what = decorator.func if isinstance(decorator, ast.Call) else decorator
         if isinstance(what, ast.Name):
             return self.imported.get(what.id, "").startswith("celery.")
-        return isinstance(what, ast.Attribute) and self._is_app(what.value)
+        return self._owner_of(decorator) is not None
 
-    def _is_app(self, node: ast.expr) -> bool:
+    def _owner_of(self, decorator: ast.expr) -> Celery | None:
+        what = decorator.func if isinstance(decorator, ast.Call) else decorator
+        return self.app_of(what.value) if isinstance(what, ast.Attribute) else None
+
+    def app_of(self, node: ast.expr) -> Celery | None:
+        """The app that an expression stands for, where it was imported."""
         module, _, name = self.whole_name(node).rpartition(".")
-        return isinstance(getattr(sys.modules.get(module), name, None), Celery)
+        found = getattr(sys.modules.get(module), name, None)
+        return found if isinstance(found, Celery) else None
 
     def _named(self, function: str, name: ast.expr | None) -> str:
         given = name.value if isinstance(name, ast.Constant) else None
@@ -216,6 +247,13 @@ class Module:
         line = "\n".join(self.lines[number - 1] for number in numbers if 0 < number <= len(self.lines))
         found = _NOQA.search(line)
         return found is not None and (found["ids"] is None or id_ in found["ids"].upper().replace(",", " ").split())
+
+
+def _bound_by(node: ast.stmt) -> list[str]:
+    """The names that a statement at the top sets."""
+    if isinstance(node, Function | ast.ClassDef):
+        return [node.name]
+    return [one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)]
 
 
 def _first(function: Function) -> str | None:

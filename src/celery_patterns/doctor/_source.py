@@ -50,7 +50,7 @@ def read_source(app: Celery, named: Iterable[Path] | None, unread: list[str]) ->
             break
         try:
             modules[file] = _read(root, file, registered.get(file, {}), str(file) in loaded)
-        except (OSError, SyntaxError, ValueError, RecursionError) as error:
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
             unread.append(f"{_shown(file)}{line}, which cannot be read as Python ({type(error).__name__})")
     return tuple(modules.values())
@@ -123,8 +123,10 @@ def _root_of(path: Path) -> Path:
 
 
 def _inside(folder: Path) -> Iterator[Path]:
+    environments = [one.parent for one in folder.rglob("pyvenv.cfg")]
     for file in sorted(folder.rglob("*.py")):
         inside = file.relative_to(folder).parts[:-1]
-        left_out = not _LEFT_OUT.isdisjoint(inside) or any(part.startswith(".") for part in inside)
+        left_out = not (_LEFT_OUT | _INSTALLED).isdisjoint(inside) or any(part.startswith(".") for part in inside)
+        left_out = left_out or any(file.is_relative_to(one) for one in environments)
         if not left_out and not file.name.startswith(_TESTS):
             yield file

@@ -107,7 +107,10 @@ class TaskFacts:
     def _limit(self, name: str) -> float | None:
         own = getattr(self.task, name, None)
         found = own if own is not None else self.app.conf[f"task_{name}"]
-        return float(found) if found else None
+        try:
+            return float(found) if found else None
+        except (TypeError, ValueError):  # of a wrong kind: another rule says so
+            return None
 
     def limit_line(self, name: str) -> str:
         """The setting that says the limit."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ._module import Module
 
 __all__ = [
+    "ERROR",
     "ROWS",
     "SENDS",
     "arguments_of",
@@ -21,7 +22,9 @@ __all__ = [
     "is_model",
     "is_rebound",
     "is_result",
+    "is_task_itself",
     "made_by",
+    "sends",
     "task_name",
 ]
 
@@ -31,10 +34,26 @@ _CANVAS = frozenset({"group", "chain", "chord", "signature", "xmap", "starmap", 
 _SIGNATURES = frozenset({"s", "si", "signature", "subtask"})
 #: Of a manager or a query: what gives one row, what gives many, and what gives something else.
 _ONE_ROW = frozenset(
-    {"get", "first", "last", "create", "one", "one_or_none", "earliest", "latest", "aget", "afirst", "alast", "acreate"}
+    {
+        *("get", "first", "last", "create", "one", "one_or_none", "earliest", "latest", "create_user", "get_or_404"),
+        *("aget", "afirst", "alast", "acreate", "first_or_404"),
+    }
 )
 ROWS = frozenset({"all", "filter", "exclude", "order_by", "iterator"})
-_NO_ROWS = frozenset({"values", "values_list", "aggregate", "count", "exists", "dates", "datetimes"})
+_NO_ROWS = frozenset(
+    {
+        "values",
+        "values_list",
+        "aggregate",
+        "count",
+        "exists",
+        "dates",
+        "datetimes",
+        "with_entities",
+        "scalar",
+        "as_pymongo",
+    }
+)
 #: What gives a row and whether it was made.
 _ROW_AND_MORE = frozenset({"get_or_create", "update_or_create", "aget_or_create", "aupdate_or_create"})
 _OF_DICT = frozenset({"values", "items"})
@@ -42,7 +61,7 @@ _OF_DICT = frozenset({"values", "items"})
 _GIVES_ITSELF = frozenset({"open", "Client", "AsyncClient", "Session", "ClientSession"})
 #: So long a chain of variables is followed.
 _DEEP = 60
-_ERROR = ast.Call(func=ast.Name(id="Exception", ctx=ast.Load()), args=[], keywords=[])
+ERROR = ast.Call(func=ast.Name(id="Exception", ctx=ast.Load()), args=[], keywords=[])
 
 
 def arguments_of(call: ast.Call) -> list[ast.expr]:
@@ -57,6 +76,8 @@ def arguments_of(call: ast.Call) -> list[ast.expr]:
     kwargs = call.args[before + 1] if len(call.args) > before + 1 else said.get("kwargs")
     listed = args.elts if isinstance(args, ast.List | ast.Tuple) else []
     named = kwargs.values if isinstance(kwargs, ast.Dict) else []
+    if isinstance(kwargs, ast.Call) and called(kwargs) == "dict":
+        named = [word.value for word in kwargs.keywords if word.arg]
     return [*listed, *named]
 
 
@@ -93,23 +114,55 @@ def is_result(case: Case, module: Module, node: ast.expr, at: ast.AST) -> bool:
     made = made_by(module, node, at)
     if not isinstance(made, ast.Call):
         return False
-    if called(made) in _MAKES_RESULT:  # of another app's, or of another backend, nothing is known
-        return not any(word.arg in ("app", "backend") for word in made.keywords)
+    if called(made) in _MAKES_RESULT:
+        return _is_celerys_result(case, module, made)
     if called(made) not in SENDS or not isinstance(made.func, ast.Attribute):
         return is_canvas_sent(module, made)
-    owner = made.func.value
-    if called(made) == "send_task":
-        return any(word in called(owner).lower() for word in ("app", "celery"))
-    of = made_by(module, owner, made)  # a pool's apply_async() is another one
-    is_own = isinstance(owner, ast.Name) and owner.id == "self"
-    return is_own or task_name(case, module, owner) is not None or (of is not None and _is_canvas(module, of))
+    return sends(case, module, made)
+
+
+def sends(case: Case, module: Module, call: ast.Call) -> bool:
+    """Whether ``x.delay()``, ``x.apply_async()`` or ``x.send_task()`` sends a task: a pool has an ``apply_async()``, too."""
+    if called(call) not in SENDS or not isinstance(call.func, ast.Attribute):
+        return False
+    owner = call.func.value
+    if called(call) == "send_task":
+        return _is_app(module, owner)
+    if task_name(case, module, owner) is not None or is_task_itself(module, owner):
+        return True
+    made = made_by(module, owner, call)
+    return made is not None and _is_canvas(module, made)
+
+
+def is_task_itself(module: Module, node: ast.expr) -> bool:
+    """Whether it is what a task's body calls the task."""
+    bodies = (module.bodies.get(one) for one in module.around(node))
+    return isinstance(node, ast.Name) and any(name == node.id for name in bodies)
+
+
+def _is_app(module: Module, node: ast.expr) -> bool:
+    return module.app_of(node) is not None or called(node) in ("app", "celery", "celery_app", "current_app")
+
+
+def _is_celerys_result(case: Case, module: Module, made: ast.Call) -> bool:
+    """Whether it is one of this app's, and of its backend."""
+    for word in made.keywords:
+        if word.arg == "backend" or (word.arg == "app" and module.app_of(word.value) is not case.app):
+            return False
+    if isinstance(made.func, ast.Name):
+        return module.imported.get(made.func.id, "").startswith("celery.")
+    owner = made.func.value if isinstance(made.func, ast.Attribute) else made.func
+    return _is_app(module, owner) or called(owner) == "result" or task_name(case, module, owner) is not None
 
 
 def is_model(module: Module, node: ast.expr, at: ast.AST) -> bool:
     """Whether an expression is a row that was read from the database, or some of them."""
     if isinstance(node, ast.Attribute) and node.attr == "user" and called(node.value) == "request":
-        return isinstance(node.value, ast.Name)
+        return _is_request(module, node.value)
     made = made_by(module, node, at)
+    if isinstance(made, ast.List | ast.Tuple | ast.Dict):
+        inside = made.values if isinstance(made, ast.Dict) else made.elts
+        return any(is_model(module, one, made) for one in inside if not isinstance(one, ast.Starred))
     if isinstance(made, ast.Await):
         made = made.value
     if not isinstance(made, ast.Call):
@@ -122,6 +175,22 @@ def is_model(module: Module, node: ast.expr, at: ast.AST) -> bool:
     asks = any(_is_manager(one) for one in chain)
     what = {called(one) for one in chain if isinstance(one, ast.Call)}
     return asks and not what & _NO_ROWS and called(made) in _ONE_ROW | ROWS
+
+
+def _is_request(module: Module, node: ast.expr) -> bool:
+    """Whether ``request`` is a web framework's, and not a message that is called so."""
+    if isinstance(node, ast.Attribute):
+        return isinstance(node.value, ast.Name) and node.value.id == "self"
+    assert isinstance(node, ast.Name)
+    for scope in module.around(node):
+        if isinstance(scope, Function):
+            given = {
+                one.arg: one.annotation for one in (*scope.args.posonlyargs, *scope.args.args, *scope.args.kwonlyargs)
+            }
+            if node.id in given:
+                kind = given[node.id]
+                return kind is None or called(kind) in ("Request", "HttpRequest", "WSGIRequest", "ASGIRequest")
+    return not is_rebound(module, node.id, node)  # Flask's is a module's
 
 
 def _is_read_by_session(made: ast.Call) -> bool:
@@ -142,7 +211,8 @@ def _chain(node: ast.expr) -> Iterator[ast.expr]:
 def _is_manager(node: ast.expr) -> bool:
     if isinstance(node, ast.Call):
         # SQLAlchemy's session.query(Order); one of columns gives no rows of a model.
-        return called(node) == "query" and all(isinstance(one, ast.Name) for one in node.args)
+        models = [isinstance(one, ast.Name) and one.id[:1].isupper() for one in node.args]
+        return called(node) == "query" and bool(models) and all(models)
     if not isinstance(node, ast.Attribute):
         return False
     owner = called(node.value)
@@ -179,6 +249,10 @@ def _made_by(
 def is_rebound(module: Module, name: str, at: ast.AST) -> bool:
     """Whether a name means something of its function's own there, and not what the module calls so."""
     for scope in module.around(at):
+        if isinstance(scope, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp) and any(
+            name in names_in(loop.target) for loop in scope.generators
+        ):
+            return True
         if not isinstance(scope, Function | ast.Lambda):
             continue
         if name in parameters_of(scope) or _is_set_in(module, scope, name):
@@ -208,7 +282,7 @@ def _value_of(module: Module, name: str, at: ast.AST, depth: int) -> ast.expr | 
                 value = _share(module, found, name, depth)
                 changed = _is_full(value) and name in scope_of(module, scope).changes
                 return None if changed else value
-            if found is False or (isinstance(scope, Function) and name in parameters_of(scope)):
+            if found is False:
                 return None
     return None
 
@@ -225,7 +299,7 @@ def _share(module: Module, binding: Binding, name: str, depth: int) -> ast.expr 
     if isinstance(node, ast.For | ast.AsyncFor) and target is not None:
         return _one_of(module, target, node.iter, name, node, depth)
     if isinstance(node, ast.ExceptHandler):
-        return _ERROR
+        return ERROR
     if isinstance(node, ast.withitem):
         itself = isinstance(target, ast.Name) and called(node.context_expr) in _GIVES_ITSELF
         return node.context_expr if itself else None
@@ -271,9 +345,13 @@ def _item(module: Module, node: ast.Subscript, at: ast.AST, depth: int) -> ast.e
         return None if isinstance(made, ast.List | ast.Tuple) else made
     key = _key(node.slice)
     if isinstance(made, ast.Dict) and made.keys:
-        pairs = zip(made.keys, made.values, strict=True)
+        if None in made.keys:
+            return None  # {"a": 1, **others}
+        pairs = reversed([*zip(made.keys, made.values, strict=True)])
         return next((one for name, one in pairs if isinstance(name, ast.Constant) and name.value == key), None)
     if isinstance(made, ast.List | ast.Tuple) and made.elts:
+        if any(isinstance(one, ast.Starred) for one in made.elts):
+            return None
         return made.elts[key] if isinstance(key, int) and -len(made.elts) <= key < len(made.elts) else None
     if isinstance(made, ast.Call) and (isinstance(key, str) or isinstance(node.value, ast.Subscript)):
         return None  # a column of a row

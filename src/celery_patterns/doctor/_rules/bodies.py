@@ -125,7 +125,14 @@ def never_imported(case: Case) -> Iterator[Sign]:
     for module in case.source:
         for task in module.tasks:
             nested = any(isinstance(one, Function | ast.ClassDef) for one in module.around(task.function))
-            if module.is_loaded or nested or task.name in case.app.tasks or module.is_excused(task.function, "CP508"):
+            others = task.app is not None and task.app is not case.app
+            if (
+                others
+                or module.is_loaded
+                or nested
+                or task.name in case.app.tasks
+                or module.is_excused(task.function, "CP508")
+            ):
                 continue
             yield Sign(
                 module.place(task.function),
@@ -167,8 +174,12 @@ def _is_seen_to(module: Module, node: ast.AST) -> bool:
         if isinstance(around, _TRIES) and not isinstance(node, ast.ExceptHandler):
             tried: Any = around
             kinds = {called(kind) for handler in tried.handlers for kind in _kinds(handler)}
+            if any(handler.type is None for handler in tried.handlers):
+                kinds.add("BaseException")
             if node not in tried.finalbody and kinds & {"Reject", "Exception", "BaseException"}:
                 return True
+        if isinstance(around, ast.With) and any(called(one.context_expr) == "suppress" for one in around.items):
+            return True
         if isinstance(around, Function):
             calls = (one for one in nodes_of(around) if isinstance(one, ast.Call))
             return any(called(one) in ("mark_as_failure", "store_result", "update_state") for one in calls)
@@ -181,6 +192,8 @@ def _is_reject(module: Module, raised: ast.expr | None) -> bool:
         return False
     if not isinstance(raised, ast.Call):
         return module.whole_name(raised).startswith("celery.")
+    if any(isinstance(one, ast.Starred) for one in raised.args) or any(word.arg is None for word in raised.keywords):
+        return False  # nobody knows what is said there
     requeue = [*raised.args[1:2], *(word.value for word in raised.keywords if word.arg == "requeue")]
     stays_out = all(isinstance(one, ast.Constant) and not one.value for one in requeue)
     return module.whole_name(raised.func).startswith("celery.") and stays_out
@@ -292,6 +305,8 @@ def _set_on(module: Module, task: TaskSource) -> Iterator[tuple[ast.AST, str]]:
         match node:
             case ast.Attribute(value=ast.Name(id=owner), attr=attribute, ctx=ast.Store()) if owner == task.task_is:
                 said = ast.unparse(node)
+                if isinstance(statement := module.parents.get(node), ast.AnnAssign) and statement.value is None:
+                    continue  # its type only
             case ast.Call(func=ast.Name(id="setattr"), args=[ast.Name(id=owner), name, _]) if owner == task.task_is:
                 attribute = str(name.value) if isinstance(name, ast.Constant) else ""
                 said = f"an attribute of {owner}"
@@ -304,13 +319,26 @@ def _set_on(module: Module, task: TaskSource) -> Iterator[tuple[ast.AST, str]]:
 def _is_made_once(module: Module, place: ast.AST, attribute: str) -> bool:
     """``if self.client is None: self.client = …``, and how else it is said that it is not there yet."""
     for one in module.around(place):
-        if isinstance(one, ast.If) and _asks(module, one.test, attribute):
+        if isinstance(one, ast.If) and (_asks(module, one.test, attribute) or _sets_what_it_asks(one)):
             return True
-        if isinstance(one, ast.Assign) and isinstance(one.value, ast.BoolOp) and _mentions(one.value, attribute):
-            return True  # self.client = self.client or …
+        if isinstance(one, ast.Assign | ast.AnnAssign) and isinstance(one.value, ast.BoolOp | ast.IfExp):
+            return _mentions(one.value, attribute)  # self.client = self.client or …
+        if isinstance(one, Function):
+            earlier = (node for node in nodes_of(one) if isinstance(node, ast.If) and node.lineno < place.lineno)  # type: ignore[attr-defined]
+            return any(isinstance(node.body[-1], ast.Return) and _mentions(node.test, attribute) for node in earlier)
         if isinstance(one, ast.ExceptHandler) and "AttributeError" in [called(kind) for kind in _kinds(one)]:
             return True
     return False
+
+
+def _sets_what_it_asks(node: ast.If) -> bool:
+    """``if not self.ready: …; self.ready = True``."""
+    set_there = {one.attr for part in node.body for one in ast.walk(part) if _is_set(one)}  # type: ignore[attr-defined]
+    return any(_mentions(node.test, name) for name in set_there)
+
+
+def _is_set(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
 
 
 def _asks(module: Module, test: ast.expr, attribute: str) -> bool:

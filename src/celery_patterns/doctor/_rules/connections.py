@@ -19,7 +19,25 @@ _FAILS = {
     "result backend": "A task's result is not stored, and whoever reads it waits or fails.",
     "store": "Tasks with a key are put off, and run again later, until it answers.",
 }
-_SPECIAL = " What is special in a password is written as %40 for @, %2F for /, %23 for #, %25 for %."
+#: Celery's extras that are called as their scheme is.
+_EXTRAS = frozenset(
+    {
+        *(
+            "sqs",
+            "mongodb",
+            "zookeeper",
+            "consul",
+            "couchdb",
+            "elasticsearch",
+            "cassandra",
+            "gcpubsub",
+            "dynamodb",
+            "s3",
+        ),
+        *("arangodb", "azureblockblob", "cosmosdbsql", "couchbase", "pyro", "slmq", "redis"),
+    }
+)
+_SPECIAL = " What is special in a password is written as %40 for @, %2F for /, %23 for #, %25 for %, %3B for ;."
 
 
 def _troubled(case: Case, *kinds: Kind) -> Iterator[tuple[Server, str]]:
@@ -178,7 +196,9 @@ def stranger(case: Case) -> Iterator[Sign]:
     """The port is that of something else: of RabbitMQ's web page (15672), for example."""
     for server, what in _troubled(case, "protocol"):
         address = server.address
-        usual = {"amqp": "5672, or 5671 with TLS", "redis": "6379"}.get(address.tongue, "another one")
+        usual = {"amqp": "5672, or 5671 with TLS", "redis": "6379", "sql": "the database's own"}.get(
+            address.tongue, "another one"
+        )
         yield _sign(server, what, f"Correct the port in {address.setting}: the usual one is {usual}.")
 
 
@@ -248,7 +268,7 @@ def no_driver(case: Case) -> Iterator[Sign]:
 def _package(backend: str, address: Address) -> str:
     if address.role == "result backend" and backend.startswith("django-"):
         return ", django-celery-results, and add django_celery_results to INSTALLED_APPS"
-    return f': pip install "celery[{address.scheme}]", for example' if address.scheme.isalpha() else ""
+    return f': pip install "celery[{address.scheme}]"' if address.scheme in _EXTRAS else ""
 
 
 @rule(

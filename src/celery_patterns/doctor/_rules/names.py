@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import celery
 import kombu
 from celery import Task
-from celery.app.defaults import _OLD_SETTING_KEYS, _TO_NEW_KEY, SETTING_KEYS
+from celery.app.defaults import _OLD_SETTING_KEYS, _TO_NEW_KEY, _TO_OLD_KEY, SETTING_KEYS
 
 from .._finding import Rule, Sign, rule
 
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
 #: How alike two names are of which one is the other misspelt.
 _ALIKE = 0.86
+#: How alike the parts of two names of tasks are.
+_SLIP = 0.75
+_DIGITS = re.compile(r"\d+")
 #: How the settings of Celery 3 begin.
+#: What is almost the name of another setting.
+_MEANT = {
+    "task_rate_limit": "task_default_rate_limit",
+    "task_default_time_limit": "task_time_limit",
+    "task_default_soft_time_limit": "task_soft_time_limit",
+}
 _OLD_PREFIXES = ("CELERY_", "CELERYD_", "CELERYBEAT_", "BROKER_")
 #: By their names only: to read one of a base class would bind that to some app for good.
 _OF_TASKS = frozenset(dir(Task))
@@ -74,13 +84,18 @@ def misspelt(case: Case) -> Iterator[Sign]:
     own = list(_own_settings(case))
     old_only = not any(name in SETTING_KEYS for _, name in own)
     for shown, name in own:
-        if name in SETTING_KEYS or shown in _OLD_SETTING_KEYS or name.upper() in _OLD_SETTING_KEYS:
+        if (
+            name in SETTING_KEYS
+            or shown in _OLD_SETTING_KEYS
+            or name.upper() in _OLD_SETTING_KEYS
+            or name in _NEW_SETTINGS
+        ):
             continue
         meant = _meant(case, shown, name, old_only=old_only)
-        if meant is not None:
+        if meant is not None and meant not in {one for one, _ in own}:
             yield Sign(shown, f"{shown} is no setting of Celery's", f"Write {meant}, if that was meant.")
     for task in case.tasks:
-        for name in sorted(vars(type(task.task)).keys() - _OF_TASKS):
+        for name in sorted(vars(type(task.task)).keys() - _OF_TASKS - _NEW_TASK_OPTIONS.keys()):
             like = _option_like(name)
             if like is not None:
                 yield Sign(task.name, f"{name} is no option of a task's", f"Write {like}, if that was meant.")
@@ -177,7 +192,8 @@ def no_such_queue(case: Case) -> Iterator[Sign]:
 def not_there_yet(case: Case) -> Iterator[Sign]:
     """A setting, or an option of a task or of the broker, that the installed Celery or kombu does not have yet."""
     for shown, name in _own_settings(case):
-        if _is_newer(_NEW_SETTINGS.get(name), celery.VERSION):
+        is_asked = case.conf.get(name) not in (None, False)  # else it is as that release is
+        if is_asked and _is_newer(_NEW_SETTINGS.get(name), celery.VERSION):
             yield _too_new(shown, shown, "Celery", celery.__version__, _NEW_SETTINGS[name])
     for task in case.tasks:
         for name, since in _NEW_TASK_OPTIONS.items():
@@ -200,31 +216,45 @@ def routed_unknown(case: Case) -> Iterator[Sign]:
     """``task_routes`` names a task that the app does not have, and one that it has is called almost so."""
     routes = case.conf.task_routes
     tables = routes if isinstance(routes, list | tuple) else [routes]
-    for name in (str(name) for table in tables if isinstance(table, Mapping) for name in table):
-        if name in case.app.tasks or any(sign in name for sign in "*?["):
+    for name in (name for table in tables if isinstance(table, Mapping) for name in table):
+        if not isinstance(name, str) or name in case.app.tasks or any(sign in name for sign in "*?["):
             continue
-        meant = difflib.get_close_matches(name, list(case.by_name), 1, _ALIKE)
+        meant = [one for one in difflib.get_close_matches(name, list(case.by_name), 3, _ALIKE) if _is_slip(name, one)]
         if meant:
             where = f'{case.spelled("task_routes")}["{name}"]'
-            yield Sign(where, f"the app has no task {name!r}", f"Write {meant[0]!r}, if that was meant.")
+            cure = f"Write {meant[0]!r}, if that was meant. Ignore this where it is another service's task."
+            yield Sign(where, f"the app has no task {name!r}", cure)
+
+
+def _is_slip(name: str, other: str) -> bool:
+    """Whether one is the other misspelt, and not its neighbour: ``charge_v2``, ``export_csv``."""
+    pairs = zip(name.rsplit(".", 1), other.rsplit(".", 1), strict=False)
+    if _DIGITS.sub("", name) == _DIGITS.sub("", other):
+        return False
+    return all(difflib.SequenceMatcher(None, *pair).ratio() >= _SLIP for pair in pairs)
 
 
 def _meant(case: Case, shown: str, name: str, *, old_only: bool) -> str | None:
     """The setting that was meant, as the app would write it."""
     if shown.isupper() and name == shown:  # without a namespace, as Celery 3 had them
         bare = name.removeprefix("CELERY_").lower()
+        if bare in SETTING_KEYS and old_only and bare in _TO_OLD_KEY:
+            return str(_TO_OLD_KEY[bare])
         if bare in SETTING_KEYS:
             return f"{bare}, or give config_from_object() namespace='CELERY'"
         found = difflib.get_close_matches(name, sorted(_OLD_SETTING_KEYS), 1, _ALIKE)
         return None if not found else found[0] if old_only else _TO_NEW_KEY[found[0]]
+    if name in _MEANT:
+        return case.spelled(_MEANT[name])
     found = difflib.get_close_matches(name, sorted(SETTING_KEYS), 1, _ALIKE)
     if found:
         return case.spelled(found[0])
-    if name in _transport_options(case):
+    if name in _transport_options(case) and name not in case.transport_options:
         return f'broker_transport_options["{name}"]'
     ends = [known for known in sorted(SETTING_KEYS) if known.endswith(f"_{name}")]
     is_whole = "_" in name or name == "concurrency"
-    return case.spelled(ends[0]) if len(ends) == 1 and is_whole else None
+    is_set = any(known == one for known in ends for _, one in _own_settings(case))
+    return case.spelled(ends[0]) if len(ends) == 1 and is_whole and not is_set else None
 
 
 def _is_newer(since: tuple[int, int] | None, installed: Sequence[Any]) -> bool:

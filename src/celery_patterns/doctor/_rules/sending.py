@@ -8,11 +8,25 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from .._bindings import Binding, last_binding
+from ..._republish import STRICT
+from .._bindings import Binding, last_binding, scope_of
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called
 from .._tasks import seconds
-from .._values import ROWS, SENDS, arguments_of, is_canvas_sent, is_model, is_rebound, is_result, made_by, task_name
+from .._values import (
+    ERROR,
+    ROWS,
+    SENDS,
+    arguments_of,
+    is_canvas_sent,
+    is_model,
+    is_rebound,
+    is_result,
+    is_task_itself,
+    made_by,
+    sends,
+    task_name,
+)
 
 if TYPE_CHECKING:
     from .._case import Case
@@ -33,6 +47,8 @@ _UNSENDABLE: dict[type[ast.expr], str] = {
 }
 #: Methods by which kombu, or a class of one's own, makes something of an object that JSON carries.
 _CARRIES = frozenset({"__json__", "__new__"})
+#: No wait is so long, in seconds.
+_LONGEST = 1e12
 _WAIT = frozenset({"apply_async", "retry", "set", "signature"})
 _SUMS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -69,11 +85,11 @@ def sends_in_transaction(case: Case) -> Iterator[Sign]:
         for call in module.calls:
             if not _in_transaction(module, call) or module.is_excused(call, "CP502"):
                 continue
-            sends = called(call) in SENDS and isinstance(call.func, ast.Attribute)
-            if sends or is_canvas_sent(module, call):
+            one = sends(case, module, call)
+            if (one and not _waits_itself(case, module, call)) or is_canvas_sent(module, call):
                 yield Sign(
                     module.place(call),
-                    f"{'a canvas is sent' if not sends else f'.{called(call)}()'} within a transaction",
+                    f"{f'.{called(call)}()' if one else 'a canvas is sent'} within a transaction",
                     "Send it once that is committed: transaction.on_commit(lambda: task.delay(…)), or behind the block.",
                 )
 
@@ -108,8 +124,8 @@ def called_directly(case: Case) -> Iterator[Sign]:
 )
 def sends_model(case: Case) -> Iterator[Sign]:
     """What was read from the database is sent as it is."""
-    for module, call, argument, _ in _sent(case):
-        if is_model(module, argument, call) and not module.is_excused(call, "CP507"):
+    for module, call, argument, facts in _sent(case):
+        if _is_json(case, call, facts) and is_model(module, argument, call) and not module.is_excused(call, "CP507"):
             said = ast.unparse(argument)
             many = made_by(module, argument, call)
             if isinstance(many, ast.Call) and many.func is not argument and _is_query(module, argument, call):
@@ -130,10 +146,10 @@ def sends_model(case: Case) -> Iterator[Sign]:
 def sends_unsendable(case: Case) -> Iterator[Sign]:
     """A set, a function, a file and their like among the arguments."""
     for module, call, argument, facts in _sent(case):
-        if _serializer(call, facts) == "pickle":
+        if not _is_json(case, call, facts) or _stays_here(module, call):
             continue
         made = made_by(module, argument, call)
-        kind = None if made is None else _unsendable(made) or _own_object(case, module, made)
+        kind = None if made is None else _unsendable(module, made) or _own_object(case, module, made)
         if isinstance(argument, ast.Name) and _is_function(case, module, argument, call):
             kind = "a function"
         if kind is not None and not module.is_excused(call, "CP509"):
@@ -153,7 +169,7 @@ def sends_unsendable(case: Case) -> Iterator[Sign]:
 )
 def reads_nothing(case: Case) -> Iterator[Sign]:
     """A result is read, and ``result_backend`` is not set."""
-    if case.keeps_results:
+    if case.keeps_results or case.conf.task_always_eager:
         return
     cure = f"Set {case.line('result_backend', repr(_near(case)))}, for example."
     for module, place, read in _reads(case):
@@ -177,7 +193,7 @@ def reads_nothing(case: Case) -> Iterator[Sign]:
 )
 def reads_ignored(case: Case) -> Iterator[Sign]:
     """A result is read of a task whose results are ignored."""
-    if not case.keeps_results:
+    if not case.keeps_results or case.conf.task_store_errors_even_if_ignored:
         return
     for module, place, read in _reads(case):
         sent = made_by(module, read.value, place)
@@ -210,7 +226,7 @@ def waits_too_long(case: Case) -> Iterator[Sign]:
         for call in module.calls:
             if called(call) not in _WAIT or not isinstance(call.func, ast.Attribute):
                 continue
-            if called(call) == "set" and called(call.func.value) not in ("s", "si", "signature"):
+            if not _is_told_to_wait(case, module, call):
                 continue  # somebody else's
             word, wait = _wait(module, call)
             if wait is not None and wait >= timeout and not module.is_excused(call, "CP512"):
@@ -219,6 +235,16 @@ def waits_too_long(case: Case) -> Iterator[Sign]:
                     f".{called(call)}({word}=…) waits for {seconds(wait)}, and {case.visibility_line}",
                     case.longer_visibility(wait) + " Or keep the moment in your database, and let beat look.",
                 )
+
+
+def _waits_itself(case: Case, module: Module, call: ast.Call) -> bool:
+    """Whether the task's class sends in a way of its own, for instance once a transaction is committed."""
+    assert isinstance(call.func, ast.Attribute)
+    facts = case.by_name.get(task_name(case, module, call.func.value) or "")
+    if facts is None:
+        return False
+    ways = (getattr(type(facts.task), name, None) for name in ("delay", "apply_async"))
+    return any(not str(getattr(way, "__module__", "")).startswith(("celery.", "celery_patterns.")) for way in ways)
 
 
 def _near(case: Case) -> str:
@@ -253,16 +279,33 @@ def _is_query(module: Module, argument: ast.expr, at: ast.AST) -> bool:
 
 
 def _is_function(case: Case, module: Module, argument: ast.Name, at: ast.AST) -> bool:
-    found = any(isinstance(one, Function) and one.name == argument.id for one in module.tree.body)
-    return found and not is_rebound(module, argument.id, at) and task_name(case, module, argument) is None
+    return (
+        argument.id in module.functions
+        and not is_rebound(module, argument.id, at)
+        and task_name(case, module, argument) is None
+    )
 
 
-def _serializer(call: ast.Call, facts: TaskFacts | None) -> object:
-    """By which serializer the call's message is written."""
+def _is_json(case: Case, call: ast.Call, facts: TaskFacts | None) -> bool:
+    """Whether the call's message is written in JSON; a serializer of somebody's own may carry more."""
     said = [word.value for word in call.keywords if word.arg == "serializer"]
-    if said:
-        return said[0].value if isinstance(said[0], ast.Constant) else "pickle"
-    return None if facts is None else facts.task.serializer
+    own = case.conf.task_serializer if facts is None else facts.task.serializer
+    name = getattr(said[0], "value", None) if said else own
+    return name in ("json", STRICT)
+
+
+def _stays_here(module: Module, call: ast.Call) -> bool:
+    """Whether a signature is called and not sent, or is told another serializer later."""
+    node: ast.AST = call
+    while isinstance(around := module.parents.get(node), ast.Attribute | ast.Call):
+        if isinstance(around, ast.Call) and around.func is node:
+            told = any(word.arg == "serializer" for word in around.keywords)
+            if told or called(around) == "apply" or node is call:
+                return True
+        elif isinstance(around, ast.Call):
+            return False  # it is an argument
+        node = around
+    return False
 
 
 def _sent(case: Case) -> Iterator[tuple[Module, ast.Call, ast.expr, TaskFacts | None]]:
@@ -313,28 +356,51 @@ def _begins(node: ast.expr) -> bool:
     return called(node) in _TRANSACTIONS and not node.args and any(word in owner for word in _DATABASES)
 
 
-def _unsendable(node: ast.expr) -> str | None:
+def _unsendable(module: Module, node: ast.expr) -> str | None:
     if isinstance(node, ast.Call):
-        owner = called(node.func.value) if isinstance(node.func, ast.Attribute) else ""
-        return _MADE.get(called(node)) if owner in ("", "datetime", "pathlib") else None
+        return _MADE.get(called(node)) if node is ERROR or _is_builtin(module, node) else None
+    if isinstance(node, ast.Dict) and None in node.keys:
+        return None  # {**others}: they may replace it
     if isinstance(node, ast.Dict) and any(isinstance(key, ast.Tuple) for key in node.keys):
         return "a dict whose key is a tuple"
     inside = node.values if isinstance(node, ast.Dict) else node.elts if isinstance(node, ast.List | ast.Tuple) else []
-    return _UNSENDABLE.get(type(node)) or next((kind for one in inside if (kind := _unsendable(one))), None)
+    return _UNSENDABLE.get(type(node)) or next((kind for one in inside if (kind := _unsendable(module, one))), None)
+
+
+def _is_builtin(module: Module, node: ast.Call) -> bool:
+    """Whether it calls Python's own, and nothing that the module or somebody else calls so."""
+    name = called(node)
+    if isinstance(node.func, ast.Attribute):
+        return module.whole_name(node.func) in ("datetime.timedelta", "pathlib.Path")
+    if not isinstance(node.func, ast.Name) or is_rebound(module, name, node):
+        return False
+    imported = module.imported.get(name)
+    if name in ("timedelta", "Path"):
+        return imported in (None, "datetime.timedelta", "pathlib.Path") and name not in module.classes
+    return imported is None and name not in scope_of(module, module.tree).bindings
 
 
 def _own_object(case: Case, module: Module, node: ast.expr) -> str | None:
     """An object of a class that is written in the same file, and of nothing that JSON knows."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return None
-    for one in module.tree.body:
-        if isinstance(one, ast.ClassDef) and one.name == node.func.id:
-            is_plain = all(called(base) in ("object", "BaseModel") for base in one.bases) and not one.keywords
-            methods = {part.name for part in one.body if isinstance(part, Function)}
-            # What kombu's register_type() was called for, it can carry.
-            taught = any(called(call) == "register_type" for read in case.source for call in read.calls)
-            return f"an object of {one.name}" if is_plain and not taught and not methods & _CARRIES else None
-    return None
+    one = module.classes.get(node.func.id)
+    if one is None or case.teaches or is_rebound(module, one.name, node):
+        return None
+    if one.keywords or not all(called(base) in ("object", "BaseModel") for base in one.bases):
+        return None
+    methods = {part.name for part in one.body if isinstance(part, Function)}
+    return None if methods & _CARRIES else f"an object of {one.name}"
+
+
+def _is_told_to_wait(case: Case, module: Module, call: ast.Call) -> bool:
+    assert isinstance(call.func, ast.Attribute)
+    owner = call.func.value
+    if called(call) == "set":
+        return called(owner) in ("s", "si", "signature")
+    if called(call) == "apply_async":
+        return sends(case, module, call)
+    return is_task_itself(module, owner) or task_name(case, module, owner) is not None
 
 
 def _wait(module: Module, call: ast.Call) -> tuple[str, float | None]:
@@ -342,8 +408,12 @@ def _wait(module: Module, call: ast.Call) -> tuple[str, float | None]:
     for word in call.keywords:
         if word.arg == "countdown":
             return "countdown", _number(module, word.value, call)
-        if word.arg == "eta" and isinstance(word.value, ast.BinOp) and isinstance(word.value.op, ast.Add):
-            return "eta", _span(module, word.value.right, call)
+        made = made_by(module, word.value, call) if word.arg == "eta" else None
+        if isinstance(made, ast.BinOp) and isinstance(made.op, ast.Add):
+            for now, span in ((made.left, made.right), (made.right, made.left)):
+                moment = made_by(module, now, made)
+                if isinstance(moment, ast.Call) and called(moment) in ("now", "utcnow"):
+                    return "eta", _span(module, span, made)
     return "", None
 
 
@@ -356,14 +426,17 @@ def _span(module: Module, node: ast.expr, at: ast.AST) -> float | None:
     said = {**dict(zip(names, made.args, strict=False)), **{word.arg: word.value for word in made.keywords if word.arg}}
     parts = {name: _number(module, value, made) for name, value in said.items()}
     known = {name: value for name, value in parts.items() if value is not None and name in names}
-    return timedelta(**known).total_seconds() if len(known) == len(parts) else None
+    try:
+        return timedelta(**known).total_seconds() if len(known) == len(parts) else None
+    except (OverflowError, ValueError):
+        return None
 
 
 def _number(module: Module, node: ast.expr, at: ast.AST) -> float | None:
     """The number that is written, ``24 * 60 * 60`` and a variable of it among them."""
     made = made_by(module, node, at)
     if isinstance(made, ast.Constant) and isinstance(made.value, int | float):
-        return float(made.value)
+        return float(made.value) if abs(made.value) < _LONGEST else None
     if not isinstance(made, ast.BinOp) or type(made.op) not in _SUMS:
         return None
     left, right = _number(module, made.left, made), _number(module, made.right, made)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from celery.app.defaults import SETTING_KEYS
 from kombu.exceptions import SerializerNotInstalled
 from kombu.serialization import dumps, registry
 
@@ -148,7 +149,8 @@ def forgets_letters(case: Case) -> Iterator[Sign]:
             yield Sign(
                 f"queue {queue.name}",
                 f"it holds the dead letters of {whose}, and has {said}",
-                f"Declare {queue.name} without it; a queue that is there already is emptied and deleted first.",
+                f"Take {queue.name} out of task_queues: the library makes it. One that is there already is emptied and "
+                "deleted first.",
             )
 
 
@@ -161,7 +163,9 @@ def forgets_letters(case: Case) -> Iterator[Sign]:
 )
 def wrong_kind(case: Case) -> Iterator[Sign]:
     """A text where a number or a list belongs, a schedule's entry that is none, a time zone that nobody knows."""
-    for where, what, expected in case.malformed:
+    for place, what, expected in case.malformed:
+        name, bracket, rest = place.partition("[")
+        where = f"{case.spelled(name)}{bracket}{rest}" if name in SETTING_KEYS else place
         yield Sign(where, what, f"Expected is {expected}.")
 
 
@@ -174,20 +178,22 @@ def wrong_kind(case: Case) -> Iterator[Sign]:
 )
 def unread(case: Case) -> Iterator[Sign]:
     """A serializer that ``accept_content`` does not let in, or that is not installed."""
-    if isinstance(case.conf.accept_content, str):
+    if isinstance(case.conf.accept_content, str) or not isinstance(case.conf.accept_content, Collection):
         return  # which has a rule of its own
     accepted = _names(case.conf.accept_content)
     results = accepted if case.conf.result_accept_content is None else _names(case.conf.result_accept_content)
     told = [(case.spelled("task_serializer"), str(case.conf.task_serializer), accepted)]
     told += [(task.name, str(task.task.serializer), accepted) for task in case.tasks]
-    told += [(case.spelled("result_serializer"), str(case.conf.result_serializer), results)] * case.keeps_results
+    stores = case.keeps_results and any(not task.task.ignore_result for task in case.tasks)
+    told += [(case.spelled("result_serializer"), str(case.conf.result_serializer), results)] * stores
     seen: set[str] = set()
     for where, name, let_in in told:
         if name in seen:
             continue
         seen.add(name)
         if not _is_installed(name):
-            yield Sign(where, f"the serializer {name} is not installed", "Install its package, or take json.")
+            cure = "Call app.setup_security()." if name == "auth" else "Install its package, or take json."
+            yield Sign(where, f"the serializer {name} is not installed", cure)
         elif registry.name_to_type.get(name, name) not in let_in:
             yield Sign(
                 where,
@@ -226,7 +232,8 @@ def absent(case: Case) -> Iterator[Sign]:
             yield Sign(
                 task.name,
                 why.partition(", so they would")[0].removeprefix(f"{task.name} ").replace("wears", "it wears", 1),
-                "Call patterns.equip(app, store=…), or patterns.use_patterns(app), where the app is made, before its tasks.",
+                "Call patterns.equip(app, store=…), or patterns.use_patterns(app), where the app is made, before its tasks; "
+                "where that is done, let its class inherit from app.Task or patterns.PatternTask.",
             )
 
 
@@ -238,7 +245,7 @@ def absent(case: Case) -> Iterator[Sign]:
     upstream="reef-technologies/cookiecutter-rt-django#195",
 )
 def runs_letters(case: Case) -> Iterator[Sign]:
-    """The dead-letter queue is one that the app's tasks go to, or one that a worker listens to."""
+    """The dead-letter queue is one that the app's tasks go to."""
     for name in dict.fromkeys(task.dead_queue for task in case.tasks):
         if name is None:
             continue
@@ -253,7 +260,8 @@ def _drops(queue: Any) -> str | None:
     said = {**(queue.queue_arguments or {})}
     for name in ("message_ttl", "expires", "max_length", "max_length_bytes"):
         if getattr(queue, name, None) is not None:
-            said[f"x-{name.replace('_', '-')}"] = getattr(queue, name)
+            own = getattr(queue, name)  # times are seconds here, and milliseconds on the server
+            said[f"x-{name.replace('_', '-')}"] = own if name.startswith("max") else int(own * 1000)
     if "x-dead-letter-exchange" in said:
         return None  # they go on to another queue
     refuses = str(said.get("x-overflow", "")).startswith("reject")
