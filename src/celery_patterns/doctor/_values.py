@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ._bindings import Binding, last_binding, names_in, parameters_of, scope_of
@@ -19,7 +18,6 @@ __all__ = [
     "SENDS",
     "arguments_of",
     "is_canvas_sent",
-    "is_model",
     "is_rebound",
     "is_result",
     "is_task_itself",
@@ -32,28 +30,8 @@ SENDS = frozenset({"delay", "apply_async", "send_task"})
 _MAKES_RESULT = frozenset({"AsyncResult", "GroupResult", "ResultSet"})
 _CANVAS = frozenset({"group", "chain", "chord", "signature", "xmap", "starmap", "chunks"})
 _SIGNATURES = frozenset({"s", "si", "signature", "subtask"})
-#: Of a manager or a query: what gives one row, what gives many, and what gives something else.
-_ONE_ROW = frozenset(
-    {
-        *("get", "first", "last", "create", "one", "one_or_none", "earliest", "latest", "create_user", "get_or_404"),
-        *("aget", "afirst", "alast", "acreate", "first_or_404"),
-    }
-)
+#: Of a manager or a query: what gives many rows.
 ROWS = frozenset({"all", "filter", "exclude", "order_by", "iterator"})
-_NO_ROWS = frozenset(
-    {
-        "values",
-        "values_list",
-        "aggregate",
-        "count",
-        "exists",
-        "dates",
-        "datetimes",
-        "with_entities",
-        "scalar",
-        "as_pymongo",
-    }
-)
 #: What gives a row and whether it was made.
 _ROW_AND_MORE = frozenset({"get_or_create", "update_or_create", "aget_or_create", "aupdate_or_create"})
 _OF_DICT = frozenset({"values", "items"})
@@ -153,70 +131,6 @@ def _is_celerys_result(case: Case, module: Module, made: ast.Call) -> bool:
         return module.imported.get(made.func.id, "").startswith("celery.")
     owner = made.func.value if isinstance(made.func, ast.Attribute) else made.func
     return _is_app(module, owner) or called(owner) == "result" or task_name(case, module, owner) is not None
-
-
-def is_model(module: Module, node: ast.expr, at: ast.AST) -> bool:
-    """Whether an expression is a row that was read from the database, or some of them."""
-    if isinstance(node, ast.Attribute) and node.attr == "user" and called(node.value) == "request":
-        return _is_request(module, node.value)
-    made = made_by(module, node, at)
-    if isinstance(made, ast.List | ast.Tuple | ast.Dict):
-        inside = made.values if isinstance(made, ast.Dict) else made.elts
-        return any(is_model(module, one, made) for one in inside if not isinstance(one, ast.Starred))
-    if isinstance(made, ast.Await):
-        made = made.value
-    if not isinstance(made, ast.Call):
-        return False
-    if called(made) == "get_object_or_404":
-        return True
-    if _is_read_by_session(made):
-        return True
-    chain = list(_chain(made))
-    asks = any(_is_manager(one) for one in chain)
-    what = {called(one) for one in chain if isinstance(one, ast.Call)}
-    return asks and not what & _NO_ROWS and called(made) in _ONE_ROW | ROWS
-
-
-def _is_request(module: Module, node: ast.expr) -> bool:
-    """Whether ``request`` is a web framework's, and not a message that is called so."""
-    if isinstance(node, ast.Attribute):
-        return isinstance(node.value, ast.Name) and node.value.id == "self"
-    assert isinstance(node, ast.Name)
-    for scope in module.around(node):
-        if isinstance(scope, Function):
-            given = {
-                one.arg: one.annotation for one in (*scope.args.posonlyargs, *scope.args.args, *scope.args.kwonlyargs)
-            }
-            if node.id in given:
-                kind = given[node.id]
-                return kind is None or called(kind) in ("Request", "HttpRequest", "WSGIRequest", "ASGIRequest")
-    return not is_rebound(module, node.id, node)  # Flask's is a module's
-
-
-def _is_read_by_session(made: ast.Call) -> bool:
-    """SQLAlchemy's ``session.get(Order, 1)``."""
-    if called(made) != "get" or not isinstance(made.func, ast.Attribute) or len(made.args) != 2:  # noqa: PLR2004
-        return False
-    what = called(made.args[0])
-    return "session" in called(made.func.value).lower() and what[:1].isupper() and not what.isupper()
-
-
-def _chain(node: ast.expr) -> Iterator[ast.expr]:
-    """``Order.objects.filter(…).first()``: the calls and attributes, from the last to the first."""
-    while isinstance(node, ast.Call | ast.Attribute):
-        yield node
-        node = node.func if isinstance(node, ast.Call) else node.value
-
-
-def _is_manager(node: ast.expr) -> bool:
-    if isinstance(node, ast.Call):
-        # SQLAlchemy's session.query(Order); one of columns gives no rows of a model.
-        models = [isinstance(one, ast.Name) and one.id[:1].isupper() for one in node.args]
-        return called(node) == "query" and bool(models) and all(models)
-    if not isinstance(node, ast.Attribute):
-        return False
-    owner = called(node.value)
-    return node.attr in ("objects", "query") and owner[:1].isupper()
 
 
 def made_by(module: Module, node: ast.expr, at: ast.AST, depth: int = 0) -> ast.expr | None:

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from . import bodies, connections, doors, limits, names, redises, sending, settings, signatures, workers
+from . import (
+    arguments,
+    bodies,
+    connections,
+    doors,
+    limits,
+    names,
+    redises,
+    results,
+    sending,
+    settings,
+    signatures,
+    workers,
+)
 
 __all__ = ["RULES"]
 
@@ -10,7 +23,8 @@ RULES = tuple(
     sorted(
         (
             *(*connections.RULES, *doors.RULES, *workers.RULES, *limits.RULES),
-            *(*settings.RULES, *names.RULES, *signatures.RULES, *redises.RULES, *bodies.RULES, *sending.RULES),
+            *(*settings.RULES, *names.RULES, *signatures.RULES, *redises.RULES, *bodies.RULES),
+            *(*sending.RULES, *arguments.RULES, *results.RULES),
         ),
         key=lambda rule: rule.id,
     )

@@ -1,4 +1,4 @@
-"""CP50 and CP51: how tasks are sent and their results read, as it is written. The source is parsed, and never imported."""
+"""CP50 and CP51: how tasks are sent, as it is written. The source is parsed, and never imported."""
 
 from __future__ import annotations
 
@@ -8,45 +8,18 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ..._republish import STRICT
-from .._bindings import Binding, last_binding, scope_of
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called
 from .._tasks import seconds
-from .._values import (
-    ERROR,
-    ROWS,
-    SENDS,
-    arguments_of,
-    is_canvas_sent,
-    is_model,
-    is_rebound,
-    is_result,
-    is_task_itself,
-    made_by,
-    sends,
-    task_name,
-)
+from .._values import is_canvas_sent, is_task_itself, made_by, sends, task_name
 
 if TYPE_CHECKING:
     from .._case import Case
-    from .._tasks import TaskFacts
 
-#: What is read of a result without a call.
-_SHOWS = frozenset({"state", "status", "result", "info", "traceback"})
-_READS = frozenset({"get", "wait", "join", "join_native", "get_leaf", "collect", "ready", "successful", "failed"})
 #: Where a transaction begins: Django's, SQLAlchemy's.
 _TRANSACTIONS = frozenset({"begin", "begin_nested"})
 #: What begins one is called so, and not a tracer's or an animation's.
 _DATABASES = ("session", "engine", "connection", "conn", "db", "database", "transaction")
-_UNSENDABLE: dict[type[ast.expr], str] = {
-    ast.Set: "a set",
-    ast.SetComp: "a set",
-    ast.Lambda: "a lambda",
-    ast.GeneratorExp: "a generator",
-}
-#: Methods by which kombu, or a class of one's own, makes something of an object that JSON carries.
-_CARRIES = frozenset({"__json__", "__new__"})
 #: No wait is so long, in seconds.
 _LONGEST = 1e12
 _WAIT = frozenset({"apply_async", "retry", "set", "signature"})
@@ -54,19 +27,6 @@ _SUMS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-}
-_MADE = {
-    "set": "a set",
-    "frozenset": "a set",
-    "object": "an object",
-    "open": "a file",
-    "Path": "a path",
-    "timedelta": "a timedelta",
-    "Exception": "an exception",
-    **{
-        name: f"a {name} object"
-        for name in ("range", "map", "filter", "zip", "iter", "reversed", "complex", "bytearray")
-    },
 }
 
 
@@ -116,101 +76,6 @@ def called_directly(case: Case) -> Iterator[Sign]:
 
 
 @rule(
-    "CP507",
-    "error",
-    "A model's row as an argument",
-    "JSON cannot carry it, so .delay() raises; with pickle the task works on the row as it was, and writes that back.",
-    upstream="mozilla/experimenter#1631",
-)
-def sends_model(case: Case) -> Iterator[Sign]:
-    """What was read from the database is sent as it is."""
-    for module, call, argument, facts in _sent(case):
-        if _is_json(case, call, facts) and is_model(module, argument, call) and not module.is_excused(call, "CP507"):
-            said = ast.unparse(argument)
-            many = made_by(module, argument, call)
-            if isinstance(many, ast.Call) and many.func is not argument and _is_query(module, argument, call):
-                what, cure = "rows of the database", "Send their keys, in a list, and read the rows in the task."
-            else:
-                key = f", {said}.pk," if isinstance(argument, ast.Name | ast.Attribute) else ""
-                what, cure = "a row of the database", f"Send its key{key} and read the row in the task."
-            yield Sign(module.place(call), f".{called(call)}() is given {said}, {what}", cure)
-
-
-@rule(
-    "CP509",
-    "error",
-    "A value that cannot be sent",
-    "JSON cannot carry it: sending it raises, and nothing is sent.",
-    upstream="miguelgrinberg/flask-celery-example#14",
-)
-def sends_unsendable(case: Case) -> Iterator[Sign]:
-    """A set, a function, a file and their like among the arguments."""
-    for module, call, argument, facts in _sent(case):
-        if not _is_json(case, call, facts) or _stays_here(module, call):
-            continue
-        made = made_by(module, argument, call)
-        kind = None if made is None else _unsendable(module, made) or _own_object(case, module, made)
-        if isinstance(argument, ast.Name) and _is_function(case, module, argument, call):
-            kind = "a function"
-        if kind is not None and not module.is_excused(call, "CP509"):
-            yield Sign(
-                module.place(call),
-                f".{called(call)}() is given {ast.unparse(argument)}, {kind}",
-                "Send a list, a dict, a number or a text.",
-            )
-
-
-@rule(
-    "CP510",
-    "error",
-    "Results that are read, and kept nowhere",
-    "Reading one raises: there is no result backend.",
-    upstream="celery/celery#7340",
-)
-def reads_nothing(case: Case) -> Iterator[Sign]:
-    """A result is read, and ``result_backend`` is not set."""
-    if case.keeps_results or case.conf.task_always_eager:
-        return
-    cure = f"Set {case.line('result_backend', repr(_near(case)))}, for example."
-    for module, place, read in _reads(case):
-        if not module.is_excused(place, "CP510"):
-            yield Sign(module.place(place), f"a result is read with {_how(read)}, and result_backend is not set", cure)
-    for module in case.source:
-        for call in module.calls:
-            chords = called(call) == "chord" and module.whole_name(call.func).startswith("celery.")
-            if chords and not module.is_excused(call, "CP510"):
-                yield Sign(
-                    module.place(call), "a chord waits for its parts' results, and result_backend is not set", cure
-                )
-
-
-@rule(
-    "CP511",
-    "error",
-    "A result that is read, and ignored",
-    "It is never stored: whoever reads it waits without an end, or gets None at once.",
-    upstream="celery/celery#2652",
-)
-def reads_ignored(case: Case) -> Iterator[Sign]:
-    """A result is read of a task whose results are ignored."""
-    if not case.keeps_results or case.conf.task_store_errors_even_if_ignored:
-        return
-    for module, place, read in _reads(case):
-        sent = made_by(module, read.value, place)
-        if not isinstance(sent, ast.Call) or not isinstance(sent.func, ast.Attribute) or called(sent) not in SENDS:
-            continue
-        facts = case.by_name.get(task_name(case, module, sent.func.value) or "")
-        stored = any(word.arg == "ignore_result" for word in sent.keywords)
-        if facts is not None and facts.task.ignore_result and not stored and not module.is_excused(place, "CP511"):
-            whose = "task_ignore_result=True" if case.conf.task_ignore_result else "ignore_result=True"
-            yield Sign(
-                module.place(place),
-                f"the result of {facts.name} is read with {_how(read)}, and {whose}",
-                f"Write ignore_result=False at {facts.name}.",
-            )
-
-
-@rule(
     "CP512",
     "error",
     "A countdown longer than the visibility timeout",
@@ -247,15 +112,6 @@ def _waits_itself(case: Case, module: Module, call: ast.Call) -> bool:
     return any(not str(getattr(way, "__module__", "")).startswith(("celery.", "celery_patterns.")) for way in ways)
 
 
-def _near(case: Case) -> str:
-    """A result backend beside the broker, where that is a Redis without a login."""
-    broker = case.addresses[0]
-    if broker.scheme not in ("redis", "rediss") or broker.trouble is not None or broker.user or broker.password:
-        return "redis://localhost:6379/2"
-    host = f"[{broker.host}]" if ":" in broker.host else broker.host
-    return f"{broker.scheme}://{host}:{broker.port}/{1 if broker.place != '1' else 2}"
-
-
 def _is_meant(module: Module, call: ast.Call, name: str) -> bool:
     """A task that calls itself, and a script that runs it."""
     for around in module.around(call):
@@ -264,74 +120,6 @@ def _is_meant(module: Module, call: ast.Call, name: str) -> bool:
         if isinstance(around, ast.If) and "__main__" in ast.dump(around.test):
             return True
     return False
-
-
-def _is_query(module: Module, argument: ast.expr, at: ast.AST) -> bool:
-    """Whether many rows are given: the query itself, and not one that a loop goes through or a place in it."""
-    found: ast.expr | None = argument
-    if isinstance(argument, ast.Name):
-        scopes = (one for one in module.around(at) if isinstance(one, Function | ast.Module))
-        bindings = (last_binding(module, scope, argument.id, at) for scope in scopes)
-        binding = next((one for one in bindings if one is not None), None)
-        node = binding.node if isinstance(binding, Binding) else None
-        found = node.value if isinstance(node, ast.Assign) else None
-    return isinstance(found, ast.Call) and called(found) in ROWS
-
-
-def _is_function(case: Case, module: Module, argument: ast.Name, at: ast.AST) -> bool:
-    return (
-        argument.id in module.functions
-        and not is_rebound(module, argument.id, at)
-        and task_name(case, module, argument) is None
-    )
-
-
-def _is_json(case: Case, call: ast.Call, facts: TaskFacts | None) -> bool:
-    """Whether the call's message is written in JSON; a serializer of somebody's own may carry more."""
-    said = [word.value for word in call.keywords if word.arg == "serializer"]
-    own = case.conf.task_serializer if facts is None else facts.task.serializer
-    name = getattr(said[0], "value", None) if said else own
-    return name in ("json", STRICT)
-
-
-def _stays_here(module: Module, call: ast.Call) -> bool:
-    """Whether a signature is called and not sent, or is told another serializer later."""
-    node: ast.AST = call
-    while isinstance(around := module.parents.get(node), ast.Attribute | ast.Call):
-        if isinstance(around, ast.Call) and around.func is node:
-            told = any(word.arg == "serializer" for word in around.keywords)
-            if told or called(around) == "apply" or node is call:
-                return True
-        elif isinstance(around, ast.Call):
-            return False  # it is an argument
-        node = around
-    return False
-
-
-def _sent(case: Case) -> Iterator[tuple[Module, ast.Call, ast.expr, TaskFacts | None]]:
-    """Each argument with which a known task is sent."""
-    for module in case.source:
-        for call in module.calls:
-            arguments = arguments_of(call) if isinstance(call.func, ast.Attribute) else []
-            name = task_name(case, module, call.func.value) if arguments else None  # type: ignore[attr-defined]
-            if name is not None:
-                yield from ((module, call, argument, case.by_name.get(name)) for argument in arguments)
-
-
-def _reads(case: Case) -> Iterator[tuple[Module, ast.expr, ast.Attribute]]:
-    """Where a result is read, and what of it: ``.get()``, ``.state``."""
-    for module in case.source:
-        for call in module.calls:
-            read = call.func
-            if isinstance(read, ast.Attribute) and read.attr in _READS and is_result(case, module, read.value, call):
-                yield module, call, read
-        for node in module.attributes:
-            if node.attr in _SHOWS and is_result(case, module, node.value, node):
-                yield module, node, node
-
-
-def _how(read: ast.Attribute) -> str:
-    return f".{read.attr}{'()' if read.attr in _READS else ''}"
 
 
 def _in_transaction(module: Module, call: ast.Call) -> bool:
@@ -354,43 +142,6 @@ def _begins(node: ast.expr) -> bool:
     owner = called(node.func.value).lower() if isinstance(node.func, ast.Attribute) else ""
     # A tracer's begin("span") begins something else, and so does an animation's.
     return called(node) in _TRANSACTIONS and not node.args and any(word in owner for word in _DATABASES)
-
-
-def _unsendable(module: Module, node: ast.expr) -> str | None:
-    if isinstance(node, ast.Call):
-        return _MADE.get(called(node)) if node is ERROR or _is_builtin(module, node) else None
-    if isinstance(node, ast.Dict) and None in node.keys:
-        return None  # {**others}: they may replace it
-    if isinstance(node, ast.Dict) and any(isinstance(key, ast.Tuple) for key in node.keys):
-        return "a dict whose key is a tuple"
-    inside = node.values if isinstance(node, ast.Dict) else node.elts if isinstance(node, ast.List | ast.Tuple) else []
-    return _UNSENDABLE.get(type(node)) or next((kind for one in inside if (kind := _unsendable(module, one))), None)
-
-
-def _is_builtin(module: Module, node: ast.Call) -> bool:
-    """Whether it calls Python's own, and nothing that the module or somebody else calls so."""
-    name = called(node)
-    if isinstance(node.func, ast.Attribute):
-        return module.whole_name(node.func) in ("datetime.timedelta", "pathlib.Path")
-    if not isinstance(node.func, ast.Name) or is_rebound(module, name, node):
-        return False
-    imported = module.imported.get(name)
-    if name in ("timedelta", "Path"):
-        return imported in (None, "datetime.timedelta", "pathlib.Path") and name not in module.classes
-    return imported is None and name not in scope_of(module, module.tree).bindings
-
-
-def _own_object(case: Case, module: Module, node: ast.expr) -> str | None:
-    """An object of a class that is written in the same file, and of nothing that JSON knows."""
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        return None
-    one = module.classes.get(node.func.id)
-    if one is None or case.teaches or is_rebound(module, one.name, node):
-        return None
-    if one.keywords or not all(called(base) in ("object", "BaseModel") for base in one.bases):
-        return None
-    methods = {part.name for part in one.body if isinstance(part, Function)}
-    return None if methods & _CARRIES else f"an object of {one.name}"
 
 
 def _is_told_to_wait(case: Case, module: Module, call: ast.Call) -> bool:

@@ -1,0 +1,164 @@
+"""CP50: what tasks are sent with, as it is written. The source is parsed, and never imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..._republish import STRICT
+from .._bindings import scope_of
+from .._finding import Rule, Sign, rule
+from .._module import Function, Module, called
+from .._rows import is_query, is_row
+from .._values import ERROR, arguments_of, is_rebound, made_by, task_name
+
+if TYPE_CHECKING:
+    from .._case import Case
+    from .._tasks import TaskFacts
+
+_UNSENDABLE: dict[type[ast.expr], str] = {
+    ast.Set: "a set",
+    ast.SetComp: "a set",
+    ast.Lambda: "a lambda",
+    ast.GeneratorExp: "a generator",
+}
+#: Methods by which kombu, or a class of one's own, makes something of an object that JSON carries.
+_CARRIES = frozenset({"__json__", "__new__"})
+_MADE = {
+    "set": "a set",
+    "frozenset": "a set",
+    "object": "an object",
+    "open": "a file",
+    "Path": "a path",
+    "timedelta": "a timedelta",
+    "Exception": "an exception",
+    **{
+        name: f"a {name} object"
+        for name in ("range", "map", "filter", "zip", "iter", "reversed", "complex", "bytearray")
+    },
+}
+
+
+@rule(
+    "CP507",
+    "error",
+    "A model's row as an argument",
+    "JSON cannot carry it, so .delay() raises; with pickle the task works on the row as it was, and writes that back.",
+    upstream="mozilla/experimenter#1631",
+)
+def sends_model(case: Case) -> Iterator[Sign]:
+    """What was read from the database is sent as it is."""
+    for module, call, argument, facts in _sent(case):
+        if _is_json(case, call, facts) and is_row(module, argument, call) and not module.is_excused(call, "CP507"):
+            said = ast.unparse(argument)
+            if is_query(module, argument, call):
+                what, cure = "rows of the database", "Send their keys, in a list, and read the rows in the task."
+            else:
+                key = f", {said}.pk," if isinstance(argument, ast.Name | ast.Attribute) else ""
+                what, cure = "a row of the database", f"Send its key{key} and read the row in the task."
+            yield Sign(module.place(call), f".{called(call)}() is given {said}, {what}", cure)
+
+
+@rule(
+    "CP509",
+    "error",
+    "A value that cannot be sent",
+    "JSON cannot carry it: sending it raises, and nothing is sent.",
+    upstream="miguelgrinberg/flask-celery-example#14",
+)
+def sends_unsendable(case: Case) -> Iterator[Sign]:
+    """A set, a function, a file and their like among the arguments."""
+    for module, call, argument, facts in _sent(case):
+        if not _is_json(case, call, facts) or _stays_here(module, call):
+            continue
+        made = made_by(module, argument, call)
+        kind = None if made is None else _unsendable(module, made) or _own_object(case, module, made)
+        if isinstance(argument, ast.Name) and _is_function(case, module, argument, call):
+            kind = "a function"
+        if kind is not None and not module.is_excused(call, "CP509"):
+            yield Sign(
+                module.place(call),
+                f".{called(call)}() is given {ast.unparse(argument)}, {kind}",
+                "Send a list, a dict, a number or a text.",
+            )
+
+
+def _sent(case: Case) -> Iterator[tuple[Module, ast.Call, ast.expr, TaskFacts | None]]:
+    """Each argument with which a known task is sent."""
+    for module in case.source:
+        for call in module.calls:
+            arguments = arguments_of(call) if isinstance(call.func, ast.Attribute) else []
+            name = task_name(case, module, call.func.value) if arguments else None  # type: ignore[attr-defined]
+            if name is not None:
+                yield from ((module, call, argument, case.by_name.get(name)) for argument in arguments)
+
+
+def _is_json(case: Case, call: ast.Call, facts: TaskFacts | None) -> bool:
+    """Whether the call's message is written in JSON; a serializer of somebody's own may carry more."""
+    said = [word.value for word in call.keywords if word.arg == "serializer"]
+    own = case.conf.task_serializer if facts is None else facts.task.serializer
+    name = getattr(said[0], "value", None) if said else own
+    return name in ("json", STRICT)
+
+
+def _stays_here(module: Module, call: ast.Call) -> bool:
+    """Whether a signature is called and not sent, or is told another serializer later."""
+    node: ast.AST = call
+    while isinstance(around := module.parents.get(node), ast.Attribute | ast.Call):
+        if isinstance(around, ast.Call) and around.func is node:
+            told = any(word.arg == "serializer" for word in around.keywords)
+            if told or called(around) == "apply" or node is call:
+                return True
+        elif isinstance(around, ast.Call):
+            return False  # it is an argument
+        node = around
+    return False
+
+
+def _unsendable(module: Module, node: ast.expr) -> str | None:
+    if isinstance(node, ast.Call):
+        return _MADE.get(called(node)) if node is ERROR or _is_builtin(module, node) else None
+    if isinstance(node, ast.Dict) and None in node.keys:
+        return None  # {**others}: they may replace it
+    if isinstance(node, ast.Dict) and any(isinstance(key, ast.Tuple) for key in node.keys):
+        return "a dict whose key is a tuple"
+    inside = node.values if isinstance(node, ast.Dict) else node.elts if isinstance(node, ast.List | ast.Tuple) else []
+    return _UNSENDABLE.get(type(node)) or next((kind for one in inside if (kind := _unsendable(module, one))), None)
+
+
+def _is_builtin(module: Module, node: ast.Call) -> bool:
+    """Whether it calls Python's own, and nothing that the module or somebody else calls so."""
+    name = called(node)
+    if isinstance(node.func, ast.Attribute):
+        return module.whole_name(node.func) in ("datetime.timedelta", "pathlib.Path")
+    if not isinstance(node.func, ast.Name) or is_rebound(module, name, node):
+        return False
+    imported = module.imported.get(name)
+    if name in ("timedelta", "Path"):
+        return imported in (None, "datetime.timedelta", "pathlib.Path") and name not in module.classes
+    return imported is None and name not in scope_of(module, module.tree).bindings
+
+
+def _is_function(case: Case, module: Module, argument: ast.Name, at: ast.AST) -> bool:
+    return (
+        argument.id in module.functions
+        and not is_rebound(module, argument.id, at)
+        and task_name(case, module, argument) is None
+    )
+
+
+def _own_object(case: Case, module: Module, node: ast.expr) -> str | None:
+    """An object of a class that is written in the same file, and of nothing that JSON knows."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return None
+    one = module.classes.get(node.func.id)
+    if one is None or case.teaches or is_rebound(module, one.name, node):
+        return None
+    if one.keywords or not all(called(base) in ("object", "BaseModel") for base in one.bases):
+        return None
+    methods = {part.name for part in one.body if isinstance(part, Function)}
+    return None if methods & _CARRIES else f"an object of {one.name}"
+
+
+RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
