@@ -192,6 +192,15 @@ class Case:
                 found.setdefault(entry.queue, []).append(f"beat_schedule[{entry.name!r}]")
         return found
 
+    @cached_property
+    def mixed(self) -> dict[str, str]:
+        """Queues that tasks and dead letters go to, each with a task that buries there: no worker starts on one."""
+        found: dict[str, str] = {}
+        for task in self.tasks:
+            if task.dead_queue in self.queues:
+                found.setdefault(str(task.dead_queue), task.name)
+        return found
+
     @property
     def queues_there(self) -> Mapping[str, QueueFacts]:
         """The app's queues that RabbitMQ has; none where it was not asked."""

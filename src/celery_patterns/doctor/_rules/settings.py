@@ -246,13 +246,9 @@ def absent(case: Case) -> Iterator[Sign]:
 )
 def runs_letters(case: Case) -> Iterator[Sign]:
     """The dead-letter queue is one that the app's tasks go to."""
-    for name in dict.fromkeys(task.dead_queue for task in case.tasks):
-        if name is None:
-            continue
-        whose = next(task.name for task in case.tasks if task.dead_queue == name)
-        if name in case.queues:
-            what = f"the dead letters of {whose} go to {name}, and so does {case.queues[name][0]}"
-            yield Sign(f"queue {name}", what, f"Name another one: dead_letter({dead_queue(name)!r}).")
+    for name, whose in case.mixed.items():
+        what = f"the dead letters of {whose} go to {name}, and so does {case.queues[name][0]}"
+        yield Sign(f"queue {name}", what, f"Name another one: dead_letter({dead_queue(name)!r}).")
 
 
 def _drops(queue: Any) -> str | None:
