@@ -54,21 +54,16 @@ class Values(dict[str, str]):
         return made
 
 
-class _Impatient(RabbitServer):
-    """RabbitMQ, which waits three seconds for an acknowledgement, and looks every second."""
+class _Told(RabbitServer):
+    """RabbitMQ with a setting of its own."""
+
+    def __init__(self, setting: str) -> None:
+        super().__init__()
+        self._setting = setting
 
     def environment(self) -> Any:
         config = self.folder / "advanced.config"
-        config.write_text("[{rabbit, [{consumer_timeout, 3000}, {channel_tick_interval, 1000}]}].\n")
-        return {**super().environment(), "RABBITMQ_ADVANCED_CONFIG_FILE": str(config)}
-
-
-class _Alarmed(RabbitServer):
-    """RabbitMQ, to which its disk is too small."""
-
-    def environment(self) -> Any:
-        config = self.folder / "advanced.config"
-        config.write_text("[{rabbit, [{disk_free_limit, 1000000000000000}]}].\n")
+        config.write_text(f"[{{rabbit, [{self._setting}]}}].\n")
         return {**super().environment(), "RABBITMQ_ADVANCED_CONFIG_FILE": str(config)}
 
 
@@ -98,9 +93,9 @@ def _redis(*words: str, **how: Any) -> Callable[[ExitStack], Server | int]:
     return lambda stack: stack.enter_context(other_redis(*words, **how))
 
 
-def _rabbit(kind: type[RabbitServer]) -> Callable[[ExitStack], Server]:
+def _rabbit(setting: str) -> Callable[[ExitStack], Server]:
     def started(stack: ExitStack) -> Server:
-        server = kind()
+        server = _Told(setting)
         stack.callback(server.close)
         server.start()
         return server
@@ -126,8 +121,9 @@ SERVERS: dict[str, Callable[[ExitStack], Server | House | int | str]] = {
     "refusing": _redis(*_LITTLE, "noeviction"),
     "forgetful": _redis("--appendonly", "no"),
     "durable": _redis(),
-    "impatient": _rabbit(_Impatient),
-    "alarmed": _rabbit(_Alarmed),
+    # Three seconds for an acknowledgement, looked at each second; and a disk that is too small.
+    "impatient": _rabbit("{consumer_timeout, 3000}, {channel_tick_interval, 1000}"),
+    "alarmed": _rabbit("{disk_free_limit, 1000000000000000}"),
     "other_celery": _other_celery,
     "known": _redis(
         "--requirepass", "a-secret", "--user", "admin", "on", ">admin", "~*", "&*", "+@all", password="a-secret"

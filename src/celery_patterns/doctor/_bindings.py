@@ -86,12 +86,12 @@ def last_binding(module: Module, scope: ast.AST, name: str, at: ast.AST) -> Bind
     each = scope_of(module, scope).bindings.get(name, [])
     if isinstance(scope, ast.Module) and name in module.globals:
         return False
-    is_later = isinstance(scope, ast.Module) and any(isinstance(one, Function) for one in module.around(at))
+    runs_later = isinstance(scope, ast.Module) and any(isinstance(one, Function) for one in module.around(at))
     line = getattr(at, "lineno", 0)
-    before = [one for one in each if is_later or one.line < line]
+    before = [one for one in each if runs_later or one.line < line]
     if not before:
         return None
-    if is_later and len(before) > 1:
+    if runs_later and len(before) > 1:
         return False  # when the function is called, any of them may hold
     last = before[-1]
     return last if len(before) == 1 or _is_passed(module, last.node, at) else False
