@@ -126,7 +126,8 @@ def written_by_hand(app: Celery, dead: str, **fields: Any) -> Letter:
     headers = fields.pop("headers", {})
     more = fields.pop("publish", {})
     letter = Letter(**{**known, **fields})
-    headers = {"id": letter.task_id, "task": letter.task, "argsrepr": "('o-1',)", "kwargsrepr": "{}", **headers}
+    celerys = {"id": letter.task_id, "task": letter.task, "argsrepr": "('o-1',)", "kwargsrepr": "{}"}
+    headers = {**({} if letter.task is None else celerys), **headers}
 
     def send(producer: Any) -> None:
         queue = Queue(dead, durable=True, queue_arguments={"x-queue-type": "classic"})
@@ -542,6 +543,17 @@ def test_the_rate_is_kept(app: Celery, queue: str, dead: str) -> None:
     assert len(messages(app, queue)) == 6
 
 
+def test_nothing_is_on_its_way_while_the_rate_is_waited_for(app: Celery, queue: str, dead: str) -> None:
+    """A letter is told of when it is out, and not a second later when the next one goes: a kill in between doubles nothing."""
+    for _ in range(2):
+        written_by_hand(app, dead)
+    told: list[float] = []
+    dead_letters(app, dead).replay_all(rate=1, on_each=lambda *_: told.append(time.monotonic()))
+    assert len(told) == 2
+    assert told[1] - told[0] > 0.7
+    assert len(messages(app, queue)) == 2
+
+
 def test_each_letter_is_told_of(app: Celery, dead: str) -> None:
     """With None, or with the reason why it could not be sent."""
     good = written_by_hand(app, dead)
@@ -582,6 +594,57 @@ def test_a_full_queue_is_waited_for_once(rabbit: str, queue: str, dead: str) -> 
     assert (report.sent, report.failed) == (0, 20)
     assert time.monotonic() - began < 15
     assert dead_letters(app, dead).count() == 20
+    app.close()
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_full_queue_takes_what_its_consumer_makes_room_for(rabbit: str, queue: str, dead: str, keyed: bool) -> None:
+    """Each message that it refuses is tried again by itself, with a key or without; all of them arrive."""
+    app = keyed_app(rabbit, queue, dead) if keyed else made(rabbit, queue)
+    full = Queue(f"{queue}-full", queue_arguments={"x-max-length": 3, "x-overflow": "reject-publish"})
+    with app.connection_for_write() as connection:
+        full(connection.default_channel).declare()
+    expected = {written_by_hand(app, dead).replay_id for _ in range(40)}
+    found: list[str] = []
+    done = threading.Event()
+
+    def consume() -> None:
+        with app.connection_for_read() as connection:
+            channel = connection.default_channel
+            while not done.is_set():
+                raw = channel.basic_get(full.name, no_ack=True)
+                if raw is None:
+                    time.sleep(0.01)
+                else:
+                    found.append(channel.message_to_python(raw).headers["id"])
+
+    consumer = threading.Thread(target=consume)
+    consumer.start()
+    try:
+        report = dead_letters(app, dead).replay_all(to=full.name)
+        wait_until(lambda: len(found) >= 40, 10, "all were consumed")
+    finally:
+        done.set()
+        consumer.join()
+    assert (report.sent, report.failed, set(found)) == (40, 0, expected)
+    app.close()
+
+
+def test_a_message_that_is_none_of_celerys_and_cannot_be_sent(rabbit: str, queue: str, dead: str) -> None:
+    """It has no id, or its sender's, by which the broker's answer could be told apart from another's; its letter stays."""
+    app = keyed_app(rabbit, queue, dead)
+    bad = []
+    for number in range(30):
+        written_by_hand(app, dead)
+        if number % 10 == 5:
+            gone = {"queue": f"{queue}-gone", "routing_key": f"{queue}-gone", "task": None, "task_id": None}
+            foreign = {"body": b"what is this", "publish": {"content_type": "text/plain", "correlation_id": "theirs"}}
+            bad.append(written_by_hand(app, dead, **gone, **foreign))
+    letters = dead_letters(app, dead)
+    report = letters.replay_all()
+    assert (report.sent, report.failed) == (30, 3)
+    assert {one.id for one in letters} == {letter.id for letter in bad}
+    assert len(messages(app, queue)) == 30
     app.close()
 
 
@@ -672,6 +735,32 @@ def test_a_correction_that_no_key_can_be_made_of(app: Celery, queue: str, dead: 
     assert letters.where(task="keyed", limit=2).count() == 2
     newest = [*letters][-1]
     assert letters.replay(newest, correct={"order": 1.5})
+
+
+def test_a_letter_that_arrives_meanwhile_keeps_its_own_key(app: Celery, queue: str, dead: str) -> None:
+    """What was not there when the correction was tried on all of them is held against their keys, too; it stays."""
+    arrived: list[str] = []
+
+    def key_of(order: str) -> str:
+        if watched and not arrived:
+            arrived.append(order)
+            run_here(keyed, "o-2")
+        return order
+
+    @app.task(shared=False, name="keyed")
+    @idempotent(key=key_of, ttl=timedelta(hours=1))
+    @dead_letter(dead)
+    def keyed(order: str) -> None:
+        raise ValueError
+
+    watched: list[bool] = []
+    run_here(keyed, "o-1")
+    watched.append(True)
+    letters = dead_letters(app, dead)
+    report = letters.replay_all(correct={"order": "o-9"})
+    assert (report.sent, report.failed, len(arrived)) == (1, 1, 1)
+    assert "another letter's" in report.failures[0].error
+    assert (letters.count(), len(messages(app, queue))) == (1, 1)
 
 
 def test_a_correction_that_would_give_several_letters_one_key(app: Celery, queue: str, dead: str) -> None:

@@ -83,18 +83,20 @@ class Correction:
     Args:
         app: Its tasks' signatures say where an argument stands.
         values: The new values by name, a :class:`Typed` among them where somebody typed it.
+        keys: Holds the keys that corrected letters got, so that letters of several keys do not get one.
 
     Raises:
         ConfigurationError: When they are no names with values.
         UnsafeValue: When a value would not arrive as it is.
     """
 
-    def __init__(self, app: Celery, values: Mapping[str, Any]) -> None:
+    def __init__(self, app: Celery, values: Mapping[str, Any], keys: Ledger) -> None:
         if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
             raise ConfigurationError(
                 f'expected correct to hold values by name, for example {{"order_id": "o-1"}}; got {type(values).__name__}'
             )
         self._app = app
+        self._keys = keys
         self._values = {
             name: value if isinstance(value, Typed) else json.loads(dumps(value, name))
             for name, value in values.items()
@@ -103,14 +105,13 @@ class Correction:
     def __bool__(self) -> bool:
         return bool(self._values)
 
-    def apply(self, entry: Entry, body: Any, headers: dict[str, Any], keys: Ledger | None = None) -> Corrected:
+    def apply(self, entry: Entry, body: Any, headers: dict[str, Any]) -> Corrected:
         """The message with the new values.
 
         Args:
             entry: The letter.
             body: Its body, ``[args, kwargs, embed]`` as JSON; None when it is not of this form.
             headers: The headers of the replay.
-            keys: The keys of the other letters, to which this one's is added, where they are to be told apart.
 
         Raises:
             ConfigurationError: When this letter's task does not take them, a text is not of the type that stands there, or
@@ -124,8 +125,7 @@ class Correction:
         args, kwargs, embed = body
         old, new = _Arguments(args, kwargs), _Arguments(list(args), dict(kwargs))
         was = self._set(entry, new)
-        if keys is not None:
-            self._keep_apart(entry, old, new, keys)
+        self._keep_apart(entry, old, new)
         kinds = {name: f"{kind_of(one.was)} -> {kind_of(one.new)}" for name, one in was.items()}
         text = json.dumps([new.args, new.kwargs, embed]).encode()
         return Corrected(text, self._told(entry, headers, old, new, was), kinds)
@@ -172,19 +172,19 @@ class Correction:
         except InvalidKey as error:
             raise ConfigurationError(f"{_of(entry)} {error}") from None
 
-    def _keep_apart(self, entry: Entry, old: _Arguments, new: _Arguments, keys: Ledger) -> None:
+    def _keep_apart(self, entry: Entry, old: _Arguments, new: _Arguments) -> None:
         """Letters of several keys that all get one would be one run, and the others' work would never be done."""
         before, after = self._key_of(entry, old), self._key_of(entry, new)
         if after is None:
             return
-        other = keys.get(after)
+        other = self._keys.get(after)
         if other is not None and other != before:
             raise ConfigurationError(
                 f"{_of(entry)} with {' and '.join(self._values)} the key of {entry.letter.task}() would be another "
                 "letter's, too, and of all with one key only one is run; expected values that the key is not made of, or "
                 "one letter, by its id"
             )
-        keys.put(after, before or "")
+        self._keys.put(after, before or "")
 
     def _key_of(self, entry: Entry, arguments: _Arguments) -> str | None:
         """The key's digest; None where there is none, or the worker could not make it either."""

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["Flight", "Sent"]
 
 
+#: How many messages may be on their way before another one is sent.
+_IN_FLIGHT = 32
+
+
 @dataclass
 class Sent:
-    """A message on its way."""
+    """A message on its way, and who hears of its end."""
 
     entry: Entry
     message: dict[str, Any]
@@ -48,20 +52,23 @@ class Flight:
         self._channel.events["basic_return"].add(self._returned)
         self._producer = app.amqp.Producer(self._channel, auto_declare=False)
         self._numbers = 0
+        self._alone = False
         self._flying: dict[int, Sent] = {}
         self._landed: deque[Sent] = deque()
 
-    def send(
-        self,
-        entry: Entry,
-        message: dict[str, Any],
-        target: tuple[str, str],
-        told: Callable[[Entry, PublishFailed | None], object],
-    ) -> None:
-        """Send a letter's message; ``told`` hears of its end in a later call."""
+    def send(self, sent: Sent, *, alone: bool) -> None:
+        """Send a letter's message, of whose end is told in a later call.
+
+        Args:
+            sent: The letter and its message.
+            alone: Whether nothing else may be on its way while this is.
+        """
+        self.settle(0 if alone or self._alone else _IN_FLIGHT)
+        self._alone = alone
         self._numbers += 1
-        self._flying[self._numbers] = Sent(entry, message, target, told)
-        self._producer.publish(exchange=target[0], routing_key=target[1], mandatory=True, retry=False, **message)
+        self._flying[self._numbers] = sent
+        exchange, key = sent.target
+        self._producer.publish(exchange=exchange, routing_key=key, mandatory=True, retry=False, **sent.message)
         self.tell()
 
     def settle(self, most: int = 0) -> None:
@@ -104,7 +111,8 @@ class Flight:
     def _returned(self, error: Exception, exchange: str, key: str, message: Any) -> None:
         """It comes before the message's confirmation."""
         for sent in self._flying.values():
-            if message.properties.get("correlation_id") == sent.entry.letter.replay_id:
+            # What flies alone may be no message of Celery's, which has no id.
+            if self._alone or message.properties.get("correlation_id") == sent.entry.letter.replay_id:
                 sent.refused = PublishFailed(f"no queue takes it: {error} ({exchange!r}, {key!r})")
 
     def _land(self, number: int, multiple: bool, error: PublishFailed | None) -> None:

@@ -19,7 +19,7 @@ from .._publish import CONFIRM
 from .._queues import queue_length
 from ..exceptions import ConfigurationError, PublishFailed
 from ._entry import Entry, Look, Told, entry_of
-from ._flight import Flight
+from ._flight import Flight, Sent
 from ._undisturbed import between_letters, pause, say_gone
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ _PATIENCE = timedelta(seconds=30)
 _RETURN, _MOMENT = 5.0, 0.5
 #: How many letters are asked for at once, and seconds after which no more of them are waited for.
 _BATCH, _SILENCE = 32, 0.2
-#: How many messages with a key may be on their way.
-_IN_FLIGHT = 32
 #: For how long one message is tried.
 _SENDING = timedelta(seconds=5)
 
@@ -226,6 +224,12 @@ class OnRabbitMQ:
     def resend(
         self, entry: Entry, message: dict[str, Any], target: tuple[str, str], told: Told, *, keyed: bool
     ) -> None:
+        def flown(landing: Entry, error: PublishFailed | None) -> None:
+            # Refused by a full queue, or lost with the channel: it is tried by itself.
+            if error is not None and error.transient and not _is_silence(error):
+                error = _not_tried() if self._stalled else self._published(message, target)
+            landed(landing, error)
+
         def landed(landing: Entry, error: PublishFailed | None) -> None:
             # A full queue is waited for once, and not once for each letter. Of a broker that says nothing, as at a memory
             # alarm, it is not known what it will do once it goes on: it is told of one message, and of no more.
@@ -238,8 +242,8 @@ class OnRabbitMQ:
         if self._stalled:
             told(entry, False, _not_tried())
         # An exchange that is not there would take the channel down, and with it what is on its way.
-        elif keyed and self._flies and not target[0]:
-            self._fly(entry, message, target, landed)
+        elif self._flies and not target[0]:
+            self._fly(Sent(entry, message, target, flown), alone=not keyed)
         else:
             self.settle()
             landed(entry, self._published(message, target))
@@ -274,12 +278,11 @@ class OnRabbitMQ:
             return error
         return None
 
-    def _fly(self, entry: Entry, message: dict[str, Any], target: tuple[str, str], landed: Any) -> None:
+    def _fly(self, sent: Sent, *, alone: bool) -> None:
         try:
             if self._flight is None:
                 self._flight = Flight(self._app, self._connection, _SENDING.total_seconds())
-            self._flight.send(entry, message, target, landed)
-            self._flight.settle(_IN_FLIGHT)
+            self._flight.send(sent, alone=alone)
         except self._passing as error:
             self._lost = error
             self._ground()
@@ -294,10 +297,10 @@ class OnRabbitMQ:
             self._ground()
 
     def _ground(self) -> None:
-        """Send what was on its way when its channel was lost once more, each with its own confirmation: a key absorbs it."""
+        """Send what was on its way when its channel was lost once more; and the others each with its own confirmation."""
         flight, self._flight, self._flies = self._flight, None, False
         for sent in [] if flight is None else flight.lost():
-            sent.told(sent.entry, _not_tried() if self._stalled else self._published(sent.message, sent.target))
+            sent.told(sent.entry, PublishFailed("its channel was lost", transient=True))
 
     def target_of(self, letter: Letter) -> tuple[str, str]:
         # Its exchange may have several queues, and the others have had their copy.

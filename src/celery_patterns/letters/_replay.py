@@ -89,10 +89,12 @@ class Pace:
         self._gap = 0.0 if rate is None else 1 / rate
         self._next = 0.0
 
-    def wait(self) -> None:
-        """Sleep until the next letter may go."""
+    def wait(self, before: Callable[[], object]) -> None:
+        """Sleep until the next letter may go; ``before`` is called when that is not now."""
         if self._gap:
-            pause(self._next - time.monotonic())
+            if time.monotonic() < self._next:
+                before()
+                pause(self._next - time.monotonic())
             self._next = max(self._next, time.monotonic()) + self._gap
 
 
@@ -217,7 +219,7 @@ class Replayer:
         if self._dry_run:
             told(entry, True, None)
             return
-        self._pace.wait()
+        self._pace.wait(before=shelf.settle)  # nothing is on its way for as long as that
         if self._watched is not None:
             # An outcome that an earlier replay of this letter left there is not the one that is waited for.
             forget(self._app, entry.letter.replay_id)
@@ -248,15 +250,12 @@ class Replayer:
         if self._on_each is not None and (sent or failure is not None):
             self._on_each(letter, failure)
 
-    def message_of(
-        self, entry: Entry, *, watched: bool = False, keys: Ledger | None = None
-    ) -> tuple[dict[str, Any], dict[str, str]]:
+    def message_of(self, entry: Entry, *, watched: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
         """What is published, and which types a correction changes.
 
         Args:
             entry: The letter.
             watched: Whether its task is to store a result, whatever it usually does.
-            keys: The keys of the letters before it, from which a correction must keep this one's apart.
 
         Returns:
             The arguments to ``Producer.publish``, but for exchange and routing key; and for each corrected argument the type
@@ -277,7 +276,7 @@ class Replayer:
             known[2]["chord"] = None  # it was told when the task died
             body = json.dumps(known).encode()
         if self._correction:
-            corrected = self._correction.apply(entry, known, headers, keys)
+            corrected = self._correction.apply(entry, known, headers)
             body, headers, kinds = corrected.body, corrected.headers, corrected.kinds
         if watched:
             headers["ignore_result"] = False

@@ -95,10 +95,9 @@ def _rounds(
 
 def _try_on(walk: Walk, replayer: Replayer) -> None:
     with ExitStack() as stack:
-        shelf, keys = walk.open(stack), ledger_in(stack)
-        for entry in walk.entries(shelf, ledger_in(stack)):
+        for entry in walk.entries(walk.open(stack), ledger_in(stack)):
             between_letters()
-            replayer.message_of(entry, keys=keys)
+            replayer.message_of(entry)
 
 
 def _send(walk: Walk, replayer: Replayer, limit: int | None = None, *, watched: bool = False) -> dict[str, str]:

@@ -223,8 +223,8 @@ class DeadLetters:
         refuse_canary(self._app, canary, canary_timeout)
         if self._walk.chosen is None:
             return Replayed(sent=0, failed=0, dry_run=dry_run)
-        correction = Correction(self._app, correct or {})
         with ExitStack() as stack:
+            correction = Correction(self._app, correct or {}, ledger_in(stack))
             replayer = Replayer(
                 self._app,
                 ledger_in(stack),
