@@ -117,6 +117,38 @@ MISTAKES = {
         "@app.task\ndef a(): ...\n\n\ndef view():\n    a.apply_async(countdown=24 * 60 * 60)",
     ),
     "a retry in two hours": ("CP512", "@app.task(bind=True)\ndef a(self):\n    raise self.retry(countdown=7200)"),
+    "a result in a helper": (
+        "CP501",
+        "def helper():\n    return b.delay().get()\n\n\n@app.task\ndef a():\n    return helper()\n\n\n@app.task\ndef b(): ...",
+    ),
+    "a result in a helper's helper": (
+        "CP501",
+        "@app.task\ndef a():\n    first()\n\n\ndef first():\n    return second()\n\n\ndef second():\n    r = a.delay()\n    return r.get() or first()",
+    ),
+    "a row of a signal": (
+        "CP507",
+        "@app.task\ndef a(u): ...\n\n\ndef saved(sender, instance, created, **more):\n    a.delay(instance)",
+    ),
+    "a row of a signal, later": (
+        "CP507",
+        "@app.task\ndef a(u): ...\n\n\ndef saved(sender, instance, **more):\n    transaction.on_commit(lambda: a.delay(instance))",
+    ),
+    "a row of a form": (
+        "CP507",
+        "@app.task\ndef a(u): ...\n\n\ndef view(form):\n    order = form.save()\n    a.delay(order)",
+    ),
+    "a row of a serializer": (
+        "CP507",
+        "@app.task\ndef a(u): ...\n\n\nclass View:\n    def perform_create(self, serializer):\n        a.delay(serializer.save(owner=1))",
+    ),
+    "sent before the commit": (
+        "CP502",
+        "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    session.add(o)\n    session.flush()\n    a.delay(o.id)\n    session.commit()",
+    ),
+    "sent before the commit, in a condition": (
+        "CP502",
+        "@app.task\ndef a(i): ...\n\n\ndef view(o):\n    db.session.add(o)\n    if o.due:\n        a.delay(1)\n    db.session.commit()",
+    ),
     "results that are gathered": (
         "CP501",
         "@app.task\ndef a():\n    rs = []\n    for _ in range(2):\n        rs.append(a.delay())\n    for r in rs:\n        r.get()",
@@ -227,6 +259,35 @@ MISTAKES = {
 }
 #: In none of them anything is found.
 RIGHT = {
+    "sent behind the commit": "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    session.add(o)\n    session.commit()\n    a.delay(o.id)",
+    "sent between two commits": (
+        "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    session.add(o)\n    session.commit()\n    a.delay(o.id)\n    o.sent = True\n    session.commit()"
+    ),
+    "a commit of another way": (
+        "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    if o.new:\n        session.add(o)\n        session.commit()\n    else:\n        a.delay(o.id)"
+    ),
+    "a set of one's own": "@app.task\ndef a(i): ...\n\n\ndef view(seen, session, o):\n    seen.add(o)\n    a.delay(1)\n    session.commit()",
+    "sent before anything is written": (
+        "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    a.delay(1)\n    session.add(o)\n    session.commit()"
+    ),
+    "a helper that no task calls": "@app.task\ndef a(): ...\n\n\ndef helper():\n    return a.delay().get()\n\n\ndef view():\n    return helper()",
+    "another function of a helper's name": (
+        "@app.task\ndef a(helper):\n    helper()\n\n\ndef helper():\n    return a.delay(1).get()"
+    ),
+    "a method of a helper's name": (
+        "class A:\n    def helper(self):\n        return a.delay().get()\n\n\ndef helper(): ...\n\n\n@app.task\ndef a():\n    helper()"
+    ),
+    "a key of a signal's row": (
+        "@app.task\ndef a(u): ...\n\n\ndef saved(sender, instance, **more):\n    a.delay(instance.pk)"
+    ),
+    "an instance of one's own": "@app.task\ndef a(u): ...\n\n\ndef restart(instance):\n    a.delay(instance)",
+    "an instance that is made anew": (
+        "@app.task\ndef a(u): ...\n\n\ndef saved(sender, instance, **more):\n    instance = str(instance)\n    a.delay(instance)"
+    ),
+    "what a form's save gives": (
+        "@app.task\ndef a(u): ...\n\n\ndef view(form):\n    order_id = form.save()\n    a.delay(order_id)"
+    ),
+    "what another save gives": "@app.task\ndef a(u): ...\n\n\ndef view(store):\n    a.delay(store.save('x'))",
     "another value of the same name": (
         "@app.task\ndef a(flag):\n    if flag:\n        r = a.delay(1)\n        return r.id\n    r = {'k': 1}\n    return r.get('k')"
     ),

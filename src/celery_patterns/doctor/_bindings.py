@@ -13,7 +13,7 @@ from ._module import Function
 if TYPE_CHECKING:
     from ._module import Module
 
-__all__ = ["Binding", "Scope", "last_binding", "names_in", "nodes_of", "parameters_of", "scope_of"]
+__all__ = ["Binding", "Scope", "is_passed", "last_binding", "names_in", "nodes_of", "parameters_of", "scope_of"]
 
 #: What changes a list, a dict or a set.
 _CHANGES = frozenset(
@@ -94,7 +94,7 @@ def last_binding(module: Module, scope: ast.AST, name: str, at: ast.AST) -> Bind
     if runs_later and len(before) > 1:
         return False  # when the function is called, any of them may hold
     last = before[-1]
-    return last if len(before) == 1 or _is_passed(module, last.node, at) else False
+    return last if len(before) == 1 or is_passed(module, last.node, at) else False
 
 
 def names_in(target: ast.expr) -> set[str]:
@@ -162,7 +162,7 @@ def _changed(node: ast.AST) -> Iterator[str]:
             yield name
 
 
-def _is_passed(module: Module, node: ast.AST, at: ast.AST) -> bool:
+def is_passed(module: Module, node: ast.AST, at: ast.AST) -> bool:
     """Whether each way to a place goes through the statement: not so where that stands in a branch of its own."""
     statement = node
     while not isinstance(statement, ast.stmt | ast.ExceptHandler | ast.match_case) and statement in module.parents:

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ._bindings import Binding, last_binding
+from ._bindings import Binding, last_binding, parameters_of, scope_of
 from ._module import Function, called
 from ._values import ROWS, is_rebound, made_by
 
@@ -42,6 +42,8 @@ def is_row(module: Module, node: ast.expr, at: ast.AST) -> bool:
     """Whether an expression is a row that was read from the database, or some of them."""
     if isinstance(node, ast.Attribute) and node.attr == "user" and called(node.value) == "request":
         return _is_request(module, node.value)
+    if isinstance(node, ast.Name) and node.id == "instance" and _is_signals(module, at):
+        return True
     made = made_by(module, node, at)
     if isinstance(made, ast.List | ast.Tuple | ast.Dict):
         inside = made.values if isinstance(made, ast.Dict) else made.elts
@@ -52,7 +54,7 @@ def is_row(module: Module, node: ast.expr, at: ast.AST) -> bool:
         return False
     if called(made) == "get_object_or_404":
         return True
-    if _is_read_by_session(made):
+    if _is_read_by_session(made) or (_is_saved_form(made) and not _is_key(node)):
         return True
     chain = list(_chain(made))
     asks = any(_is_manager(one) for one in chain)
@@ -74,6 +76,29 @@ def _is_request(module: Module, node: ast.expr) -> bool:
                 kind = given[node.id]
                 return kind is None or called(kind) in ("Request", "HttpRequest", "WSGIRequest", "ASGIRequest")
     return not is_rebound(module, node.id, node)  # Flask's is a module's
+
+
+def _is_signals(module: Module, at: ast.AST) -> bool:
+    """Whether ``instance`` is what Django's signals of a model bring: ``def saved(sender, instance, **more)``."""
+    for scope in module.around(at):
+        if isinstance(scope, Function | ast.Lambda) and "instance" in parameters_of(scope):
+            is_set_once = isinstance(scope, Function) and len(scope_of(module, scope).bindings["instance"]) == 1
+            return is_set_once and "sender" in parameters_of(scope)
+        if isinstance(scope, Function) and "instance" in scope_of(module, scope).bindings:
+            return False
+    return False
+
+
+def _is_saved_form(made: ast.Call) -> bool:
+    """``form.save()`` of Django's, ``serializer.save()`` of the REST framework's."""
+    if called(made) != "save" or not isinstance(made.func, ast.Attribute):
+        return False
+    return called(made.func.value).lower().endswith(("form", "serializer"))
+
+
+def _is_key(node: ast.expr) -> bool:
+    """Whether a variable is called like a row's key."""
+    return called(node).lower().endswith(("id", "pk", "key"))
 
 
 def _is_read_by_session(made: ast.Call) -> bool:

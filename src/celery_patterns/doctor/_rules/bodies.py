@@ -12,7 +12,7 @@ import celery
 from .._bindings import nodes_of
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, TaskSource, called
-from .._values import is_result, made_by
+from .._values import is_rebound, is_result, made_by
 
 if TYPE_CHECKING:
     from .._case import Case
@@ -41,15 +41,20 @@ _LEAVES = frozenset({"retry", "exit", "_exit", "abort"})
     upstream="dagster-io/dagster#29660",
 )
 def waits_inside(case: Case) -> Iterator[Sign]:
-    """``.get()`` of a result in a task's body."""
-    for module, task, call in _calls_in_tasks(case):
-        waits = isinstance(call.func, ast.Attribute) and call.func.attr in _WAITS
-        if waits and is_result(case, module, call.func.value, call) and not module.is_excused(call, "CP501"):  # type: ignore[attr-defined]
-            yield Sign(
-                module.place(call),
-                f"{task.name} waits for a result with .{called(call)}()",
-                "Let the second task be called when the first is done: chain(first.s(…), second.s()), or a chord for many.",
-            )
+    """``.get()`` of a result in a task's body, or in a function of the same file that it calls."""
+    for module in case.source:
+        reads = [one for one in module.calls if isinstance(one.func, ast.Attribute) and one.func.attr in _WAITS]
+        waits = [one for one in reads if is_result(case, module, one.func.value, one)]  # type: ignore[attr-defined]
+        callers = _callers(module) if waits else {}
+        for call in waits:
+            who = _run_by(module, call, callers)
+            if who is not None and not module.is_excused(call, "CP501"):
+                yield Sign(
+                    module.place(call),
+                    f"{who} waits for a result with .{called(call)}()",
+                    "Let the second task be called when the first is done: chain(first.s(…), second.s()), or a chord for "
+                    "many.",
+                )
 
 
 @rule(
@@ -221,6 +226,33 @@ def _calls_in_tasks(case: Case) -> Iterator[tuple[Module, TaskSource, ast.Call]]
             for node in ast.walk(task.function):
                 if isinstance(node, ast.Call) and node not in task.function.decorator_list:
                     yield module, task, node
+
+
+def _callers(module: Module) -> dict[str, list[ast.AST]]:
+    """Which functions call one of the module's own by its name; one that is defined in another calls for that."""
+    found: dict[str, list[ast.AST]] = {}
+    for call in module.calls:
+        around = [one for one in module.around(call) if isinstance(one, Function)]
+        name = called(call) if isinstance(call.func, ast.Name) else ""
+        if around and name in module.functions and not is_rebound(module, name, call):
+            found.setdefault(name, []).append(around[-1])
+    return found
+
+
+def _run_by(module: Module, call: ast.Call, callers: dict[str, list[ast.AST]]) -> str | None:
+    """The task that comes to a place, in its own body or through functions of the same file; None where none is known to."""
+    around = [one for one in module.around(call) if isinstance(one, Function)]
+    names: dict[ast.AST, str] = {task.function: task.name for task in module.tasks}
+    for function in around:
+        if function in names:
+            return names[function]
+    ways: list[ast.AST] = [*around[-1:]]
+    for one in ways:  # it grows meanwhile
+        if one in names:
+            return f"{names[one]}, which calls {around[-1].name}(),"
+        if isinstance(one, Function) and module.parents[one] is module.tree:  # and no method
+            ways.extend(caller for caller in callers.get(one.name, ()) if caller not in ways)
+    return None
 
 
 def _is_effect(module: Module, call: ast.Call) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from .._bindings import is_passed
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called
 from .._tasks import seconds
@@ -22,6 +23,8 @@ _TRANSACTIONS = frozenset({"begin", "begin_nested"})
 _DATABASES = ("session", "engine", "connection", "conn", "db", "database", "transaction")
 #: No wait is so long, in seconds.
 _LONGEST = 1e12
+#: What a session is told to write.
+_ADDS = ("add", "add_all", "merge", "flush")
 _WAIT = frozenset({"apply_async", "retry", "set", "signature"})
 _SUMS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -38,19 +41,22 @@ _SUMS: dict[type[ast.operator], Callable[[float, float], float]] = {
     upstream="celery/celery#8491",
 )
 def sends_in_transaction(case: Case) -> Iterator[Sign]:
-    """``.delay()`` within ``transaction.atomic()`` or a session's ``begin()``."""
+    """``.delay()`` within ``transaction.atomic()`` or a session's ``begin()``, or between its ``add()`` and ``commit()``."""
     for module in case.source:
-        if "atomic" not in module.text and "begin" not in module.text:
+        if not any(word in module.text for word in ("atomic", "begin", "commit")):
             continue
+        writes = _writes(module)
         for call in module.calls:
-            if not _in_transaction(module, call) or module.is_excused(call, "CP502"):
+            where = "within a transaction" if _in_transaction(module, call) else _before_commit(module, call, writes)
+            if where is None or module.is_excused(call, "CP502"):
                 continue
             one = sends(case, module, call)
             if (one and not _waits_itself(case, module, call)) or is_canvas_sent(module, call):
                 yield Sign(
                     module.place(call),
-                    f"{f'.{called(call)}()' if one else 'a canvas is sent'} within a transaction",
-                    "Send it once that is committed: transaction.on_commit(lambda: task.delay(…)), or behind the block.",
+                    f"{f'.{called(call)}()' if one else 'a canvas is sent'} {where}",
+                    "Send it once that is committed: behind the block or the commit(), or in Django by "
+                    "transaction.on_commit(lambda: task.delay(…)).",
                 )
 
 
@@ -132,6 +138,38 @@ def _in_transaction(module: Module, call: ast.Call) -> bool:
             parts = (part for decorator in node.decorator_list for part in ast.walk(decorator))
             return any(isinstance(part, ast.Attribute | ast.Name) and called(part) == "atomic" for part in parts)
     return False
+
+
+def _writes(module: Module) -> dict[ast.AST | None, list[ast.Call]]:
+    """What each function does to a session, in the order of the lines."""
+    found: dict[ast.AST | None, list[ast.Call]] = {}
+    for call in module.calls:
+        if called(call) in (*_ADDS, "commit") and _session(call).rpartition(".")[2].lower().endswith(("session", "db")):
+            found.setdefault(_function_of(module, call), []).append(call)
+    return {function: sorted(calls, key=lambda one: one.lineno) for function, calls in found.items()}
+
+
+def _session(call: ast.Call) -> str:
+    return ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+
+
+def _before_commit(module: Module, call: ast.Call, writes: dict[ast.AST | None, list[ast.Call]]) -> str | None:
+    """Between what is written and the commit of the same session, where all three are passed."""
+    function = _function_of(module, call)
+    here = [] if function is None else writes.get(function, [])
+    before = [one for one in here if one.lineno < call.lineno and is_passed(module, one, call)]
+    if not before or called(before[-1]) == "commit":
+        return None
+    session, inside = _session(before[-1]), {*module.around(call)}
+    for one in here:
+        is_later = one.lineno > call.lineno and (called(one), _session(one)) == ("commit", session)
+        if is_later and module.parents.get(module.parents[one]) in inside:
+            return f"between {session}.{called(before[-1])}() and {session}.commit()"
+    return None
+
+
+def _function_of(module: Module, node: ast.AST) -> ast.AST | None:
+    return next((one for one in module.around(node) if isinstance(one, Function | ast.Lambda)), None)
 
 
 def _begins(node: ast.expr) -> bool:
