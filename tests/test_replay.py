@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -124,10 +125,10 @@ def written_by_hand(app: Celery, dead: str, **fields: Any) -> Letter:
     }
     body = fields.pop("body", b'[["o-1"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]')
     headers = fields.pop("headers", {})
-    more = fields.pop("publish", {})
+    more, bare = fields.pop("publish", {}), fields.pop("bare", False)
     letter = Letter(**{**known, **fields})
     celerys = {"id": letter.task_id, "task": letter.task, "argsrepr": "('o-1',)", "kwargsrepr": "{}"}
-    headers = {**({} if letter.task is None else celerys), **headers}
+    headers = {**({} if letter.task is None or bare else celerys), **headers}
 
     def send(producer: Any) -> None:
         queue = Queue(dead, durable=True, queue_arguments={"x-queue-type": "classic"})
@@ -737,6 +738,24 @@ def test_a_correction_that_no_key_can_be_made_of(app: Celery, queue: str, dead: 
     assert letters.replay(newest, correct={"order": 1.5})
 
 
+def test_a_letter_whose_arguments_made_no_key_is_corrected(app: Celery, queue: str, dead: str) -> None:
+    """It had none that another's could be taken for; two such letters still do not get one key."""
+
+    @app.task(shared=False, name="keyed")
+    @idempotent(key=lambda order: order["id"], ttl=timedelta(hours=1))
+    @dead_letter(dead)
+    def keyed(order: Any) -> None: ...
+
+    body = b'[[null], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
+    first, second = (written_by_hand(app, dead, task="keyed", body=body) for _ in range(2))
+    letters = dead_letters(app, dead)
+    with pytest.raises(ConfigurationError, match="another letter's"):
+        letters.replay_all(correct={"order": {"id": "o-1"}})
+    letters.replay(first, correct={"order": {"id": "o-1"}})
+    letters.replay(second, correct={"order": {"id": "o-2"}})
+    assert [message.payload[0][0]["id"] for message in messages(app, queue)] == ["o-1", "o-2"]
+
+
 def test_a_letter_that_arrives_meanwhile_keeps_its_own_key(app: Celery, queue: str, dead: str) -> None:
     """What was not there when the correction was tried on all of them is held against their keys, too; it stays."""
     arrived: list[str] = []
@@ -1147,6 +1166,84 @@ def test_messages_with_a_key_that_cannot_be_sent_are_told_of(rabbit: str, queue:
     assert {one.id for one in report.failures} == {letter.id for letter in bad}
     sent = Counter(message.headers["id"] for message in messages(app, queue))
     assert (len(sent), set(sent.values())) == (60, {1})
+    app.close()
+
+
+@pytest.mark.parametrize("most", [2, 0])
+def test_a_loss_that_is_noticed_before_the_next_message(
+    rabbit: str, queue: str, dead: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one is not sent while its letter is not held, and is met again: each is told of once, and without a key sent once."""
+    app = keyed_app(rabbit, queue, dead)
+    monkeypatch.setattr("celery_patterns.letters._rabbitmq._IN_FLIGHT", 2)
+    expected, bare = set(), set()
+    for _ in range(20):
+        expected |= {written_by_hand(app, dead).replay_id for _ in range(4)}
+        bare.add(written_by_hand(app, dead, task="bare").replay_id)
+    told: list[tuple[str, Any]] = []
+    cut: list[int] = []
+    settle = _flight.Flight.settle
+
+    def cut_first(self: Any, most_now: int = 0) -> None:
+        if not cut and most_now == most and len(self._flying) > most:
+            cut.append(len(self._flying))
+            self._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+        settle(self, most_now)
+
+    monkeypatch.setattr(_flight.Flight, "settle", cut_first)
+    report = dead_letters(app, dead).replay_all(on_each=lambda letter, error: told.append((letter.id, error)))
+    assert cut
+    assert (report.sent, report.failed, dead_letters(app, dead).count()) == (100, 0, 0)
+    assert (len(told), len(dict(told)), {error for _, error in told}) == (100, 100, {None})
+    sent = Counter(message.headers["id"] for message in messages(app, queue))
+    assert set(sent) == expected | bare
+    assert {sent[one] for one in bare} == {1}
+    app.close()
+
+
+def test_a_message_of_an_older_celery_with_a_key_that_no_queue_takes(rabbit: str, queue: str, dead: str) -> None:
+    """It keeps its own ``correlation_id``, by which the broker's answer could not be told from another's; its letter stays."""
+    app = keyed_app(rabbit, queue, dead)
+    good = [written_by_hand(app, dead) for _ in range(3)]
+    gone = {"queue": f"{queue}-gone", "routing_key": f"{queue}-gone", "publish": {"correlation_id": "theirs"}}
+    bad = written_by_hand(app, dead, bare=True, **gone)
+    letters = dead_letters(app, dead)
+    report = letters.replay_all()
+    assert (report.sent, report.failed) == (len(good), 1)
+    assert [one.id for one in letters] == [bad.id]
+    app.close()
+
+
+def test_a_message_with_a_key_that_cannot_be_written(rabbit: str, queue: str, dead: str) -> None:
+    """AMQP has no priority 300: the letter says so, stays, and stops no other."""
+    app = keyed_app(rabbit, queue, dead)
+    letters = dead_letters(app, dead)
+    good = [written_by_hand(app, dead) for _ in range(5)]
+    bad = written_by_hand(app, dead, priority=300)
+    good += [written_by_hand(app, dead) for _ in range(5)]
+    report = letters.replay_all()
+    assert (report.sent, [one.id for one in report.failures]) == (10, [bad.id])
+    assert "cannot be published" in report.failures[0].error
+    assert {message.headers["id"] for message in messages(app, queue)} == {letter.replay_id for letter in good}
+    app.close()
+
+
+def test_a_full_queue_among_others_is_waited_for_once(rabbit: str, queue: str, dead: str) -> None:
+    """A letter that another queue took in between begins no new wait."""
+    app = keyed_app(rabbit, queue, dead)
+    full = Queue(f"{queue}-full", queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    with app.connection_for_write() as connection:
+        full(connection.default_channel).declare()
+        app.amqp.Producer(connection).publish("there first", routing_key=full.name, confirm_timeout=5)
+    for _ in range(6):
+        written_by_hand(app, dead)
+        written_by_hand(app, dead, queue=full.name, routing_key=full.name)
+        written_by_hand(app, dead, task="bare")
+        written_by_hand(app, dead, task="bare", queue=full.name, routing_key=full.name)
+    began = time.monotonic()
+    report = dead_letters(app, dead).replay_all()
+    assert (report.sent, report.failed) == (12, 12)
+    assert time.monotonic() - began < 15
     app.close()
 
 

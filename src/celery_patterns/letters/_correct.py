@@ -174,17 +174,17 @@ class Correction:
 
     def _keep_apart(self, entry: Entry, old: _Arguments, new: _Arguments) -> None:
         """Letters of several keys that all get one would be one run, and the others' work would never be done."""
-        before, after = self._key_of(entry, old), self._key_of(entry, new)
+        after = self._key_of(entry, new)
         if after is None:
             return
-        other = self._keys.get(after)
-        if other is not None and other != before:
+        before = self._key_of(entry, old) or f"none, of {entry.letter.id}"
+        if (self._keys.get(after) or before) != before:
             raise ConfigurationError(
                 f"{_of(entry)} with {' and '.join(self._values)} the key of {entry.letter.task}() would be another "
                 "letter's, too, and of all with one key only one is run; expected values that the key is not made of, or "
                 "one letter, by its id"
             )
-        self._keys.put(after, before or "")
+        self._keys.put(after, before)
 
     def _key_of(self, entry: Entry, arguments: _Arguments) -> str | None:
         """The key's digest; None where there is none, or the worker could not make it either."""

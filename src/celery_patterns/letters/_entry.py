@@ -77,7 +77,7 @@ class Shelf(Protocol):
 
     def resend(
         self, entry: Entry, message: dict[str, Any], target: tuple[str, str], told: Told, *, keyed: bool
-    ) -> None:
+    ) -> bool:
         """Send a letter's message on its way and take the letter out.
 
         A letter whose message the broker did not take stays. One that somebody else has dealt with is not sent.
@@ -88,6 +88,9 @@ class Shelf(Protocol):
             target: Exchange and routing key.
             told: Called when that is done, at once or in a later call.
             keyed: Whether a key absorbs a message that is sent twice: it need not be confirmed before the next one is sent.
+
+        Returns:
+            False when nothing was done, since the letter is not held any more: the walk shows it again.
         """
         ...
 

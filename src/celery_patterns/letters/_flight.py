@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ["Flight", "Sent"]
-
-
-#: How many messages may be on their way before another one is sent.
-_IN_FLIGHT = 32
 
 
 @dataclass
@@ -52,23 +49,22 @@ class Flight:
         self._channel.events["basic_return"].add(self._returned)
         self._producer = app.amqp.Producer(self._channel, auto_declare=False)
         self._numbers = 0
-        self._alone = False
         self._flying: dict[int, Sent] = {}
         self._landed: deque[Sent] = deque()
 
-    def send(self, sent: Sent, *, alone: bool) -> None:
-        """Send a letter's message, of whose end is told in a later call.
+    def send(self, sent: Sent) -> None:
+        """Send a letter's message; of its end is told in a later call.
 
-        Args:
-            sent: The letter and its message.
-            alone: Whether nothing else may be on its way while this is.
+        Its ``correlation_id`` is the letter's ``replay_id``, by which a message that no queue takes is known again.
         """
-        self.settle(0 if alone or self._alone else _IN_FLIGHT)
-        self._alone = alone
         self._numbers += 1
         self._flying[self._numbers] = sent
         exchange, key = sent.target
-        self._producer.publish(exchange=exchange, routing_key=key, mandatory=True, retry=False, **sent.message)
+        try:
+            self._producer.publish(exchange=exchange, routing_key=key, mandatory=True, retry=False, **sent.message)
+        except (struct.error, TypeError, ValueError) as error:  # nothing of it was written
+            self._land(self._numbers, False, PublishFailed(f"the message cannot be published: {type(error).__name__}"))
+            self._numbers -= 1
         self.tell()
 
     def settle(self, most: int = 0) -> None:
@@ -111,8 +107,7 @@ class Flight:
     def _returned(self, error: Exception, exchange: str, key: str, message: Any) -> None:
         """It comes before the message's confirmation."""
         for sent in self._flying.values():
-            # What flies alone may be no message of Celery's, which has no id.
-            if self._alone or message.properties.get("correlation_id") == sent.entry.letter.replay_id:
+            if message.properties.get("correlation_id") == sent.entry.letter.replay_id:
                 sent.refused = PublishFailed(f"no queue takes it: {error} ({exchange!r}, {key!r})")
 
     def _land(self, number: int, multiple: bool, error: PublishFailed | None) -> None:

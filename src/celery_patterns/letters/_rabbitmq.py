@@ -38,6 +38,8 @@ _PATIENCE = timedelta(seconds=30)
 _RETURN, _MOMENT = 5.0, 0.5
 #: How many letters are asked for at once, and seconds after which no more of them are waited for.
 _BATCH, _SILENCE = 32, 0.2
+#: How many messages with a key may be on their way before another one is sent.
+_IN_FLIGHT = 32
 #: For how long one message is tried.
 _SENDING = timedelta(seconds=5)
 
@@ -58,7 +60,8 @@ class OnRabbitMQ:
         self._channel: Any = None
         self._flight: Flight | None = None
         self._flies = True
-        self._patience = _SENDING
+        #: Targets that did not take the last message.
+        self._full: set[tuple[str, str]] = set()
         self._left = self._unsure = 0
         self._stalled = self._warned = self._asking = self._said_gone = False
         #: What took the channel, and with it the hold on the letters that were asked for.
@@ -138,6 +141,8 @@ class OnRabbitMQ:
             self._warn(raw)
             yield entry_of(self._channel.message_to_python(raw), raw.body, raw.delivery_tag)
         self.settle()
+        if self._lost is not None:
+            raise self._lost
         self._channel.queue_declare(queue=self._queue, passive=True)  # answers, or raises when it has not heard of all
         self._channel.close()
 
@@ -223,36 +228,40 @@ class OnRabbitMQ:
 
     def resend(
         self, entry: Entry, message: dict[str, Any], target: tuple[str, str], told: Told, *, keyed: bool
-    ) -> None:
+    ) -> bool:
         def flown(landing: Entry, error: PublishFailed | None) -> None:
             # Refused by a full queue, or lost with the channel: it is tried by itself.
             if error is not None and error.transient and not _is_silence(error):
-                error = _not_tried() if self._stalled else self._published(message, target)
+                error = _unsure(error) if self._stalled else self._published(message, target)
             landed(landing, error)
 
         def landed(landing: Entry, error: PublishFailed | None) -> None:
             # A full queue is waited for once, and not once for each letter. Of a broker that says nothing, as at a memory
             # alarm, it is not known what it will do once it goes on: it is told of one message, and of no more.
-            self._patience = timedelta(0) if error is not None and error.transient else _SENDING
+            (self._full.add if error is not None and error.transient else self._full.discard)(target)
             self._stalled = self._stalled or (error is not None and _is_silence(error))
             if error is None:
                 self.remove(landing)
             told(landing, error is None, _unsure(error) if error is not None and _is_silence(error) else error)
 
+        # An exchange that is not there would take the channel down, and with it what is on its way.
+        flies = keyed and self._flies and not target[0] and message.get("correlation_id") == entry.letter.replay_id
+        self._prepare(flies=flies)
+        if self._lost is not None:
+            return False
         if self._stalled:
             told(entry, False, _not_tried())
-        # An exchange that is not there would take the channel down, and with it what is on its way.
-        elif self._flies and not target[0]:
-            self._fly(Sent(entry, message, target, flown), alone=not keyed)
+        elif flies:
+            self._fly(Sent(entry, message, target, flown))
         else:
-            self.settle()
             landed(entry, self._published(message, target))
+        return True
 
     def _published(self, message: dict[str, Any], target: tuple[str, str]) -> PublishFailed | None:
         error = self._tried(message, target)
-        if error is not None and self._patience and self._is_gone(error):
+        if error is not None and target not in self._full and self._is_gone(error):
             self._say_gone()
-            with suppress(OperationalError), self._app.connection_for_write() as again:
+            with suppress(OperationalError, *self._passing), self._app.connection_for_write() as again:
                 again.ensure_connection(
                     errback=lambda *_: between_letters(),
                     timeout=_PATIENCE.total_seconds(),
@@ -273,31 +282,37 @@ class OnRabbitMQ:
             producer.publish(exchange=target[0], routing_key=target[1], **message, **CONFIRM)
 
         try:
-            equipment_of(self._app).publisher.publish(send, patience=self._patience)
+            patience = timedelta(0) if target in self._full else _SENDING
+            equipment_of(self._app).publisher.publish(send, patience=patience)
         except PublishFailed as error:
             return error
         return None
 
-    def _fly(self, sent: Sent, *, alone: bool) -> None:
+    def _prepare(self, *, flies: bool) -> None:
+        """Wait until the next message may go: among others that are on their way, or by itself."""
         try:
-            if self._flight is None:
+            if flies and self._flight is None:
                 self._flight = Flight(self._app, self._connection, _SENDING.total_seconds())
-            self._flight.send(sent, alone=alone)
+            if self._flight is not None:
+                self._flight.settle(_IN_FLIGHT if flies else 0)
+        except self._passing as error:
+            self._lost = error
+            self._ground()
+
+    def _fly(self, sent: Sent) -> None:
+        assert self._flight is not None
+        try:
+            self._flight.send(sent)
         except self._passing as error:
             self._lost = error
             self._ground()
 
     def settle(self) -> None:
         """Wait until all that was sent is confirmed, and take those letters out."""
-        try:
-            if self._flight is not None:
-                self._flight.settle()
-        except self._passing as error:
-            self._lost = error
-            self._ground()
+        self._prepare(flies=False)
 
     def _ground(self) -> None:
-        """Send what was on its way when its channel was lost once more; and the others each with its own confirmation."""
+        """Send what was on its way when its channel was lost once more, each with its own confirmation: a key absorbs it."""
         flight, self._flight, self._flies = self._flight, None, False
         for sent in [] if flight is None else flight.lost():
             sent.told(sent.entry, PublishFailed("its channel was lost", transient=True))
@@ -315,11 +330,13 @@ class OnRabbitMQ:
 
     def _exists(self, queue: str) -> bool:
         if queue not in self._is_queue:
+            self.settle()  # an answer to what is on its way would be taken for the one to this
             try:
                 self._is_queue[queue] = queue_length(self._connection, queue) is not None
             except self._connection.channel_errors:  # somebody's own, whom nobody else may ask
                 self._is_queue[queue] = False
             except self._connection.connection_errors as error:
+                self._lost = error
                 raise PublishFailed(f"the broker did not answer: {type(error).__name__}", transient=True) from error
         return self._is_queue[queue]
 

@@ -162,7 +162,7 @@ class OnRedis:
 
     def resend(
         self, entry: Entry, message: dict[str, Any], target: tuple[str, str], told: Told, *, keyed: bool
-    ) -> None:
+    ) -> bool:
         del keyed  # it leaves in one step, with a key or without
         try:
             sent = self._moved(entry, message, target[1])
@@ -171,6 +171,7 @@ class OnRedis:
         else:
             entry.gone = True
             told(entry, sent, None)
+        return True
 
     def settle(self) -> None:
         """All is done at once."""

@@ -30,7 +30,7 @@ _NAMED = 10
 #: The properties of a message that its replay has, too. Not its time to live, and not ``user_id``, which is its sender's.
 _CARRIED = ("correlation_id", "reply_to", "message_id", "timestamp", "type", "app_id")
 
-_FLYING, _SENT, _FAILED, _TAKEN = "flying", "sent", "failed", "taken"
+_FLYING, _SENT, _FAILED, _TAKEN, _AGAIN = "flying", "sent", "failed", "taken", "again"
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Replayer:
         done = self._ledger.get(letter.id)
         if done in (_SENT, _TAKEN) and not self._dry_run:
             shelf.remove(entry)  # a letter that was written twice is one death, and is replayed once
-        elif done is None and not self._is_of_this_run(letter):
+        elif done in (None, _AGAIN) and not self._is_of_this_run(letter):
             self._replay(shelf, entry, target)
 
     def report(self, stopped: str | None = None, died_again: dict[str, str] | None = None) -> Replayed:
@@ -224,7 +224,8 @@ class Replayer:
             # An outcome that an earlier replay of this letter left there is not the one that is waited for.
             forget(self._app, entry.letter.replay_id)
         self._ledger.put(entry.letter.id, _FLYING)
-        shelf.resend(entry, message, target, told, keyed=self._is_keyed(entry.letter.task))
+        if not shelf.resend(entry, message, target, told, keyed=self._is_keyed(entry.letter.task)):
+            self._ledger.put(entry.letter.id, _AGAIN)
 
     def _is_keyed(self, name: str | None) -> bool:
         """Whether a message that is sent twice is done once, as far as this app knows."""
