@@ -16,7 +16,7 @@ from ._entry import Entry
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["Flight", "Sent"]
+__all__ = ["Flight", "Sent", "refused"]
 
 
 @dataclass
@@ -101,8 +101,7 @@ class Flight:
         self._land(number, multiple, None)
 
     def _refused(self, number: int, multiple: bool) -> None:
-        error = PublishFailed("the broker refused the message, as a full queue does", transient=True)
-        self._land(number, multiple, error)
+        self._land(number, multiple, refused())
 
     def _returned(self, error: Exception, exchange: str, key: str, message: Any) -> None:
         """It comes before the message's confirmation."""
@@ -115,3 +114,8 @@ class Flight:
             sent = self._flying.pop(flying)
             sent.refused = sent.refused or error
             self._landed.append(sent)
+
+
+def refused() -> PublishFailed:
+    """What is said of a message that the broker did not take, and may take later."""
+    return PublishFailed("the broker refused the message, as a full queue does", transient=True)

@@ -19,7 +19,7 @@ from .._publish import CONFIRM
 from .._queues import queue_length
 from ..exceptions import ConfigurationError, PublishFailed
 from ._entry import Entry, Look, Told, entry_of
-from ._flight import Flight, Sent
+from ._flight import Flight, Sent, refused
 from ._undisturbed import between_letters, pause, say_gone
 
 if TYPE_CHECKING:
@@ -274,8 +274,11 @@ class OnRabbitMQ:
 
     def _is_gone(self, error: PublishFailed) -> bool:
         """Whether the broker cannot be reached, as while it is restarted: it is waited for, as the walk does."""
-        gone = (OSError, OperationalError, *self._connection.connection_errors)
-        return error.transient and isinstance(error.__cause__, gone) and not _is_silence(error)
+        return error.transient and isinstance(error.__cause__, self._gone) and not _is_silence(error)
+
+    @property
+    def _gone(self) -> Any:
+        return (OSError, OperationalError, *self._connection.connection_errors)
 
     def _tried(self, message: dict[str, Any], target: tuple[str, str]) -> PublishFailed | None:
         def send(producer: Any) -> None:
@@ -285,7 +288,8 @@ class OnRabbitMQ:
             patience = timedelta(0) if target in self._full else _SENDING
             equipment_of(self._app).publisher.publish(send, patience=patience)
         except PublishFailed as error:
-            return error
+            said = error.__cause__ is not None and error.transient and not isinstance(error.__cause__, self._gone)
+            return refused() if said else error
         return None
 
     def _prepare(self, *, flies: bool) -> None:
