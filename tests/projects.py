@@ -211,8 +211,13 @@ class Project:
 
 def doctor_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The doctor's command, for the app that stands in ``proj.py`` there."""
+    return patterns_in(folder, "doctor", *arguments)
+
+
+def patterns_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of ours, for the app that stands in ``proj.py`` there."""
     return subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "proj", "patterns", "doctor", *arguments],
+        [sys.executable, "-m", "celery", "-A", "proj", "patterns", *arguments],
         cwd=folder,
         check=False,
         capture_output=True,

@@ -21,7 +21,7 @@ import celery_patterns as patterns
 from celery_patterns.doctor import RULES, Examination, examine
 from celery_patterns.exceptions import ConfigurationError
 
-from .projects import doctor_in
+from .projects import doctor_in, patterns_in
 from .servers import free_port
 from .strangers import babble, hole, mute, other_redis, web
 
@@ -259,17 +259,29 @@ def test_without_an_app_it_says_which_is_missing() -> None:
     assert "which app? expected celery -A proj patterns doctor" in told.stderr
 
 
-def test_an_app_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["doctor", "letters stats", "letters list", "claims list"])
+def test_an_app_that_cannot_be_imported_is_told(tmp_path: Path, command: str) -> None:
     """A module that ``include`` names and is not there is what a beginner meets first: one line, no traceback."""
     (tmp_path / "proj.py").write_text(
         'from celery import Celery\n\napp = Celery("proj", broker="memory://", include=["proj_taks"])\n'
     )
-    told = doctor_in(tmp_path)
+    told = patterns_in(tmp_path, *command.split())
     assert told.returncode == 2
     assert told.stderr.startswith(
         "Error: the app's modules cannot be imported: ModuleNotFoundError: No module named 'proj_taks'"
     )
     assert len(told.stderr.splitlines()) == 1
+
+
+def test_what_modules_print_is_no_part_of_an_answer(tmp_path: Path, database: str) -> None:
+    """A program that reads ``--json`` finds nothing else on stdout."""
+    (tmp_path / "proj.py").write_text(
+        f'from celery import Celery\n\napp = Celery("proj", broker={database!r}, include=["noisy"])\n'
+    )
+    (tmp_path / "noisy.py").write_text('print("loaded")\n')
+    for command in ("letters stats --json", "letters list --json"):
+        told = patterns_in(tmp_path, *command.split())
+        assert (told.returncode, "loaded" in told.stdout, "loaded" in told.stderr) == (0, False, True), told.stderr
 
 
 def test_nothing_wrong_is_said(database: str) -> None:

@@ -5,31 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
 from ..doctor import RULES, SEVERITIES, Examination, Finding, Profile, Rule, examine
-from ..exceptions import PatternsError
 from ._screens import visible
 from ._targets import app_of
-from ._terminal import NOT_ALL_DONE, WRONG_USE, end, say, told
-
-if TYPE_CHECKING:
-    from celery import Celery
+from ._terminal import NOT_ALL_DONE, say, told
 
 __all__ = ["doctor"]
 
 #: So many places are named of those of which the same is said.
 _PLACES = 3
-_LOGIN = re.compile(r"//[^/\s]*@")
 _COLOURS = {"error": "red", "warning": "yellow", "hint": "cyan"}
 _EXITS = """\b
 Exit codes:
@@ -108,9 +102,8 @@ def doctor(
     with told(ctx):
         # What the user's modules print as they are imported is no part of the answer.
         with contextlib.redirect_stdout(sys.stderr):
-            app = _app(ctx)
             examined = examine(
-                app, offline=offline, profile=profile, ignore=ignore, source=source or None, timeout=timeout
+                app_of(ctx), offline=offline, profile=profile, ignore=ignore, source=source or None, timeout=timeout
             )
         if as_json:
             click.echo(json.dumps(_facts(examined)))
@@ -118,19 +111,6 @@ def doctor(
             _tell(examined, colours=not (ctx.obj.no_color or os.environ.get("NO_COLOR")))
     if any(one.severity in _failing(fail_on) for one in examined.findings):
         raise click.exceptions.Exit(NOT_ALL_DONE)
-
-
-def _app(ctx: click.Context) -> Celery:
-    """The app; what its modules raise when they are imported is the first thing that is wrong."""
-    try:
-        return app_of(ctx)
-    except click.ClickException:
-        raise
-    except PatternsError as error:
-        end(str(error), WRONG_USE)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's own code, whatever it raises
-        said = _LOGIN.sub("//**@", " ".join(f"{type(error).__name__}: {error}".split()))
-        end(f"the app's modules cannot be imported: {said}", WRONG_USE)
 
 
 def _failing(fail_on: str) -> tuple[str, ...]:

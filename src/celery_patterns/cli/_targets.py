@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..exceptions import ConfigurationError, LetterNotFound
+from ..exceptions import ConfigurationError, LetterNotFound, PatternsError
 from ..letters import DeadLetters, dead_letters, dead_queues, named_queues, refuse_consumed, standing
 from ._screens import visible
-from ._terminal import ask, bar_of, count_of, say
+from ._terminal import WRONG_USE, ask, bar_of, count_of, end, say
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -20,6 +23,7 @@ __all__ = ["Target", "app_of", "nowhere", "queue_to_fill", "target", "targets"]
 
 #: How many tasks, reasons or errors are named where none of them was meant, and how.
 _NAMED = 10
+_LOGIN = re.compile(r"//[^/\s]*@")
 _KINDS = {"task": "of", "reason": "of the reason", "error": "of the error"}
 
 
@@ -148,12 +152,22 @@ def queue_to_fill(ctx: click.Context, queue: str | None, *, yes: bool) -> Target
 
 
 def app_of(ctx: click.Context) -> Celery:
-    """The app that was asked for: without -A, Celery would hand us one that has no broker."""
+    """The app that was asked for, with its modules imported: without -A, Celery would hand us one that has no broker.
+
+    What the modules print is no part of a command's answer, and what they raise is told in a line.
+    """
     if ctx.find_root().params.get("app") is None:
         raise click.UsageError(f"which app? expected celery -A proj {ctx.command_path.partition(' ')[2]}", ctx)
     app: Celery = ctx.obj.app
-    app.loader.import_default_modules()
-    app.finalize()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            app.loader.import_default_modules()
+            app.finalize()
+    except PatternsError as error:
+        end(str(error), WRONG_USE)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's own code, whatever it raises
+        said = _LOGIN.sub("//**@", " ".join(f"{type(error).__name__}: {error}".split()))
+        end(f"the app's modules cannot be imported: {said}", WRONG_USE)
     return app
 
 
