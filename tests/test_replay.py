@@ -101,6 +101,14 @@ def messages(app: Celery, queue: str) -> list[Any]:
     return found
 
 
+def full_queue(app: Celery, queue: str, *, holds: int) -> str:
+    """A queue that refuses what is more than so many messages."""
+    full = Queue(f"{queue}-full", queue_arguments={"x-max-length": holds, "x-overflow": "reject-publish"})
+    with app.connection_for_write() as connection:
+        full(connection.default_channel).declare()
+    return str(full.name)
+
+
 def written_by_hand(app: Celery, dead: str, **fields: Any) -> Letter:
     """A letter that no run wrote, published like one."""
     default = app.conf.task_default_queue
@@ -584,14 +592,13 @@ def test_a_report_names_the_first_ten(app: Celery, dead: str) -> None:
 def test_a_full_queue_is_waited_for_once(rabbit: str, queue: str, dead: str) -> None:
     """The first letter is tried for 5 seconds, the others once each; all of them stay."""
     app = made(rabbit, queue)
-    full = Queue(f"{queue}-full", queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    full = full_queue(app, queue, holds=1)
     with app.connection_for_write() as connection:
-        full(connection.default_channel).declare()
-        app.amqp.Producer(connection).publish("there first", routing_key=full.name, confirm_timeout=5)
+        app.amqp.Producer(connection).publish("there first", routing_key=full, confirm_timeout=5)
     for _ in range(20):
         written_by_hand(app, dead)
     began = time.monotonic()
-    report = dead_letters(app, dead).replay_all(to=full.name)
+    report = dead_letters(app, dead).replay_all(to=full)
     assert (report.sent, report.failed) == (0, 20)
     assert time.monotonic() - began < 15
     assert dead_letters(app, dead).count() == 20
@@ -602,9 +609,7 @@ def test_a_full_queue_is_waited_for_once(rabbit: str, queue: str, dead: str) -> 
 def test_a_full_queue_takes_what_its_consumer_makes_room_for(rabbit: str, queue: str, dead: str, keyed: bool) -> None:
     """Each message that it refuses is tried again by itself, with a key or without; all of them arrive."""
     app = keyed_app(rabbit, queue, dead) if keyed else made(rabbit, queue)
-    full = Queue(f"{queue}-full", queue_arguments={"x-max-length": 3, "x-overflow": "reject-publish"})
-    with app.connection_for_write() as connection:
-        full(connection.default_channel).declare()
+    full = full_queue(app, queue, holds=3)
     expected = {written_by_hand(app, dead).replay_id for _ in range(40)}
     found: list[str] = []
     done = threading.Event()
@@ -613,7 +618,7 @@ def test_a_full_queue_takes_what_its_consumer_makes_room_for(rabbit: str, queue:
         with app.connection_for_read() as connection:
             channel = connection.default_channel
             while not done.is_set():
-                raw = channel.basic_get(full.name, no_ack=True)
+                raw = channel.basic_get(full, no_ack=True)
                 if raw is None:
                     time.sleep(0.01)
                 else:
@@ -622,7 +627,7 @@ def test_a_full_queue_takes_what_its_consumer_makes_room_for(rabbit: str, queue:
     consumer = threading.Thread(target=consume)
     consumer.start()
     try:
-        report = dead_letters(app, dead).replay_all(to=full.name)
+        report = dead_letters(app, dead).replay_all(to=full)
         wait_until(lambda: len(found) >= 40, 10, "all were consumed")
     finally:
         done.set()
@@ -1148,16 +1153,14 @@ def keyed_app(rabbit: str, queue: str, dead: str) -> Celery:
 def test_messages_with_a_key_that_cannot_be_sent_are_told_of(rabbit: str, queue: str, dead: str) -> None:
     """They are confirmed some at a time; a queue that is gone or full, and an exchange that is gone, are each letter's own."""
     app = keyed_app(rabbit, queue, dead)
-    full = Queue(f"{queue}-full", queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
-    with app.connection_for_write() as connection:
-        full(connection.default_channel).declare()
+    full = full_queue(app, queue, holds=1)
     bad = []
     for number in range(60):
         written_by_hand(app, dead)
         if number % 20 == 10:
             bad.append(written_by_hand(app, dead, queue=f"{queue}-gone", routing_key=f"{queue}-gone"))
             bad.append(written_by_hand(app, dead, queue="x", exchange=f"{queue}-gone", routing_key="k"))
-            bad.append(written_by_hand(app, dead, queue=full.name, routing_key=full.name))
+            bad.append(written_by_hand(app, dead, queue=full, routing_key=full))
     bad.pop(2)  # the first fills the queue
     letters, told = dead_letters(app, dead), []
     report = letters.replay_all(on_each=lambda letter, error: told.append((letter.id, error is None)))
@@ -1231,15 +1234,14 @@ def test_a_message_with_a_key_that_cannot_be_written(rabbit: str, queue: str, de
 def test_a_full_queue_among_others_is_waited_for_once(rabbit: str, queue: str, dead: str) -> None:
     """A letter that another queue took in between begins no new wait."""
     app = keyed_app(rabbit, queue, dead)
-    full = Queue(f"{queue}-full", queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    full = full_queue(app, queue, holds=1)
     with app.connection_for_write() as connection:
-        full(connection.default_channel).declare()
-        app.amqp.Producer(connection).publish("there first", routing_key=full.name, confirm_timeout=5)
+        app.amqp.Producer(connection).publish("there first", routing_key=full, confirm_timeout=5)
     for _ in range(6):
         written_by_hand(app, dead)
-        written_by_hand(app, dead, queue=full.name, routing_key=full.name)
+        written_by_hand(app, dead, queue=full, routing_key=full)
         written_by_hand(app, dead, task="bare")
-        written_by_hand(app, dead, task="bare", queue=full.name, routing_key=full.name)
+        written_by_hand(app, dead, task="bare", queue=full, routing_key=full)
     began = time.monotonic()
     report = dead_letters(app, dead).replay_all()
     assert (report.sent, report.failed) == (12, 12)
