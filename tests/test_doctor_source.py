@@ -143,11 +143,15 @@ MISTAKES = {
     ),
     "sent before the commit": (
         "CP502",
-        "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    session.add(o)\n    session.flush()\n    a.delay(o.id)\n    session.commit()",
+        "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    session.add(o)\n    session.flush()\n    a.delay(str(o.id))\n    session.add(1)\n    session.commit()",
+    ),
+    "sent before the commit, by a variable": (
+        "CP502",
+        "@app.task\ndef a(i): ...\n\n\ndef view(o):\n    db.session.add(o)\n    db.session.flush()\n    key = o.id\n    a.apply_async(args=[key])\n    db.session.commit()",
     ),
     "sent before the commit, in a condition": (
         "CP502",
-        "@app.task\ndef a(i): ...\n\n\ndef view(o):\n    db.session.add(o)\n    if o.due:\n        a.delay(1)\n    db.session.commit()",
+        "@app.task\ndef a(i): ...\n\n\ndef view(o):\n    db.session.add(o)\n    if o.due:\n        a.delay(o.id)\n    db.session.commit()",
     ),
     "results that are gathered": (
         "CP501",
@@ -265,6 +269,43 @@ RIGHT = {
     ),
     "a commit of another way": (
         "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    if o.new:\n        session.add(o)\n        session.commit()\n    else:\n        a.delay(o.id)"
+    ),
+    "a commit in a try": (
+        "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    session.add(o)\n    try:\n        session.commit()\n    except OSError:\n        return\n    a.delay(o.id)\n    session.commit()"
+    ),
+    "rolled back, and sent": (
+        "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    session.add(o)\n    session.rollback()\n    a.delay(o.id)\n    session.commit()"
+    ),
+    "sent on a way out": (
+        "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    session.add(o)\n    if o.bad:\n        a.delay(o.id)\n        return\n    session.commit()"
+    ),
+    "a commit by another name": (
+        "@app.task\ndef a(i): ...\n\n\ndef view(o):\n    s = db.session\n    db.session.add(o)\n    s.commit()\n    a.delay(o.id)\n    db.session.commit()"
+    ),
+    "on one line": "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    session.add(\n        o); session.commit(); a.delay(o.id); session.commit()",
+    "about another row": (
+        "@app.task\ndef a(i): ...\n\n\ndef view(session, log, i):\n    session.add(log)\n    a.delay(i)\n    session.commit()"
+    ),
+    "what is no form": "@app.task\ndef a(u): ...\n\n\ndef view(transform):\n    a.delay(transform.save())",
+    "a form of one's own": (
+        "@app.task\ndef a(u): ...\n\n\nclass UploadForm:\n    def save(self):\n        return 'x'\n\n\ndef view(form):\n    a.delay(form.save())"
+    ),
+    "a path that a form gives": "@app.task\ndef a(u): ...\n\n\ndef view(form):\n    path = form.save()\n    a.delay(path)",
+    "an instance that a comprehension names": (
+        "@app.task\ndef a(u): ...\n\n\ndef saved(sender, instance, ids, **more):\n    [a.delay(instance) for instance in ids]"
+    ),
+    "an instance that is a text": "@app.task\ndef a(u): ...\n\n\ndef told(sender: str, instance: str):\n    a.delay(instance)",
+    "an instance of a signal of Celery's": (
+        "@app.task\ndef a(u): ...\n\n\ndef setup(sender=None, instance=None, **more):\n    a.delay(instance)"
+    ),
+    "a helper that waits if asked": (
+        "@app.task\ndef a():\n    helper()\n\n\ndef helper(wait=False):\n    r = a.delay(1)\n    if wait:\n        return r.get()\n    return r.id"
+    ),
+    "a helper that is called later": (
+        "@app.task\ndef a():\n    register(lambda: helper())\n\n\ndef helper():\n    return a.delay(1).get()"
+    ),
+    "a helper that gives one that waits": (
+        "@app.task\ndef a():\n    return helper()\n\n\ndef helper():\n    def inner():\n        return a.delay(1).get()\n\n    return inner"
     ),
     "a set of one's own": "@app.task\ndef a(i): ...\n\n\ndef view(seen, session, o):\n    seen.add(o)\n    a.delay(1)\n    session.commit()",
     "sent before anything is written": (

@@ -1204,6 +1204,36 @@ def test_a_loss_that_is_noticed_before_the_next_message(
     app.close()
 
 
+def test_a_letter_that_was_lost_while_the_rate_was_waited_for(
+    rabbit: str, queue: str, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else has replayed it meanwhile: it is not sent a second time."""
+    app, other = made(rabbit, queue), made(rabbit, queue)
+    for _ in range(2):
+        written_by_hand(app, dead)
+    shelves: list[Any] = []
+    begin = OnRabbitMQ._open
+
+    def opened(self: Any) -> None:
+        begin(self)
+        shelves.append(self)
+
+    def meanwhile(_: float) -> None:
+        monkeypatch.undo()
+        shelves[0]._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+        theirs = dead_letters(other, dead)
+        wait_until(lambda: theirs.count() == 1, 10, "the letter is back")
+        assert theirs.replay_all().sent == 1
+
+    monkeypatch.setattr(OnRabbitMQ, "_open", opened)
+    monkeypatch.setattr("celery_patterns.letters._replay.pause", meanwhile)
+    assert dead_letters(app, dead).replay_all(rate=1).sent == 1
+    assert shelves
+    assert len(messages(app, queue)) == 2
+    app.close()
+    other.close()
+
+
 def test_a_message_of_an_older_celery_with_a_key_that_no_queue_takes(rabbit: str, queue: str, dead: str) -> None:
     """It keeps its own ``correlation_id``, by which the broker's answer could not be told from another's; its letter stays."""
     app = keyed_app(rabbit, queue, dead)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ._bindings import Binding, last_binding, parameters_of, scope_of
+from ._bindings import Binding, last_binding, names_in, parameters_of, scope_of
 from ._module import Function, called
 from ._values import ROWS, is_rebound, made_by
 
@@ -37,6 +38,12 @@ _NO_ROWS = frozenset(
     }
 )
 
+#: What a form is called, and what something of a row.
+_FORM = re.compile(r"(^|_)(form|serializer)$|(Form|Serializer)$")
+_PART = re.compile(r"(ids?|pks?|keys?|name|path|url|token|email|count|number)$", re.IGNORECASE)
+_NO_MODELS = frozenset({"str", "int", "float", "bool", "bytes", "dict", "list"})
+_LOOPS = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
+
 
 def is_row(module: Module, node: ast.expr, at: ast.AST) -> bool:
     """Whether an expression is a row that was read from the database, or some of them."""
@@ -54,7 +61,7 @@ def is_row(module: Module, node: ast.expr, at: ast.AST) -> bool:
         return False
     if called(made) == "get_object_or_404":
         return True
-    if _is_read_by_session(made) or (_is_saved_form(made) and not _is_key(node)):
+    if _is_read_by_session(made) or (_is_saved_form(module, made) and not _is_key(node)):
         return True
     chain = list(_chain(made))
     asks = any(_is_manager(one) for one in chain)
@@ -81,24 +88,33 @@ def _is_request(module: Module, node: ast.expr) -> bool:
 def _is_signals(module: Module, at: ast.AST) -> bool:
     """Whether ``instance`` is what Django's signals of a model bring: ``def saved(sender, instance, **more)``."""
     for scope in module.around(at):
-        if isinstance(scope, Function | ast.Lambda) and "instance" in parameters_of(scope):
-            is_set_once = isinstance(scope, Function) and len(scope_of(module, scope).bindings["instance"]) == 1
-            return is_set_once and "sender" in parameters_of(scope)
         if isinstance(scope, Function) and "instance" in scope_of(module, scope).bindings:
+            given = scope.args.args[: len(scope.args.args) - len(scope.args.defaults)]
+            said = {one.arg: one.annotation for one in given}
+            is_set_once = len(scope_of(module, scope).bindings["instance"]) == 1
+            is_other = called(said.get("instance") or ast.Constant(None)) in _NO_MODELS
+            return is_set_once and {"sender", "instance"} <= said.keys() and not is_other
+        inner = (loop.target for loop in scope.generators) if isinstance(scope, _LOOPS) else ()
+        if any("instance" in names_in(one) for one in inner):
+            return False
+        if isinstance(scope, ast.Lambda) and "instance" in parameters_of(scope):
             return False
     return False
 
 
-def _is_saved_form(made: ast.Call) -> bool:
+def _is_saved_form(module: Module, made: ast.Call) -> bool:
     """``form.save()`` of Django's, ``serializer.save()`` of the REST framework's."""
-    if called(made) != "save" or not isinstance(made.func, ast.Attribute):
+    if called(made) != "save" or not isinstance(made.func, ast.Attribute) or made.args:
         return False
-    return called(made.func.value).lower().endswith(("form", "serializer"))
+    own = (one for one in module.classes.values() if _FORM.search(one.name))
+    if any(isinstance(part, Function) and part.name == "save" for one in own for part in one.body):
+        return False  # which gives what it likes
+    return _FORM.search(called(made.func.value)) is not None
 
 
 def _is_key(node: ast.expr) -> bool:
-    """Whether a variable is called like a row's key."""
-    return called(node).lower().endswith(("id", "pk", "key"))
+    """Whether a variable is called like something of a row."""
+    return isinstance(node, ast.Name) and _PART.search(node.id) is not None
 
 
 def _is_read_by_session(made: ast.Call) -> bool:

@@ -62,6 +62,7 @@ class OnRabbitMQ:
         self._flies = True
         #: Targets that did not take the last message.
         self._full: set[tuple[str, str]] = set()
+        self._away = False
         self._left = self._unsure = 0
         self._stalled = self._warned = self._asking = self._said_gone = False
         #: What took the channel, and with it the hold on the letters that were asked for.
@@ -148,11 +149,18 @@ class OnRabbitMQ:
 
     def _expect_hold(self) -> None:
         """Give no letter to be sent that stands in the queue again: it could not be taken out, and others see it."""
-        if self._lost is None:
-            with suppress(TimeoutError):
-                self._connection.drain_events(timeout=0)  # hears that the connection was closed
+        self._hear()
         if self._lost is not None:
             raise self._lost
+
+    def _hear(self) -> None:
+        """Hear whether the connection was closed."""
+        if self._lost is None:
+            try:
+                with suppress(TimeoutError):
+                    self._connection.drain_events(timeout=0)
+            except self._passing as error:
+                self._lost = error
 
     def _say_gone(self) -> None:
         if not self._said_gone:
@@ -200,8 +208,8 @@ class OnRabbitMQ:
         return batch
 
     def _reopen(self, gap: float) -> None:
+        self._ground()  # which takes letters out, as far as it can tell
         self._left, self._unsure = self._left + self._unsure, 0
-        self._ground()
         self._asking, self._lost = False, None
         self._connection.collect()
         pause(gap)
@@ -236,9 +244,11 @@ class OnRabbitMQ:
             landed(landing, error)
 
         def landed(landing: Entry, error: PublishFailed | None) -> None:
-            # A full queue is waited for once, and not once for each letter. Of a broker that says nothing, as at a memory
-            # alarm, it is not known what it will do once it goes on: it is told of one message, and of no more.
-            (self._full.add if error is not None and error.transient else self._full.discard)(target)
+            # A full queue is waited for once, and not once for each letter; so is a broker that has gone. Of one that says
+            # nothing, as at a memory alarm, it is not known what it will do once it goes on: it is told of one message.
+            self._away = error is not None and self._is_gone(error)
+            is_full = error is not None and error.transient and not self._away
+            (self._full.add if is_full else self._full.discard)(target)
             self._stalled = self._stalled or (error is not None and _is_silence(error))
             if error is None:
                 self.remove(landing)
@@ -247,6 +257,8 @@ class OnRabbitMQ:
         # An exchange that is not there would take the channel down, and with it what is on its way.
         flies = keyed and self._flies and not target[0] and message.get("correlation_id") == entry.letter.replay_id
         self._prepare(flies=flies)
+        if not flies:
+            self._hear()  # there may have been a pause since the letter was given
         if self._lost is not None:
             return False
         if self._stalled:
@@ -259,7 +271,7 @@ class OnRabbitMQ:
 
     def _published(self, message: dict[str, Any], target: tuple[str, str]) -> PublishFailed | None:
         error = self._tried(message, target)
-        if error is not None and target not in self._full and self._is_gone(error):
+        if error is not None and not self._away and self._is_gone(error):
             self._say_gone()
             with suppress(OperationalError, *self._passing), self._app.connection_for_write() as again:
                 again.ensure_connection(
@@ -285,7 +297,7 @@ class OnRabbitMQ:
             producer.publish(exchange=target[0], routing_key=target[1], **message, **CONFIRM)
 
         try:
-            patience = timedelta(0) if target in self._full else _SENDING
+            patience = timedelta(0) if self._away or target in self._full else _SENDING
             equipment_of(self._app).publisher.publish(send, patience=patience)
         except PublishFailed as error:
             said = error.__cause__ is not None and error.transient and not isinstance(error.__cause__, self._gone)
@@ -294,6 +306,9 @@ class OnRabbitMQ:
 
     def _prepare(self, *, flies: bool) -> None:
         """Wait until the next message may go: among others that are on their way, or by itself."""
+        if self._lost is not None:  # nothing is heard of them any more
+            self._ground()
+            return
         try:
             if flies and self._flight is None:
                 self._flight = Flight(self._app, self._connection, _SENDING.total_seconds())
@@ -329,6 +344,8 @@ class OnRabbitMQ:
 
     def target_named(self, queue: str) -> tuple[str, str]:
         if not self._exists(queue):
+            if self._lost is not None:
+                raise self._lost
             raise ConfigurationError(f"there is no queue {queue!r} on the broker; expected the name of one")
         return "", queue
 
@@ -341,7 +358,7 @@ class OnRabbitMQ:
                 self._is_queue[queue] = False
             except self._connection.connection_errors as error:
                 self._lost = error
-                raise PublishFailed(f"the broker did not answer: {type(error).__name__}", transient=True) from error
+                return False
         return self._is_queue[queue]
 
     def forget(self, letter_id: str) -> None:

@@ -229,27 +229,37 @@ def _calls_in_tasks(case: Case) -> Iterator[tuple[Module, TaskSource, ast.Call]]
 
 
 def _callers(module: Module) -> dict[str, list[ast.AST]]:
-    """Which functions call one of the module's own by its name; one that is defined in another calls for that."""
+    """Which functions call one of the module's own by its name, and where: neither on a condition nor for later."""
     found: dict[str, list[ast.AST]] = {}
     for call in module.calls:
-        around = [one for one in module.around(call) if isinstance(one, Function)]
         name = called(call) if isinstance(call.func, ast.Name) else ""
-        if around and name in module.functions and not is_rebound(module, name, call):
-            found.setdefault(name, []).append(around[-1])
+        caller = _always_in(module, call) if name in module.functions else None
+        if caller is not None and not is_rebound(module, name, call):
+            found.setdefault(name, []).append(caller)
     return found
+
+
+def _always_in(module: Module, call: ast.Call) -> Function | None:
+    """The function in whose every run a place is come to, as far as conditions say."""
+    for one in module.around(call):
+        if isinstance(one, ast.If | ast.IfExp | ast.Lambda | ast.match_case):
+            return None
+        if isinstance(one, Function):
+            return one
+    return None
 
 
 def _run_by(module: Module, call: ast.Call, callers: dict[str, list[ast.AST]]) -> str | None:
     """The task that comes to a place, in its own body or through functions of the same file; None where none is known to."""
-    around = [one for one in module.around(call) if isinstance(one, Function)]
     names: dict[ast.AST, str] = {task.function: task.name for task in module.tasks}
-    for function in around:
+    for function in module.around(call):
         if function in names:
             return names[function]
-    ways: list[ast.AST] = [*around[-1:]]
+    helper = _always_in(module, call)
+    ways: list[ast.AST] = [] if helper is None else [helper]
     for one in ways:  # it grows meanwhile
         if one in names:
-            return f"{names[one]}, which calls {around[-1].name}(),"
+            return f"{names[one]}, which calls {getattr(helper, 'name', '')}(),"
         if isinstance(one, Function) and module.parents[one] is module.tree:  # and no method
             ways.extend(caller for caller in callers.get(one.name, ()) if caller not in ways)
     return None

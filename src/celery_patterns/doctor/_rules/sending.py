@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import bisect
+import itertools
 import operator
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from .._bindings import is_passed
+from .._bindings import is_passed, nodes_of
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called
 from .._tasks import seconds
@@ -24,7 +26,9 @@ _DATABASES = ("session", "engine", "connection", "conn", "db", "database", "tran
 #: No wait is so long, in seconds.
 _LONGEST = 1e12
 #: What a session is told to write.
-_ADDS = ("add", "add_all", "merge", "flush")
+_ADDS = frozenset({"add", "add_all"})
+#: What ends its transaction, whoever is told.
+_ENDS = frozenset({"commit", "rollback", "close"})
 _WAIT = frozenset({"apply_async", "retry", "set", "signature"})
 _SUMS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -45,13 +49,13 @@ def sends_in_transaction(case: Case) -> Iterator[Sign]:
     for module in case.source:
         if not any(word in module.text for word in ("atomic", "begin", "commit")):
             continue
-        writes = _writes(module)
+        steps: dict[ast.AST, list[ast.AST]] = {}
         for call in module.calls:
-            where = "within a transaction" if _in_transaction(module, call) else _before_commit(module, call, writes)
-            if where is None or module.is_excused(call, "CP502"):
-                continue
             one = sends(case, module, call)
-            if (one and not _waits_itself(case, module, call)) or is_canvas_sent(module, call):
+            if not (one and not _waits_itself(case, module, call)) and not is_canvas_sent(module, call):
+                continue
+            where = "within a transaction" if _in_transaction(module, call) else _before_commit(module, call, steps)
+            if where is not None and not module.is_excused(call, "CP502"):
                 yield Sign(
                     module.place(call),
                     f"{f'.{called(call)}()' if one else 'a canvas is sent'} {where}",
@@ -140,32 +144,56 @@ def _in_transaction(module: Module, call: ast.Call) -> bool:
     return False
 
 
-def _writes(module: Module) -> dict[ast.AST | None, list[ast.Call]]:
-    """What each function does to a session, in the order of the lines."""
-    found: dict[ast.AST | None, list[ast.Call]] = {}
-    for call in module.calls:
-        if called(call) in (*_ADDS, "commit") and _session(call).rpartition(".")[2].lower().endswith(("session", "db")):
-            found.setdefault(_function_of(module, call), []).append(call)
-    return {function: sorted(calls, key=lambda one: one.lineno) for function, calls in found.items()}
+def _before_commit(module: Module, call: ast.Call, steps: dict[ast.AST, list[ast.AST]]) -> str | None:
+    """Between a session's ``add(row)`` and its ``commit()``, with something of that row, if each way goes through all."""
+    function = _function_of(module, call)
+    if not isinstance(function, Function):
+        return None
+    if function not in steps:
+        steps[function] = sorted((one for one in nodes_of(function) if _is_step(one)), key=_position)
+    here = bisect.bisect(steps[function], _position(call), key=_position)
+    before = [one for one in steps[function][:here] if isinstance(one, ast.Call)]
+    after = next((one for one in steps[function][here:] if not isinstance(one, ast.Call) or called(one) in _ENDS), None)
+    if not isinstance(after, ast.Call) or called(after) != "commit" or not _is_behind(module, after, call):
+        return None
+    for add in itertools.takewhile(lambda one: called(one) not in _ENDS, reversed(before)):
+        if _session(add) == _session(after) and _is_about(module, call, add) and is_passed(module, add, call):
+            return f"between {_session(add)}.{called(add)}() and {_session(add)}.commit()"
+    return None
+
+
+def _is_behind(module: Module, commit: ast.Call, call: ast.Call) -> bool:
+    """Whether a commit stands in no branch that the call is not in, too."""
+    block = module.parents.get(module.parents[commit])
+    return any(one is block for one in module.around(call))
+
+
+def _is_step(node: ast.AST) -> bool:
+    """What matters to a transaction, and what leaves before its end."""
+    if isinstance(node, ast.Call):
+        return called(node) in _ENDS or (called(node) in _ADDS and bool(_session(node)))
+    return isinstance(node, ast.Return | ast.Raise)
+
+
+def _is_about(module: Module, call: ast.Call, add: ast.Call) -> bool:
+    """Whether a task is sent with something of the row that is added."""
+    rows = {one.id for row in add.args for one in ast.walk(row) if isinstance(one, ast.Name)}
+    given = [one for part in (*call.args, *call.keywords) for one in ast.walk(part) if isinstance(one, ast.Name)]
+    made = [made_by(module, one, call) for one in given]
+    of = [one for found in made if isinstance(found, ast.Attribute) for one in ast.walk(found)]
+    return any(one.id in rows for one in (*given, *of) if isinstance(one, ast.Name))
+
+
+def _position(node: ast.AST) -> tuple[int, int]:
+    return getattr(node, "lineno", 0), getattr(node, "col_offset", 0)
 
 
 def _session(call: ast.Call) -> str:
-    return ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-
-
-def _before_commit(module: Module, call: ast.Call, writes: dict[ast.AST | None, list[ast.Call]]) -> str | None:
-    """Between what is written and the commit of the same session, where all three are passed."""
-    function = _function_of(module, call)
-    here = [] if function is None else writes.get(function, [])
-    before = [one for one in here if one.lineno < call.lineno and is_passed(module, one, call)]
-    if not before or called(before[-1]) == "commit":
-        return None
-    session, inside = _session(before[-1]), {*module.around(call)}
-    for one in here:
-        is_later = one.lineno > call.lineno and (called(one), _session(one)) == ("commit", session)
-        if is_later and module.parents.get(module.parents[one]) in inside:
-            return f"between {session}.{called(before[-1])}() and {session}.commit()"
-    return None
+    """The session that is told something: ``session``, ``db.session``; nothing where it is something else."""
+    owner = call.func.value if isinstance(call.func, ast.Attribute) else None
+    if isinstance(owner, ast.Name) or (isinstance(owner, ast.Attribute) and isinstance(owner.value, ast.Name)):
+        return ast.unparse(owner) if called(owner).lower().endswith("session") else ""
+    return ""
 
 
 def _function_of(module: Module, node: ast.AST) -> ast.AST | None:
