@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import select
 import signal
 import socket
 import stat
@@ -41,9 +42,10 @@ from celery_patterns.exceptions import (
     PublishFailed,
     UnsafeValue,
 )
-from celery_patterns.letters import _flight, _redis
+from celery_patterns.letters import _flight, _rabbitmq, _redis
 from celery_patterns.letters._canary import unhappy
 from celery_patterns.letters._causes import causes_of
+from celery_patterns.letters._filter import Filter
 from celery_patterns.letters._rabbitmq import OnRabbitMQ
 from celery_patterns.stores import MemoryStore
 
@@ -51,6 +53,9 @@ from .endings import ABSENT, raw
 from .harness import ROOT, Floor
 from .here import run_here
 from .servers import RabbitServer, RedisServer, wait_until
+
+#: A delivery that no channel has had: to acknowledge it makes RabbitMQ close the channel.
+NO_TAG = 10_000
 
 
 def made(broker: str, queue: str, backend: str | None = None) -> Celery:
@@ -1204,34 +1209,109 @@ def test_a_loss_that_is_noticed_before_the_next_message(
     app.close()
 
 
+@pytest.mark.parametrize("first", [False, True], ids=["alone", "behind something else"])
 def test_a_letter_that_was_lost_while_the_rate_was_waited_for(
-    rabbit: str, queue: str, dead: str, monkeypatch: pytest.MonkeyPatch
+    rabbit: str, queue: str, dead: str, first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else has replayed it meanwhile: it is not sent a second time."""
     app, other = made(rabbit, queue), made(rabbit, queue)
     for _ in range(2):
         written_by_hand(app, dead)
-    shelves: list[Any] = []
-    begin = OnRabbitMQ._open
-
-    def opened(self: Any) -> None:
-        begin(self)
-        shelves.append(self)
+    shelves = opened_shelves(monkeypatch)
 
     def meanwhile(_: float) -> None:
         monkeypatch.undo()
-        shelves[0]._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+        connection = shelves[0]._connection
+        sock = connection.connection.transport.sock
+        if first:
+            channel: Any = connection.channel()
+            channel.events["basic_return"].add(lambda *_: None)
+            connection.Producer(channel, auto_declare=False).publish(
+                "returned", routing_key=f"{queue}-gone", mandatory=True
+            )
+            assert select.select([sock], [], [], 10)[0]
+        sock.shutdown(socket.SHUT_RDWR)
         theirs = dead_letters(other, dead)
         wait_until(lambda: theirs.count() == 1, 10, "the letter is back")
         assert theirs.replay_all().sent == 1
 
-    monkeypatch.setattr(OnRabbitMQ, "_open", opened)
     monkeypatch.setattr("celery_patterns.letters._replay.pause", meanwhile)
     assert dead_letters(app, dead).replay_all(rate=1).sent == 1
     assert shelves
     assert len(messages(app, queue)) == 2
     app.close()
     other.close()
+
+
+def test_a_connection_that_lives_through_no_pause(
+    rabbit: str, queue: str, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a proxy that cuts what is idle: each letter goes as soon as it is held anew, and the replay comes to its end."""
+    app = made(rabbit, queue)
+    for _ in range(4):
+        written_by_hand(app, dead)
+    shelves, cut = opened_shelves(monkeypatch), []
+
+    def cutting(seconds: float) -> None:
+        assert len(cut) < 10, "it waits, loses its letters, and waits again"
+        cut.append(seconds)
+        shelves[-1]._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+
+    monkeypatch.setattr("celery_patterns.letters._replay.pause", cutting)
+    assert dead_letters(app, dead).replay_all(rate=0.1).sent == 4
+    assert len(cut) == 3
+    assert len(messages(app, queue)) == 4
+    app.close()
+
+
+def opened_shelves(monkeypatch: pytest.MonkeyPatch) -> list[OnRabbitMQ]:
+    """The shelves whose connections are opened from now on."""
+    shelves: list[OnRabbitMQ] = []
+    begin = OnRabbitMQ._open
+
+    def opened(self: OnRabbitMQ) -> None:
+        begin(self)
+        shelves.append(self)
+
+    monkeypatch.setattr(OnRabbitMQ, "_open", opened)
+    return shelves
+
+
+def test_the_end_of_the_letters_channel_is_no_answer_about_a_queue(
+    rabbit: str, queue: str, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heard while a queue is asked for: the queue is there nevertheless, and no letter is taken out by a number of before."""
+    app = keyed_app(rabbit, queue, dead)
+    exchange = Exchange(f"{queue}-events", "topic")
+    both = [f"{queue}-one", f"{queue}-two"]
+    with app.connection_for_write() as connection:
+        for name in both:
+            Queue(name, exchange, routing_key="k")(connection.default_channel).declare()
+    expected = {written_by_hand(app, dead).replay_id for _ in range(6)}
+    written_by_hand(app, dead, task="event", queue=both[0], exchange=exchange.name, routing_key="k")
+    expected |= {written_by_hand(app, dead).replay_id for _ in range(40)}
+    others = [written_by_hand(app, dead, task="other").id for _ in range(40)]
+    shelves, ended = opened_shelves(monkeypatch), []
+    ask = _rabbitmq.queue_length
+
+    def asked(connection: Any, name: str) -> int | None:
+        if name == both[0] and not ended:
+            ended.append(shelves[0]._channel.basic_ack(NO_TAG))  # which the broker answers by closing it
+        return ask(connection, name)
+
+    monkeypatch.setattr(_rabbitmq, "queue_length", asked)
+    letters = dead_letters(app, dead)
+    # Which leaves the others, and holds some of them with the rest.
+    takes = Filter.takes
+    monkeypatch.setattr(Filter, "takes", lambda self, letter: letter.task != "other" and takes(self, letter))
+    report = letters.replay_all()
+    monkeypatch.undo()
+    assert ended
+    assert (report.sent, report.failed) == (47, 0)
+    assert [letter.id for letter in letters] == others
+    assert [len(messages(app, name)) for name in both] == [1, 0]
+    assert {message.headers["id"] for message in messages(app, queue)} == expected
+    app.close()
 
 
 def test_a_message_of_an_older_celery_with_a_key_that_no_queue_takes(rabbit: str, queue: str, dead: str) -> None:
@@ -1324,6 +1404,52 @@ def test_a_callers_own_trouble_is_not_taken_for_the_brokers(rabbit: str, queue: 
     left = [letter.replay_id for letter in dead_letters(app, dead)]
     assert sorted([*sent, *left]) == sorted(expected)
     assert set(told) <= set(sent)
+    app.close()
+
+
+def test_a_caller_whose_own_trouble_does_not_end(rabbit: str, queue: str, dead: str) -> None:
+    """``on_each`` raises for each letter: the first error comes, and what was sent is taken out, once each."""
+    app = keyed_app(rabbit, queue, dead)
+    expected = {written_by_hand(app, dead).replay_id for _ in range(100)}
+    told: list[str] = []
+    tell = _flight.Flight.tell
+
+    def fail(letter: Letter, _: Any) -> None:
+        told.append(letter.replay_id)
+        raise BrokenPipeError(f"number {len(told)}")
+
+    def late(self: Any) -> None:
+        if self._numbers >= 20:  # by then several have landed
+            tell(self)
+
+    _flight.Flight.tell = late  # type: ignore[method-assign]
+    try:
+        with pytest.raises(BrokenPipeError, match=r"number 1$"):
+            dead_letters(app, dead).replay_all(on_each=fail)
+    finally:
+        _flight.Flight.tell = tell  # type: ignore[method-assign]
+    sent = [message.headers["id"] for message in messages(app, queue)]
+    left = [letter.replay_id for letter in dead_letters(app, dead)]
+    assert len(sent) >= 20
+    assert sorted([*sent, *left]) == sorted(expected)
+    assert sorted(told) == sorted(sent)
+    app.close()
+
+
+def test_a_watchers_own_trouble_is_not_taken_for_the_brokers(rabbit: str, queue: str, dead: str) -> None:
+    """A progress bar on a terminal that is gone, for example: its error comes at once."""
+    app = made(rabbit, queue)
+    written_by_hand(app, dead)
+    looked: list[int] = []
+
+    def look(number: int, _: int) -> None:
+        assert len(looked) < 5, "it is asked again and again"
+        looked.append(number)
+        raise BrokenPipeError("the terminal is gone")
+
+    with pytest.raises(BrokenPipeError, match="the terminal is gone"):
+        dead_letters(app, dead).watched(look).count()
+    assert looked == [1]
     app.close()
 
 

@@ -249,6 +249,72 @@ def test_what_is_not_celerys_is_replayed_as_it_was(on_rabbit: Celery, queue: str
     assert (message.properties["correlation_id"], message.properties["message_id"]) == ("c-1", "m-1")
 
 
+def buried_equals(app: Celery, queue: str, count: int) -> tuple[str, str]:
+    """So many equal messages without a name that RabbitMQ has buried, all in one second, and from which queue to which."""
+    buried, source = f"{queue}.dead", f"{queue}.source"
+    with app.connection_for_write() as connection:
+        channel: Any = connection.default_channel
+        Queue(buried, durable=True)(channel).declare()
+        bury = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": buried}
+        Queue(source, durable=True, queue_arguments=bury)(channel).declare()
+
+        def in_one_second() -> bool:
+            channel.queue_purge(buried)
+            with connection.Producer(auto_declare=False) as producer:
+                for _ in range(count):
+                    producer.publish(
+                        b"refresh", exchange="", routing_key=source, content_type="text/plain", user_id="guest"
+                    )
+            for _ in range(count):
+                raw: Any = wait_until(lambda: channel.basic_get(source), 10, "its arrival")
+                channel.basic_reject(raw.delivery_tag, False)
+            wait_until(lambda: standing(app, buried) == count, 10, "RabbitMQ's letters")
+            return len({letter.died_at for letter in dead_letters(app, buried)}) == 1
+
+        wait_until(in_one_second, 30, "all of them buried in one second")
+    return source, buried
+
+
+def test_equal_messages_without_a_name_are_letters_of_their_own(on_rabbit: Celery, queue: str, tmp_path: Path) -> None:
+    """Each is listed, found by its id, kept in a file, put back, and sent."""
+    source, buried = buried_equals(on_rabbit, queue, 5)
+    letters, file = dead_letters(on_rabbit, buried), tmp_path / "kept.jsonl"
+    ids = [letter.id for letter in letters]
+    assert len(set(ids)) == len(ids) == letters.count() == 5
+    assert letters.replay(ids[3]).id
+    assert [len(messages(on_rabbit, source)), letters.count()] == [1, 4]
+    assert letters.export(file) == 4
+    assert letters.where(limit=2).purge(kept_in=file) == 2
+    assert letters.purge(kept_in=file) == 2
+    assert [letters.restore(file), letters.restore(file)] == [4, 0]
+    assert letters.replay_all(dry_run=True).sent == 4
+    assert letters.replay_all().sent == 4
+    assert [len(messages(on_rabbit, source)), letters.count()] == [4, 0]
+
+
+def test_equal_messages_without_a_name_at_a_lost_connection(on_rabbit: Celery, queue: str) -> None:
+    """Which of them were sent cannot be told any more: none is lost, and what is left goes with the next call."""
+    source, buried = buried_equals(on_rabbit, queue, 8)
+    letters, told = dead_letters(on_rabbit, buried), []
+    shelves: list[OnRabbitMQ] = []
+    opened = OnRabbitMQ._open
+
+    def on_each(letter: Any, _: Any) -> None:
+        told.append(letter.id)
+        if len(told) == 3:
+            shelves[0]._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnRabbitMQ, "_open", lambda shelf: (shelves.append(shelf), opened(shelf))[1])
+        letters.replay_all(on_each=on_each)
+    calls = 1
+    while letters.count():
+        letters.replay_all(on_each=on_each)
+        calls += 1
+        assert calls < 5
+    assert len(messages(on_rabbit, source)) in (8, 9), "the one in flight may go twice"
+
+
 def test_a_quorum_queue_of_the_users_is_warned_of(on_rabbit: Celery, queue: str, dead: str, caplog: Any) -> None:
     """It counts each look, and may have a limit: that is said once it can be seen."""
     with on_rabbit.connection_for_write() as connection:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from ._message import HEADER, came_by, moment
 if TYPE_CHECKING:
     from kombu.message import Message
 
-__all__ = ["letter_of"]
+__all__ = ["is_nameless", "letter_of", "numbered"]
 
 #: RabbitMQ's words for why a queue buried a message, and ours.
 _REASONS = {
@@ -23,12 +24,26 @@ _REASONS = {
     "maxlen": "queue_full",
     "delivery_limit": "delivery_limit",
 }
+#: Properties that tell a message from others.
+_NAMES = {"message_id", "correlation_id"}
+#: What a letter that was kept in a file comes back without.
+_NOT_PUT_BACK = {"CC", "BCC", "user_id"}
 _UNKNOWN = "buried_by_broker"
 
 
 def letter_of(message: Message) -> Letter | None:
     """The letter that a message is, ours or RabbitMQ's; None when it is none."""
     return read_letter(message.headers) or _brokers(message)
+
+
+def is_nameless(letter: Letter) -> bool:
+    """Whether nothing in the message that RabbitMQ buried tells it from an equal one: each is a letter nevertheless."""
+    return bool(letter.broker_count) and letter.task_id is None and not _NAMES & letter.properties.keys()
+
+
+def numbered(letter: Letter, number: int) -> Letter:
+    """The second, third, … of equal letters without a name, as they stand in the queue; the first is as it is."""
+    return letter if number == 1 else replace(letter, id=digest("by the broker", letter.id, str(number)))
 
 
 def _brokers(message: Message) -> Letter | None:
@@ -86,6 +101,10 @@ def _string(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _without(told: Mapping[str, Any], names: Collection[str]) -> str:
+    return all_of({name: value for name, value in told.items() if name not in names})
+
+
 def _identity(message: Message, headers: Mapping[str, Any], death: tuple[str, ...]) -> str:
     """The same for each reader; without the time, which differs when RabbitMQ has to write its letter a second time."""
     body = message.body if isinstance(message.body, bytes) else str(message.body).encode("utf-8", "surrogatepass")
@@ -93,6 +112,6 @@ def _identity(message: Message, headers: Mapping[str, Any], death: tuple[str, ..
     named = (
         (task_id, str(headers.get("replaced_task_nesting")))
         if task_id
-        else (all_of(headers), all_of(message.properties))
+        else (_without(headers, _NOT_PUT_BACK), _without(properties_of(message.properties), _NOT_PUT_BACK))
     )
     return digest("by the broker", *named, *death, body.hex())

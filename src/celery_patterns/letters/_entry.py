@@ -39,6 +39,7 @@ class Entry:
         message: The message that died, its body decompressed.
         stored: The same as it stands in the queue.
         place: How its shelf finds it again.
+        round: How often its shelf had begun at the first letter: within one round no letter is shown twice.
         gone: Whether it is out of the queue, by us or by somebody else.
     """
 
@@ -46,6 +47,7 @@ class Entry:
     message: Message
     stored: Stored
     place: Any
+    round: int = 1
     gone: bool = False
 
 
@@ -53,11 +55,11 @@ class Entry:
 Told = Callable[[Entry, bool, PublishFailed | None], object]
 
 
-def entry_of(message: Message, body: bytes | str, place: Any) -> Entry | None:
+def entry_of(message: Message, body: bytes | str, place: Any, round: int = 1) -> Entry | None:  # noqa: A002 - as there
     """The entry of a message; None for what is no letter."""
     stored = Stored(body, dict(message.headers or {}), message.content_type, message.content_encoding)
     letter = letter_of(unwrapped(message))
-    return None if letter is None else Entry(letter, message, stored, place)
+    return None if letter is None else Entry(letter, message, stored, place, round)
 
 
 class Shelf(Protocol):

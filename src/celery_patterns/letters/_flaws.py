@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.message import Message
 
+from .._x_death import is_nameless
 from ._entry import entry_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def flaw_of(kept: Kept) -> str | None:
         content_encoding=kept.content_encoding,
     )
     entry = entry_of(message, kept.body, None)
-    if entry is None or entry.letter.id != kept.id:
+    if entry is None or (entry.letter.id != kept.id and not is_nameless(entry.letter)):  # which are numbered as they stand
         return "is no letter, or not the one that it says"
     return None
 

@@ -86,11 +86,11 @@ class Flight:
             sent = self._landed.popleft()
             sent.told(sent.entry, sent.refused)
 
-    def lost(self) -> list[Sent]:
-        """What was on its way when the channel was lost, after the others were told of."""
+    def lost(self) -> Sent | None:
+        """One that was on its way when the channel was lost, after what has landed was told of; None when there is none."""
         self.tell()
-        lost, self._flying = list(self._flying.values()), {}
-        return lost
+        first = next(iter(self._flying), None)
+        return None if first is None else self._flying.pop(first)
 
     def _give_up(self) -> None:
         error = PublishFailed(f"the broker did not confirm the message within {self._patience} s", transient=True)

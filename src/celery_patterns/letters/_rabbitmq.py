@@ -42,6 +42,8 @@ _BATCH, _SILENCE = 32, 0.2
 _IN_FLIGHT = 32
 #: For how long one message is tried.
 _SENDING = timedelta(seconds=5)
+#: The method by which a queue is asked for: a channel error that names it is the answer.
+_DECLARE = (50, 10)
 
 
 class OnRabbitMQ:
@@ -63,7 +65,7 @@ class OnRabbitMQ:
         #: Targets that did not take the last message.
         self._full: set[tuple[str, str]] = set()
         self._away = False
-        self._left = self._unsure = 0
+        self._left = self._unsure = self._passes = 0
         self._stalled = self._warned = self._asking = self._said_gone = False
         #: What took the channel, and with it the hold on the letters that were asked for.
         self._lost: Exception | None = None
@@ -113,15 +115,13 @@ class OnRabbitMQ:
         self._left, self._unsure = standing, 0
         looked = 0
         deadline, gap = 0.0, 0.1
+        entries = self._pass()
         while True:
             try:
-                for entry in self._pass():
-                    looked, deadline, gap = looked + 1, 0.0, 0.1
-                    self._look(min(looked, standing), standing)
-                    if entry is not None:
-                        yield entry
+                entry = next(entries)
+            except StopIteration:
                 return
-            except self._passing as error:  # noqa: PERF203 - each pass is many letters
+            except self._passing as error:
                 if not deadline:
                     if isinstance(error, self._connection.connection_errors):
                         self._say_gone()
@@ -130,17 +130,24 @@ class OnRabbitMQ:
                     raise
                 self._reopen(gap)
                 gap = min(gap * 2, 2.0)
+                entries = self._pass()
+                continue
+            looked, deadline, gap = looked + 1, 0.0, 0.1
+            self._look(min(looked, standing), standing)  # whose error is the caller's, and no trouble of the broker's
+            if entry is not None:
+                yield entry
 
     def _pass(self) -> Iterator[Entry | None]:
         if not self._left:
             return
         self._channel = self._connection.channel()
+        self._passes += 1
         for raw in self._messages():
             if self._flight is not None:
                 self._flight.tell()
             self._expect_hold()
             self._warn(raw)
-            yield entry_of(self._channel.message_to_python(raw), raw.body, raw.delivery_tag)
+            yield entry_of(self._channel.message_to_python(raw), raw.body, raw.delivery_tag, self._passes)
         self.settle()
         if self._lost is not None:
             raise self._lost
@@ -155,12 +162,13 @@ class OnRabbitMQ:
 
     def _hear(self) -> None:
         """Hear whether the connection was closed."""
-        if self._lost is None:
-            try:
-                with suppress(TimeoutError):
-                    self._connection.drain_events(timeout=0)
-            except self._passing as error:
-                self._lost = error
+        try:
+            while self._lost is None:  # one call hears one thing, and the last of several may be the end
+                self._connection.drain_events(timeout=0)
+        except TimeoutError:
+            return
+        except self._passing as error:
+            self._lost = error
 
     def _say_gone(self) -> None:
         if not self._said_gone:
@@ -332,9 +340,13 @@ class OnRabbitMQ:
 
     def _ground(self) -> None:
         """Send what was on its way when its channel was lost once more, each with its own confirmation: a key absorbs it."""
-        flight, self._flight, self._flies = self._flight, None, False
-        for sent in [] if flight is None else flight.lost():
-            sent.told(sent.entry, PublishFailed("its channel was lost", transient=True))
+        self._flies = False
+        while self._flight is not None:
+            sent = self._flight.lost()
+            if sent is None:
+                self._flight = None
+            else:
+                sent.told(sent.entry, PublishFailed("its channel was lost", transient=True))
 
     def target_of(self, letter: Letter) -> tuple[str, str]:
         # Its exchange may have several queues, and the others have had their copy.
@@ -352,13 +364,16 @@ class OnRabbitMQ:
     def _exists(self, queue: str) -> bool:
         if queue not in self._is_queue:
             self.settle()  # an answer to what is on its way would be taken for the one to this
+            if self._lost is not None:
+                return False
             try:
                 self._is_queue[queue] = queue_length(self._connection, queue) is not None
-            except self._connection.channel_errors:  # somebody's own, whom nobody else may ask
-                self._is_queue[queue] = False
-            except self._connection.connection_errors as error:
-                self._lost = error
-                return False
+            except self._passing as error:
+                # The end of the channel that holds the letters may be heard while an answer to this is waited for.
+                if getattr(error, "method_sig", None) != _DECLARE:
+                    self._lost = error
+                    return False
+                self._is_queue[queue] = False  # somebody's own, whom nobody else may ask
         return self._is_queue[queue]
 
     def forget(self, letter_id: str) -> None:

@@ -6,12 +6,14 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .._idempotent import idempotent
 from .._letter import Letter, replayed_headers
 from .._plan import worn
+from .._x_death import is_nameless
 from ..exceptions import ConfigurationError, PatternsError, PublishFailed, UnsafeValue
 from ._canary import forget
 from ._correct import Correction
@@ -97,6 +99,10 @@ class Pace:
                 pause(self._next - time.monotonic())
             self._next = max(self._next, time.monotonic()) + self._gap
 
+    def give_back(self) -> None:
+        """Let the next letter go at once: the one that was waited for did not go."""
+        self._next = time.monotonic()
+
 
 class _NotTold(Exception):  # noqa: N818 - it carries an error
     """A letter's end could not be noted, or the caller's ``on_each`` raised.
@@ -171,7 +177,7 @@ class Replayer:
                 between_letters()
                 self._meet(shelf, entry, target)
         except BaseException:
-            shelf.settle()  # so that what is on its way is counted, and taken out
+            _settle(shelf)  # so that what is on its way is counted, and taken out
             raise
 
     def _meet(self, shelf: Shelf, entry: Entry, target: tuple[str, str] | None) -> None:
@@ -180,7 +186,8 @@ class Replayer:
             shelf.settle()  # it is a copy
         done = self._ledger.get(letter.id)
         if done in (_SENT, _TAKEN) and not self._dry_run:
-            shelf.remove(entry)  # a letter that was written twice is one death, and is replayed once
+            if not is_nameless(letter):  # which may be another one of its equals
+                shelf.remove(entry)  # a letter that was written twice is one death, and is replayed once
         elif done in (None, _AGAIN) and not self._is_of_this_run(letter):
             self._replay(shelf, entry, target)
 
@@ -226,6 +233,7 @@ class Replayer:
         self._ledger.put(entry.letter.id, _FLYING)
         if not shelf.resend(entry, message, target, told, keyed=self._is_keyed(entry.letter.task)):
             self._ledger.put(entry.letter.id, _AGAIN)
+            self._pace.give_back()  # a connection that does not live through a pause would be waited for without an end
 
     def _is_keyed(self, name: str | None) -> bool:
         """Whether a message that is sent twice is done once, as far as this app knows."""
@@ -292,6 +300,15 @@ class Replayer:
             **({"correlation_id": headers["id"]} if "task" in headers else {}),
             **({} if letter.priority is None else {"priority": letter.priority}),
         }, kinds
+
+
+def _settle(shelf: Shelf) -> None:
+    """Settle all, though each may raise: it is the first error that the caller hears."""
+    settled = False
+    while not settled:
+        with suppress(_NotTold):  # by then one more has landed, so this ends
+            shelf.settle()
+            settled = True
 
 
 def _queue(entry: Entry, target: tuple[str, str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .._queues import fitting
+from .._x_death import is_nameless, numbered
 from ..exceptions import ConfigurationError
 from ._entry import Entry, Look, Shelf
 from ._filter import Filter
@@ -66,7 +67,7 @@ class Walk:
         if self.chosen is None:
             return
         limit, count = self.chosen.limit, 0
-        walk = shelf.walk()
+        walk = _apart(shelf.walk())
         try:
             for entry in walk:
                 if not self.chosen.takes(entry.letter):
@@ -85,7 +86,22 @@ class Walk:
                 if copies or not known:
                     yield entry
         finally:
-            walk.close()  # type: ignore[attr-defined]
+            walk.close()
+
+
+def _apart(walk: Iterator[Entry]) -> Generator[Entry]:
+    """The same entries, of which equal ones without a name get an id of their own."""
+    with ExitStack() as stack:
+        stack.callback(walk.close)  # type: ignore[attr-defined]
+        met: Ledger | None = None
+        for entry in walk:
+            if is_nameless(entry.letter):
+                met = met or ledger_in(stack)
+                key = f"{entry.round} {entry.letter.id}"
+                number = int(met.get(key) or 0) + 1
+                met.put(key, str(number))
+                entry.letter = numbered(entry.letter, number)
+            yield entry
 
 
 def _kind_of(app: Celery) -> str:
