@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import redis
+from amqp import Message
 from celery import Celery
 from kombu import Exchange, Queue
 from redis.commands.core import Script
@@ -249,70 +250,150 @@ def test_what_is_not_celerys_is_replayed_as_it_was(on_rabbit: Celery, queue: str
     assert (message.properties["correlation_id"], message.properties["message_id"]) == ("c-1", "m-1")
 
 
-def buried_equals(app: Celery, queue: str, count: int) -> tuple[str, str]:
-    """So many equal messages without a name that RabbitMQ has buried, all in one second, and from which queue to which."""
-    buried, source = f"{queue}.dead", f"{queue}.source"
+def buried(app: Celery, queue: str, *sent: Message) -> tuple[str, str]:
+    """Messages that RabbitMQ has buried, all in one second: from which queue to which."""
+    dead, source = f"{queue}.dead", f"{queue}.source"
     with app.connection_for_write() as connection:
         channel: Any = connection.default_channel
-        Queue(buried, durable=True)(channel).declare()
-        bury = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": buried}
+        Queue(dead, durable=True)(channel).declare()
+        bury = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
         Queue(source, durable=True, queue_arguments=bury)(channel).declare()
 
         def in_one_second() -> bool:
-            channel.queue_purge(buried)
-            with connection.Producer(auto_declare=False) as producer:
-                for _ in range(count):
-                    producer.publish(
-                        b"refresh", exchange="", routing_key=source, content_type="text/plain", user_id="guest"
-                    )
-            for _ in range(count):
+            channel.queue_purge(dead)
+            for message in sent:  # not by kombu's producer, which gives each a priority
+                channel.basic_publish(message, exchange="", routing_key=source)
+            for _ in sent:
                 raw: Any = wait_until(lambda: channel.basic_get(source), 10, "its arrival")
                 channel.basic_reject(raw.delivery_tag, False)
-            wait_until(lambda: standing(app, buried) == count, 10, "RabbitMQ's letters")
-            return len({letter.died_at for letter in dead_letters(app, buried)}) == 1
+            wait_until(lambda: standing(app, dead) == len(sent), 10, "RabbitMQ's letters")
+            return len({letter.died_at for letter in dead_letters(app, dead)}) == 1
 
         wait_until(in_one_second, 30, "all of them buried in one second")
-    return source, buried
+    return source, dead
+
+
+def equals(count: int) -> list[Message]:
+    """Messages of some other producer's: nothing tells one from another."""
+    return [Message(b"refresh", content_type="text/plain", user_id="guest") for _ in range(count)]
+
+
+def cut_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An ``on_each`` that cuts the connection of whoever reads the letters, once."""
+    shelves: list[OnRabbitMQ] = []
+    opened = OnRabbitMQ._open
+    monkeypatch.setattr(OnRabbitMQ, "_open", lambda shelf: (shelves.append(shelf), opened(shelf))[1])
+    told: list[Any] = []
+
+    def on_each(*of: Any) -> None:
+        told.append(of)
+        if len(told) == calls:
+            shelves[-1]._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+
+    return on_each
 
 
 def test_equal_messages_without_a_name_are_letters_of_their_own(on_rabbit: Celery, queue: str, tmp_path: Path) -> None:
-    """Each is listed, found by its id, kept in a file, put back, and sent."""
-    source, buried = buried_equals(on_rabbit, queue, 5)
-    letters, file = dead_letters(on_rabbit, buried), tmp_path / "kept.jsonl"
-    ids = [letter.id for letter in letters]
-    assert len(set(ids)) == len(ids) == letters.count() == 5
-    assert letters.replay(ids[3]).id
-    assert [len(messages(on_rabbit, source)), letters.count()] == [1, 4]
+    """Each is listed, sent by itself, kept in a file, deleted, put back, and sent with the others."""
+    source, dead = buried(on_rabbit, queue, *equals(6))
+    letters, file = dead_letters(on_rabbit, dead), tmp_path / "kept.jsonl"
+    known = list(letters)
+    assert (len(known), len({letter.id for letter in known}), letters.where(limit=4).count()) == (6, 1, 4)
+    for letter in known[:2]:
+        assert letters.replay(letter).id
     assert letters.export(file) == 4
-    assert letters.where(limit=2).purge(kept_in=file) == 2
-    assert letters.purge(kept_in=file) == 2
+    assert letters.where(limit=1).purge(kept_in=file) == 1
+    assert letters.restore(file) == 1
+    assert letters.purge(kept_in=file) == 4
     assert [letters.restore(file), letters.restore(file)] == [4, 0]
     assert letters.replay_all(dry_run=True).sent == 4
-    assert letters.replay_all().sent == 4
-    assert [len(messages(on_rabbit, source)), letters.count()] == [4, 0]
+    assert letters.where(limit=1).replay_all().sent == 1
+    assert letters.replay_all().sent == 3
+    assert [len(messages(on_rabbit, source)), letters.count()] == [6, 0]
 
 
-def test_equal_messages_without_a_name_at_a_lost_connection(on_rabbit: Celery, queue: str) -> None:
+def test_canaries_of_equal_messages_keep_none_back(
+    on_rabbit: Celery, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others go, as many as are wanted."""
+    source, dead = buried(on_rabbit, queue, *equals(6))
+    monkeypatch.setattr("celery_patterns.letters._rounds.expect_backend", lambda _: None)
+    monkeypatch.setattr("celery_patterns.letters._rounds.unhappy", lambda *_, **__: None)
+    letters = dead_letters(on_rabbit, dead)
+    assert letters.where(limit=4).replay_all(canary=2).sent == 4
+    assert [len(messages(on_rabbit, source)), letters.count()] == [4, 2]
+
+
+def test_equal_messages_without_a_name_at_a_lost_connection(
+    on_rabbit: Celery, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which of them were sent cannot be told any more: none is lost, and what is left goes with the next call."""
-    source, buried = buried_equals(on_rabbit, queue, 8)
-    letters, told = dead_letters(on_rabbit, buried), []
-    shelves: list[OnRabbitMQ] = []
-    opened = OnRabbitMQ._open
-
-    def on_each(letter: Any, _: Any) -> None:
-        told.append(letter.id)
-        if len(told) == 3:
-            shelves[0]._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OnRabbitMQ, "_open", lambda shelf: (shelves.append(shelf), opened(shelf))[1])
-        letters.replay_all(on_each=on_each)
-    calls = 1
+    source, dead = buried(on_rabbit, queue, *equals(8))
+    letters, on_each = dead_letters(on_rabbit, dead), cut_after(3, monkeypatch)
+    calls = 0
     while letters.count():
         letters.replay_all(on_each=on_each)
         calls += 1
         assert calls < 5
     assert len(messages(on_rabbit, source)) in (8, 9), "the one in flight may go twice"
+
+
+def test_letters_that_are_let_alone_by_a_lost_connection(
+    on_rabbit: Celery, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without a name that could not be sent when its turn came is sent with the others: it has no equal."""
+    one = [Message(f"refresh {number}".encode()) for number in range(6)]
+    source, dead = buried(on_rabbit, queue, *one)
+    assert dead_letters(on_rabbit, dead).replay_all(on_each=cut_after(3, monkeypatch)).sent == 6
+    assert len(messages(on_rabbit, source)) in (6, 7), "the one in flight may go twice"
+
+
+@pytest.mark.parametrize("what", ["some", "those in the file"])
+def test_no_more_equal_messages_are_deleted_than_were_meant(
+    on_rabbit: Celery, queue: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the connection is lost in between."""
+    _, dead = buried(on_rabbit, queue, *equals(10))
+    letters, file = dead_letters(on_rabbit, dead), tmp_path / "kept.jsonl"
+    assert letters.where(limit=5).export(file) == 5
+    some, kept = (letters.where(limit=5), None) if what == "some" else (letters, file)
+    deleted = some.purge(kept_in=kept, on_each=cut_after(3, monkeypatch))
+    assert 3 <= deleted <= 5
+    assert 5 <= letters.count() <= 7
+
+
+def test_messages_that_differ_in_a_header_are_two(on_rabbit: Celery, queue: str) -> None:
+    """Whatever its name is."""
+    both = [
+        Message(b"x", correlation_id="same", application_headers={"user_id": one, "priority": one}) for one in (17, 18)
+    ]
+    source, dead = buried(on_rabbit, queue, *both)
+    letters = dead_letters(on_rabbit, dead)
+    assert len({letter.id for letter in letters}) == 2
+    assert letters.replay_all().sent == 2
+    assert {message.headers["user_id"] for message in messages(on_rabbit, source)} == {17, 18}
+
+
+def test_equal_messages_of_a_rabbitmq_in_a_redis(
+    on_rabbit: Celery, on_redis: Celery, queue: str, tmp_path: Path
+) -> None:
+    """Out of a file: put back once, listed once though the list was changed meanwhile, deleted, and sent one after the other."""
+    _, dead = buried(on_rabbit, queue, *equals(130))
+    file = tmp_path / "kept.jsonl"
+    dead_letters(on_rabbit, dead).export(file)
+    letters = dead_letters(on_redis, dead)
+    assert [letters.restore(file), letters.restore(file)] == [130, 0]
+    with on_redis.connection_for_write() as connection:
+        client: Any = connection.default_channel.client
+        listed = 0
+        for _ in letters:
+            listed += 1
+            if listed == 100:
+                client.lrem(dead, 1, client.lindex(dead, -100))
+    assert listed <= 130
+    assert letters.where(limit=2).replay_all().sent == 2
+    assert letters.where(limit=2).replay_all().sent == 2
+    assert letters.purge(kept_in=file) == 125
 
 
 def test_a_quorum_queue_of_the_users_is_warned_of(on_rabbit: Celery, queue: str, dead: str, caplog: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from ._message import HEADER, came_by, moment
 if TYPE_CHECKING:
     from kombu.message import Message
 
-__all__ = ["is_nameless", "letter_of", "numbered"]
+__all__ = ["is_nameless", "letter_of"]
 
 #: RabbitMQ's words for why a queue buried a message, and ours.
 _REASONS = {
@@ -26,8 +25,8 @@ _REASONS = {
 }
 #: Properties that tell a message from others.
 _NAMES = {"message_id", "correlation_id"}
-#: What a letter that was kept in a file comes back without.
-_NOT_PUT_BACK = {"CC", "BCC", "user_id"}
+#: What a letter that was kept in a file may come back without, on another broker, too.
+_HEADERS_LOST, _PROPERTIES_LOST = {"CC", "BCC"}, {"user_id", "priority"}
 _UNKNOWN = "buried_by_broker"
 
 
@@ -37,13 +36,8 @@ def letter_of(message: Message) -> Letter | None:
 
 
 def is_nameless(letter: Letter) -> bool:
-    """Whether nothing in the message that RabbitMQ buried tells it from an equal one: each is a letter nevertheless."""
+    """Whether nothing in what RabbitMQ buried tells it from an equal one: a second one is no copy of the first."""
     return bool(letter.broker_count) and letter.task_id is None and not _NAMES & letter.properties.keys()
-
-
-def numbered(letter: Letter, number: int) -> Letter:
-    """The second, third, … of equal letters without a name, as they stand in the queue; the first is as it is."""
-    return letter if number == 1 else replace(letter, id=digest("by the broker", letter.id, str(number)))
 
 
 def _brokers(message: Message) -> Letter | None:
@@ -112,6 +106,6 @@ def _identity(message: Message, headers: Mapping[str, Any], death: tuple[str, ..
     named = (
         (task_id, str(headers.get("replaced_task_nesting")))
         if task_id
-        else (_without(headers, _NOT_PUT_BACK), _without(properties_of(message.properties), _NOT_PUT_BACK))
+        else (_without(headers, _HEADERS_LOST), _without(properties_of(message.properties), _PROPERTIES_LOST))
     )
     return digest("by the broker", *named, *death, body.hex())

@@ -41,6 +41,7 @@ class Entry:
         place: How its shelf finds it again.
         round: How often its shelf had begun at the first letter: within one round no letter is shown twice.
         gone: Whether it is out of the queue, by us or by somebody else.
+        again: Whether nothing could be done with it, so that the walk is to show it again.
     """
 
     letter: Letter
@@ -49,6 +50,7 @@ class Entry:
     place: Any
     round: int = 1
     gone: bool = False
+    again: bool = False
 
 
 #: Told of a letter that was dealt with: whether its message was sent by us, and what went wrong.

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.message import Message
 
-from .._x_death import is_nameless
 from ._entry import entry_of
 
 if TYPE_CHECKING:
+    from .._letter import Letter
     from ._file import Kept
 
-__all__ = ["flaw_of"]
+__all__ = ["flaw_of", "letter_in"]
 
 #: What AMQP's tables have room for.
 _LEAST, _MOST, _SHORT = -(2**63), 2**63 - 1, 255
@@ -31,6 +31,14 @@ def flaw_of(kept: Kept) -> str | None:
     for name, value in kept.properties.items():
         if name in _PROPERTIES and not _PROPERTIES[name](value):
             return f"has a {name!r} that no broker takes"
+    letter = letter_in(kept)
+    if letter is None or letter.id != kept.id:
+        return "is no letter, or not the one that it says"
+    return None
+
+
+def letter_in(kept: Kept) -> Letter | None:
+    """The letter that it will be when it is back; None when it is none."""
     message = Message(
         body=kept.body,
         headers=kept.headers,
@@ -39,9 +47,7 @@ def flaw_of(kept: Kept) -> str | None:
         content_encoding=kept.content_encoding,
     )
     entry = entry_of(message, kept.body, None)
-    if entry is None or (entry.letter.id != kept.id and not is_nameless(entry.letter)):  # which are numbered as they stand
-        return "is no letter, or not the one that it says"
-    return None
+    return None if entry is None else entry.letter
 
 
 def _fits(value: Any) -> bool:

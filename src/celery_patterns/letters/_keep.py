@@ -11,8 +11,11 @@ from tempfile import TemporaryFile
 from typing import Any, TextIO, TypeVar
 
 from .._letter import Letter
+from .._x_death import is_nameless
 from ..exceptions import ConfigurationError
 from ._file import kept_in, write_lines, written_whole
+from ._flaws import letter_in
+from ._ledger import Ledger
 from ._put_back import put_back
 from ._undisturbed import between_letters, undisturbed
 from ._walk import Walk, ledger_in
@@ -38,18 +41,24 @@ def purged(walk: Walk, kept: str | PathLike[str] | None, on_each: Callable[[Lett
     with undisturbed(), ExitStack() as stack:
         ledger, keep, removed = ledger_in(stack), ledger_in(stack), ledger_in(stack)
         for one in _each(() if kept is None else kept_in(Path(fspath(kept)))):
-            keep.put(one.id, "kept")
+            keep.put(one.id, str(_number(keep, one.id) + 1))
         shelf, count = walk.open(stack), 0
         for entry in _each(walk.entries(shelf, ledger, copies=True)):
-            letter = entry.letter
-            if kept is not None and keep.get(letter.id) is None:
+            letter, nameless = entry.letter, is_nameless(entry.letter)
+            room, before = _number(keep, letter.id), _number(removed, letter.id)
+            if kept is not None and (not room or (nameless and before >= room)):
                 continue
-            if shelf.remove(entry) and removed.get(letter.id) is None:
-                removed.put(letter.id, "removed")
-                count += 1
-                if on_each is not None:
-                    on_each(letter)
+            if shelf.remove(entry):
+                removed.put(letter.id, str(before + 1))
+                if nameless or not before:
+                    count += 1
+                    if on_each is not None:
+                        on_each(letter)
     return count
+
+
+def _number(ledger: Ledger, letter_id: str) -> int:
+    return int(ledger.get(letter_id) or 0)
 
 
 def restored(walk: Walk, file: str | PathLike[str] | TextIO, on_each: Callable[[str, bool], object] | None) -> int:
@@ -61,16 +70,20 @@ def restored(walk: Walk, file: str | PathLike[str] | TextIO, on_each: Callable[[
         _expect_letters(source)
         there = ledger_in(stack)
         with ExitStack() as reading:
-            for _ in _each(walk.entries(walk.open(reading), there)):
-                continue
+            for entry in _each(walk.entries(walk.open(reading), ledger_in(stack))):
+                there.put(entry.letter.id, str(_number(there, entry.letter.id) + 1))
         shelf, count = walk.open(stack), 0
         for kept in _each(kept_in(source)):
-            missing = there.get(kept.id) is None
+            letter, standing = letter_in(kept), _number(there, kept.id)
+            missing = not standing
             if missing:
                 shelf.forget(kept.id)
                 put_back(walk.app, walk.queue, kept)
-                there.put(kept.id, "back")
                 count += 1
+            if letter is not None and is_nameless(letter):
+                there.put(kept.id, str(max(0, standing - 1)))  # each that stands there is one of the file's equals
+            elif missing:
+                there.put(kept.id, "1")
             if on_each is not None:
                 on_each(kept.id, missing)
     return count

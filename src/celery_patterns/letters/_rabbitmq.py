@@ -370,7 +370,8 @@ class OnRabbitMQ:
                 self._is_queue[queue] = queue_length(self._connection, queue) is not None
             except self._passing as error:
                 # The end of the channel that holds the letters may be heard while an answer to this is waited for.
-                if getattr(error, "method_sig", None) != _DECLARE:
+                about_it = isinstance(error, self._connection.channel_errors)
+                if not about_it or getattr(error, "method_sig", None) != _DECLARE:
                     self._lost = error
                     return False
                 self._is_queue[queue] = False  # somebody's own, whom nobody else may ask

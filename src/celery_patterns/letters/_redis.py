@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombu import serialization
@@ -18,6 +19,7 @@ from redis import Redis
 from .._header_values import as_moment
 from .._message import HEADER
 from .._queues import topic_takes
+from .._x_death import is_nameless
 from ..exceptions import ConfigurationError, PublishFailed
 from ._entry import Entry, Look, Told, entry_of
 from ._undisturbed import pause, say_gone
@@ -125,15 +127,17 @@ class OnRedis:
     def walk(self) -> Iterator[Entry]:
         # Those that stand there now: a worker that still has the bug may write new ones as fast as we send.
         standing = left = int(self._asked(lambda: self._client.llen(self._list)))
-        passed, last, looked = 0, b"", 0
+        passed, last, looked, rounds = 0, b"", 0, 1
         while passed < left:
             size = min(_PAGE, left - passed)
             wanted: list[Any] = [passed, last, size, _PAGE_BYTES]
+            began = not passed
             passed, page = self._asked(partial(self._page, [self._list], wanted))
+            rounds += not (passed or began)  # the last one is gone, and it begins again
             for raw in page:
                 looked += 1
                 self._look(min(looked, standing), standing)
-                entry = self._entry(raw)
+                entry = self._entry(raw, rounds)
                 if entry is not None:
                     yield entry
                 if entry is not None and entry.gone:
@@ -143,7 +147,7 @@ class OnRedis:
             if not page:
                 return
 
-    def _entry(self, raw: bytes) -> Entry | None:
+    def _entry(self, raw: bytes, rounds: int) -> Entry | None:
         """One entry of the list; None for what no broker of kombu's wrote, and for what is no letter."""
         try:
             payload: Any = serialization.loads(
@@ -153,7 +157,7 @@ class OnRedis:
             body = self._channel.decode_body(payload["body"], message.properties.get("body_encoding"))
         except (DecodeError, KeyError, TypeError, ValueError, AttributeError):
             return None
-        return entry_of(message, body, raw)
+        return entry_of(message, body, raw, rounds)
 
     def remove(self, entry: Entry) -> bool:
         removed = self._asked(lambda: self._client.lrem(self._list, -1, entry.place)) > 0
@@ -180,7 +184,7 @@ class OnRedis:
         if self._desk is None:
             self._desk = _Desk(self._connection.channel())
         name, payload = self._desk.drafted(self._app, message, queue)
-        keys = [self._list, self._key(name), self._mark(entry.letter.id)]
+        keys = [self._list, self._key(name), self._mark(_death(entry))]
         arguments = [entry.place, payload, int(_REMEMBERED.total_seconds()), _life(entry), self._asker]
         try:
             answer = self._asked(lambda: self._resend(keys, arguments))
@@ -263,6 +267,11 @@ class OnRedis:
                 said = True
             pause(gap)
             gap = min(gap * 2, 2.0)
+
+
+def _death(entry: Entry) -> str:
+    """The letter's id; of equal ones without a name the entry itself."""
+    return sha256(entry.place).hexdigest() if is_nameless(entry.letter) else entry.letter.id
 
 
 def _life(entry: Entry) -> str:

@@ -184,10 +184,9 @@ class Replayer:
         letter = entry.letter
         if self._ledger.get(letter.id) == _FLYING:
             shelf.settle()  # it is a copy
-        done = self._ledger.get(letter.id)
+        done = None if is_nameless(letter) else self._ledger.get(letter.id)
         if done in (_SENT, _TAKEN) and not self._dry_run:
-            if not is_nameless(letter):  # which may be another one of its equals
-                shelf.remove(entry)  # a letter that was written twice is one death, and is replayed once
+            shelf.remove(entry)  # a letter that was written twice is one death, and is replayed once
         elif done in (None, _AGAIN) and not self._is_of_this_run(letter):
             self._replay(shelf, entry, target)
 
@@ -232,6 +231,7 @@ class Replayer:
             forget(self._app, entry.letter.replay_id)
         self._ledger.put(entry.letter.id, _FLYING)
         if not shelf.resend(entry, message, target, told, keyed=self._is_keyed(entry.letter.task)):
+            entry.again = True
             self._ledger.put(entry.letter.id, _AGAIN)
             self._pace.give_back()  # a connection that does not live through a pause would be waited for without an end
 

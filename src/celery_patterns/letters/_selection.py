@@ -53,8 +53,9 @@ def dead_letters(app: Celery, queue: str) -> DeadLetters:
 class DeadLetters:
     """The letters in one queue, oldest first, or some of them.
 
-    Reading promises to neither lose nor reorder a letter, also when it is killed, and shows one letter for each id. It works
-    through those that stood there when it began, in memory that does not grow with their number.
+    Reading promises to neither lose nor reorder a letter, also when it is killed, and shows one letter for each id; but each
+    of equal messages that RabbitMQ buried and nothing tells apart. It works through those that stood there when it began, in
+    memory that does not grow with their number.
 
     It does not promise a frozen picture: letters that are written or replayed meanwhile may or may not be seen. On
     RabbitMQ a letter that another reader is looking at is not seen.
@@ -177,7 +178,7 @@ class DeadLetters:
                 raise error
             known.append(found)
 
-        self.where(id=wanted).replay_all(to=to, correct=correct, on_each=told)
+        self.where(id=wanted, limit=1).replay_all(to=to, correct=correct, on_each=told)
         if not known:
             raise self._not_found(wanted)
         return self._app.AsyncResult(known[0].replay_id)
@@ -254,7 +255,8 @@ class DeadLetters:
         It does not ask, and keeps no copy by itself: see :meth:`export`.
 
         Args:
-            kept_in: Only those that stand in this file, which :meth:`export` has written.
+            kept_in: Only those that stand in this file, which :meth:`export` has written; of equal messages that nothing tells
+                apart, as many as stand there, in each call.
             on_each: Called with each letter that was deleted.
 
         Returns:

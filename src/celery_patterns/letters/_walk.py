@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .._queues import fitting
-from .._x_death import is_nameless, numbered
+from .._x_death import is_nameless
 from ..exceptions import ConfigurationError
 from ._entry import Entry, Look, Shelf
 from ._filter import Filter
@@ -63,45 +63,36 @@ class Walk:
         return stack.enter_context(closing(_SHELVES[self.kind](self.app, self.queue, self.look)))
 
     def entries(self, shelf: Shelf, ledger: Ledger, *, copies: bool = False) -> Iterator[Entry]:
-        """The chosen letters' entries; with ``copies`` also the second entry of a death, and each again after trouble."""
+        """The chosen letters' entries; with ``copies`` also the second entry of a death, and each again after trouble.
+
+        Of equal ones without a name each is a letter. After trouble it cannot be told which of them were dealt with: no
+        equal of one that was met is shown again.
+        """
         if self.chosen is None:
             return
         limit, count = self.chosen.limit, 0
-        walk = _apart(shelf.walk())
+        walk = shelf.walk()
         try:
             for entry in walk:
                 if not self.chosen.takes(entry.letter):
                     continue
-                known = ledger.get(entry.letter.id) is not None
+                met, nameless = ledger.get(entry.letter.id), is_nameless(entry.letter)
+                if nameless and met not in (None, str(entry.round)):
+                    continue
+                known = met is not None and not nameless
                 if not known and limit is not None and count >= limit:
                     if not copies:
                         return
                     continue
-                if not known:
-                    ledger.put(entry.letter.id, "chosen")
-                    count += 1
-                    if not copies and count == limit:
-                        yield entry
-                        return
                 if copies or not known:
                     yield entry
+                if not known and not entry.again:
+                    ledger.put(entry.letter.id, str(entry.round))
+                    count += 1
+                    if not copies and count == limit:
+                        return
         finally:
-            walk.close()
-
-
-def _apart(walk: Iterator[Entry]) -> Generator[Entry]:
-    """The same entries, of which equal ones without a name get an id of their own."""
-    with ExitStack() as stack:
-        stack.callback(walk.close)  # type: ignore[attr-defined]
-        met: Ledger | None = None
-        for entry in walk:
-            if is_nameless(entry.letter):
-                met = met or ledger_in(stack)
-                key = f"{entry.round} {entry.letter.id}"
-                number = int(met.get(key) or 0) + 1
-                met.put(key, str(number))
-                entry.letter = numbered(entry.letter, number)
-            yield entry
+            walk.close()  # type: ignore[attr-defined]
 
 
 def _kind_of(app: Celery) -> str:
