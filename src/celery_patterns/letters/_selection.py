@@ -255,8 +255,8 @@ class DeadLetters:
         It does not ask, and keeps no copy by itself: see :meth:`export`.
 
         Args:
-            kept_in: Only those that stand in this file, which :meth:`export` has written; of equal messages that nothing tells
-                apart, as many as stand there, in each call.
+            kept_in: Only those that stand in this file, which :meth:`export` has written; of equal messages that nothing
+                tells apart, as many as stand there, in each call.
             on_each: Called with each letter that was deleted.
 
         Returns:
