@@ -250,12 +250,12 @@ def test_what_is_not_celerys_is_replayed_as_it_was(on_rabbit: Celery, queue: str
     assert (message.properties["correlation_id"], message.properties["message_id"]) == ("c-1", "m-1")
 
 
-def buried(app: Celery, queue: str, *sent: Message) -> tuple[str, str]:
+def buried(app: Celery, queue: str, *sent: Message, kind: str = "classic") -> tuple[str, str]:
     """Messages that RabbitMQ has buried, all in one second: from which queue to which."""
     dead, source = f"{queue}.dead", f"{queue}.source"
     with app.connection_for_write() as connection:
         channel: Any = connection.default_channel
-        Queue(dead, durable=True)(channel).declare()
+        Queue(dead, durable=True, queue_arguments={"x-queue-type": kind})(channel).declare()
         bury = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
         Queue(source, durable=True, queue_arguments=bury)(channel).declare()
 
@@ -310,6 +310,28 @@ def test_equal_messages_without_a_name_are_letters_of_their_own(on_rabbit: Celer
     assert letters.where(limit=1).replay_all().sent == 1
     assert letters.replay_all().sent == 3
     assert [len(messages(on_rabbit, source)), letters.count()] == [6, 0]
+
+
+def test_a_quorum_queues_count_is_no_part_of_a_letters_id(on_rabbit: Celery, queue: str, tmp_path: Path) -> None:
+    """It counts each look: the letters are the same ones at the next, with a name and without."""
+    sent = [*equals(2), Message(b"x"), Message(b"x", message_id="m-1")]
+    source, dead = buried(on_rabbit, queue, *sent, kind="quorum")
+    letters, file = dead_letters(on_rabbit, dead), tmp_path / "kept.jsonl"
+
+    def looked_at() -> list[str]:
+        wait_until(lambda: standing(on_rabbit, dead) == len(sent), 10, "they are back")
+        return [letter.id for letter in letters]
+
+    ids = looked_at()
+    assert looked_at() == ids == looked_at()
+    wait_until(lambda: standing(on_rabbit, dead) == len(sent), 10, "they are back")
+    assert letters.export(file) == 4
+    wait_until(lambda: standing(on_rabbit, dead) == len(sent), 10, "they are back")
+    assert letters.purge(kept_in=file) == 4
+    assert [letters.restore(file), letters.restore(file)] == [4, 0]
+    wait_until(lambda: standing(on_rabbit, dead) == len(sent), 10, "they are back")
+    assert letters.replay_all().sent == 4
+    assert len(messages(on_rabbit, source)) == 4
 
 
 def test_canaries_of_equal_messages_keep_none_back(

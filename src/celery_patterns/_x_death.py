@@ -25,8 +25,9 @@ _REASONS = {
 }
 #: Properties that tell a message from others.
 _NAMES = {"message_id", "correlation_id"}
-#: What a letter that was kept in a file may come back without, on another broker, too.
-_HEADERS_LOST, _PROPERTIES_LOST = {"CC", "BCC"}, {"user_id", "priority"}
+#: What differs from one look to the next, and what a letter that was kept in a file may come back without.
+_HEADERS_LOST = {"x-delivery-count", "x-acquired-count", "redelivered", "CC", "BCC"}
+_PROPERTIES_LOST = {"user_id", "priority"}
 _UNKNOWN = "buried_by_broker"
 
 

@@ -233,7 +233,7 @@ def _whole_id(found: DeadLetters, short: str) -> str:
     for letter in found:
         if letter.id == short:
             return short
-        if letter.id.startswith(short):
+        if letter.id.startswith(short) and letter.id not in ids:
             ids.append(letter.id)
     if len(ids) > 1:
         raise ConfigurationError(f"{len(ids)} letters begin with {short}, for example {ids[0]} and {ids[1]}")

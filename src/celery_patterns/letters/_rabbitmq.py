@@ -17,6 +17,7 @@ from .._equipment import equipment_of
 from .._plan import worn
 from .._publish import CONFIRM
 from .._queues import queue_length
+from .._x_death import is_nameless
 from ..exceptions import ConfigurationError, PublishFailed
 from ._entry import Entry, Look, Told, entry_of
 from ._flight import Flight, Sent, refused
@@ -235,6 +236,8 @@ class OnRabbitMQ:
     def remove(self, entry: Entry) -> bool:
         try:
             self._channel.basic_ack(entry.place)
+            if is_nameless(entry.letter):  # which would not be known again: this waits for an answer behind it
+                self._channel.basic_qos(0, _BATCH, False)
         except self._passing as error:  # it comes back, and the walk begins again
             self._lost = error
             return False
