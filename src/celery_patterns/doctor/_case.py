@@ -201,6 +201,12 @@ class Case:
                 found.setdefault(str(task.dead_queue), task.name)
         return found
 
+    @cached_property
+    def refused(self) -> dict[str, str]:
+        """Tasks whose patterns do nothing, and why: no worker starts with one."""
+        known = ((task.name, getattr(task.task, "patterns_refused", None)) for task in self.tasks)
+        return {name: str(why) for name, why in known if why is not None}
+
     @property
     def queues_there(self) -> Mapping[str, QueueFacts]:
         """The app's queues that RabbitMQ has; none where it was not asked."""

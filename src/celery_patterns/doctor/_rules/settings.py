@@ -221,20 +221,18 @@ def _names(content: Any) -> set[str]:
     "CP421",
     "error",
     "Patterns that do nothing",
-    "The task can neither be sent nor run: each .delay() raises, so that its patterns are not silently absent.",
+    "The task can neither be sent nor run: each .delay() raises, and no worker starts, lest they be silently absent.",
     upstream="maciej-gol/tenant-schemas-celery#76",
 )
 def absent(case: Case) -> Iterator[Sign]:
     """A task wears patterns, and its app was not equipped, or its class is another one."""
-    for task in case.tasks:
-        why = getattr(task.task, "patterns_refused", None)
-        if why is not None:
-            yield Sign(
-                task.name,
-                why.partition(", so they would")[0].removeprefix(f"{task.name} ").replace("wears", "it wears", 1),
-                "Call patterns.equip(app, store=…), or patterns.use_patterns(app), where the app is made, before its tasks; "
-                "where that is done, let its class inherit from app.Task or patterns.PatternTask.",
-            )
+    for name, why in case.refused.items():
+        yield Sign(
+            name,
+            why.partition(", so they would")[0].removeprefix(f"{name} ").replace("wears", "it wears", 1),
+            "Call patterns.equip(app, store=…), or patterns.use_patterns(app), where the app is made, before its tasks; "
+            "where that is done, let its class inherit from app.Task or patterns.PatternTask.",
+        )
 
 
 @rule(

@@ -47,7 +47,7 @@ _SKEW = 5.0
 )
 def nobody(case: Case) -> Iterator[Sign]:
     """None runs, or none is connected to this broker."""
-    if case.workers or case.mixed:  # of which CP423 says that none starts
+    if case.workers or case.mixed or case.refused:  # none starts: CP423 and CP421 say why
         return
     listening = [name for name, queue in case.queues_there.items() if queue.consumers]
     if listening:
