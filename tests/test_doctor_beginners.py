@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+
+from celery_patterns.doctor import examine
 
 from .ailments import AILMENTS, Ailment
 from .test_doctor import make  # noqa: F401 - a fixture
@@ -32,6 +35,7 @@ BEGINNERS = {
     "results ignored, but awaited": (_KNOWN["CP511"], True),
     "task not registered": (_KNOWN["CP204"], True),
     "equip() forgotten": (_KNOWN["CP421"], False),
+    "the store forgotten": (_KNOWN["CP421-store"], False),
     "dead letters where tasks go": (_KNOWN["CP423"], False),
 }
 
@@ -45,8 +49,27 @@ def test_a_beginners_mistake_is_the_first_line(mistake: str, make: Any) -> None:
         project.worker(*arguments, name=name, C_FORCE_ROOT="1")
     told = project.command("patterns", "doctor")
     assert told.returncode == 1
-    assert not told.stderr or ailment.id == "CP421"  # which the library says of itself, too
+    assert not told.stderr or ailment.label == "CP421"  # which the library says of itself, too
     lines = told.stdout.splitlines()
     assert lines[0].startswith(f"{ailment.id} error")
     assert [line for line in lines if line.startswith("CP")] == lines[:1]
     assert lines[-1] == "1 error."
+
+
+def test_the_line_that_starts_a_worker_leaves_the_dead_letters_out(make: Any) -> None:  # noqa: F811
+    """Where `task_queues` lists their queue, too, a worker without -Q would not start."""
+    known = _KNOWN["CP423"]
+    code = known.cured
+    assert isinstance(code, str)
+    listed = code + (
+        "from kombu import Queue\n"
+        'app.conf.task_queues = [Queue("$queue", routing_key="$queue"), Queue("$queue.dead", routing_key="$queue.dead")]\n'
+    )
+    project = make(Ailment("CP201", listed, (), lambda _: True), False)
+    (found,) = examine(project.app, offline=False).findings
+    assert found.id == "CP201"
+    named = re.search(r"worker -l INFO -Q (\S+), since without -Q it would consume (\S+), and refuse", found.cure)
+    assert named is not None, found.cure
+    assert named.groups() == (project.values["queue"], f"{project.values['queue']}.dead")
+    project.worker("-Q", named[1])
+    assert examine(project.app).findings == ()

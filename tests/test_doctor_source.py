@@ -194,6 +194,10 @@ MISTAKES = {
         "CP509",
         "@app.task\ndef a(x): ...\n\n\ndef view():\n    d = {'n': 1, 'x': {2}}\n    a.delay(d['x'])",
     ),
+    "a script that calls for .delay()": (
+        "CP503",
+        "@app.task\ndef charge(order, amount): ...\n\n\nif __name__ == '__main__':\n    charge('o-1', amount=9)",
+    ),
     "a job that is called": ("CP501", "@app.task\ndef a():\n    job = group(a.s())\n    res = job()\n    res.get()"),
     "results of a set": (
         "CP501",

@@ -185,7 +185,7 @@ def test_dead_letter_without_a_store_when_it_counts_nothing(database: str, tmp_p
     from celery import Celery
 
     import celery_patterns as patterns
-    from celery_patterns.worker._check import _check
+    from celery_patterns.worker import refusal
 
     app = Celery("bare", broker=database, set_as_current=False)
     patterns.use_patterns(app)
@@ -197,6 +197,5 @@ def test_dead_letter_without_a_store_when_it_counts_nothing(database: str, tmp_p
     def other() -> None: ...
 
     early = app.task(shared=False, name="b", acks_late=False)(patterns.dead_letter()(other))
-    for task in (uncounted, early):
-        _check(app, task)
+    assert (refusal(app, uncounted), refusal(app, early)) == (None, None)
     assert (uncounted.plan.terms.crash_limit, early.plan.terms.crash_limit) == (None, None)

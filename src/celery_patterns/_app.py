@@ -160,7 +160,7 @@ def misfit(app: Celery, task: Any) -> str | None:
             return None
         return (
             f"{task.name} wears patterns, but its app sends tasks with task_protocol=1, which has no headers to carry what "
-            "they remember; expected task_protocol=2, which is Celery's default"
+            "they remember; leave it at task_protocol=2, which is Celery's default"
         )
     function: Any = getattr(task.run, "__func__", task.run)
     listed = getattr(task, "patterns", ())

@@ -499,6 +499,26 @@ def work(text: str = "a") -> None:
         where=".work",
     ),
     Ailment(
+        "CP421",
+        EQUIPPED.replace('patterns.use_store(app, "$store")\n', "") + BURIES,
+        (("patterns.use_patterns(app)\n", 'patterns.use_patterns(app)\npatterns.use_store(app, "$store")\n'),),
+        _does_not_start,
+        where=".work",
+        long=True,
+        name="store",
+    ),
+    Ailment(
+        "CP421",
+        EQUIPPED
+        + "from celery.worker.request import Request\n"
+        + BURIES.replace("time_limit=60", "time_limit=60, Request=Request"),
+        (("from celery.worker.request", "from celery_patterns.worker"),),
+        _does_not_start,
+        where=".work",
+        long=True,
+        name="request",
+    ),
+    Ailment(
         "CP422",
         HEAD + 'app.conf.task_routes = {"$name.wrok": {"queue": "$queue-2"}}\n' + WORK,
         (("wrok", "work"),),

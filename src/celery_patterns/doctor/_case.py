@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .._equipment import equipment_of
+from ..worker import refusal
 from ._address import Address, addresses_of
 from ._finding import UnknownError
 from ._kinds import malformed
@@ -203,9 +204,9 @@ class Case:
 
     @cached_property
     def refused(self) -> dict[str, str]:
-        """Tasks whose patterns do nothing, and why: no worker starts with one."""
-        known = ((task.name, getattr(task.task, "patterns_refused", None)) for task in self.tasks)
-        return {name: str(why) for name, why in known if why is not None}
+        """Tasks that no worker starts with: why, and behind the semicolon what to do."""
+        known = ((task.name, refusal(self.app, task.task)) for task in self.tasks)
+        return {name: why for name, why in known if why is not None}
 
     @property
     def queues_there(self) -> Mapping[str, QueueFacts]:

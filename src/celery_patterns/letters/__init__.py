@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from ._causes import Cause
-from ._known import dead_queues, named_queues, refuse_consumed, refuse_worker, standing
+from ._known import dead_queues, letters_among, named_queues, refuse_consumed, standing
 from ._replay import Failure, Replayed
 from ._selection import CANARY_TIMEOUT, DeadLetters, dead_letters
 from ._typed import Typed
@@ -25,8 +25,8 @@ __all__ = [
     "Typed",
     "dead_letters",
     "dead_queues",
+    "letters_among",
     "named_queues",
     "refuse_consumed",
-    "refuse_worker",
     "standing",
 ]

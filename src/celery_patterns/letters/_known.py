@@ -15,7 +15,7 @@ from ._walk import Walk
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["dead_queues", "named_queues", "refuse_consumed", "refuse_unconsumed", "refuse_worker", "standing"]
+__all__ = ["dead_queues", "letters_among", "named_queues", "refuse_consumed", "refuse_unconsumed", "standing"]
 
 _CELERYS_OWN = "celery."
 
@@ -40,27 +40,14 @@ def dead_queues(app: Celery) -> list[str]:
     return sorted({*named, *(dead_queue(queue) for queue in _consumed(app, named))})
 
 
-def refuse_worker(app: Celery, consumed: Collection[str]) -> None:
-    """Refuse a worker that would run letters again and again, as fast as it can.
-
-    Args:
-        app: The worker's app.
-        consumed: The queues that it consumes.
-
-    Raises:
-        ConfigurationError: When letters may stand in one of them.
-    """
+def letters_among(app: Celery, consumed: Collection[str]) -> set[str]:
+    """Those of a worker's queues that are for dead letters, which it would run again and again, as fast as it can."""
     wearing = {name for name, task in _tasks(app) if worn(task, dead_letter) is not None}
     if not wearing:
-        return
+        return set()
     named = {*named_queues(app)}
     others = {queue for name, task in _tasks(app) if name not in wearing for queue in _queue_of(app, name, task)}
-    own = {*consumed} & (named | ({*dead_queues(app), *map(dead_queue, consumed)} - others))
-    if own:
-        raise ConfigurationError(
-            f"this worker consumes {min(own)}, which is for dead letters, and would run them again without end; expected "
-            "it to consume other queues (-Q), or the tasks to name another dead-letter queue"
-        )
+    return {*consumed} & (named | ({*dead_queues(app), *map(dead_queue, consumed)} - others))
 
 
 def refuse_consumed(app: Celery, queue: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ._check import CheckPatterns
+from ._check import CheckPatterns, refusal
 from ._intake import Intake
 from ._request import Request
 
-__all__ = ["CheckPatterns", "Intake", "Request"]
+__all__ = ["CheckPatterns", "Intake", "Request", "refusal"]

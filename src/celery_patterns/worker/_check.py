@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
 from celery.utils.imports import symbol_by_name
@@ -13,10 +13,13 @@ from .._equipment import equipment_of
 from .._plan import Layer
 from .._task import PatternTask
 from ..exceptions import ConfigurationError
-from ..letters import refuse_worker
+from ..letters import letters_among
 from ._request import Request
 
-__all__ = ["CheckPatterns"]
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["CheckPatterns", "refusal"]
 
 logger = logging.getLogger("celery_patterns")
 
@@ -26,41 +29,49 @@ class CheckPatterns(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
-        refuse_worker(worker.app, tuple(worker.app.amqp.queues.consume_from))
+        own = letters_among(worker.app, tuple(worker.app.amqp.queues.consume_from))
+        if own:
+            raise ConfigurationError(
+                f"this worker consumes {min(own)}, which is for dead letters, and would run them again without end; "
+                "expected it to consume other queues (-Q), or the tasks to name another dead-letter queue"
+            )
         for task in worker.app.tasks.values():
-            refused = getattr(task, "patterns_refused", None) or misfit(worker.app, task)
+            refused = refusal(worker.app, task)
             if refused:
                 raise ConfigurationError(refused)
-            if isinstance(task, PatternTask) and task.plan is not None:
-                _check(worker.app, task)
-                _refuse_other_requests(task)
+            _warn(task)
 
 
-def _refuse_other_requests(task: PatternTask) -> None:
-    """The main process writes the letters that a child cannot, through the task's request."""
-    assert task.plan is not None
-    if task.plan.buries is not None and not issubclass(symbol_by_name(task.Request), Request):
-        raise ConfigurationError(
-            f"{task.name} wears dead_letter() and has a Request class of its own; expected one that extends "
-            "celery_patterns.worker.Request"
-        )
-
-
-def _check(app: Any, task: PatternTask) -> None:
-    plan = task.plan
-    assert plan is not None
+def refusal(app: Celery, task: Any) -> str | None:
+    """Why no worker of this app starts with this task, and behind the semicolon what to do; None where one starts."""
+    refused: str | None = getattr(task, "patterns_refused", None) or misfit(app, task)
+    plan = task.plan if isinstance(task, PatternTask) else None
+    if refused or plan is None:
+        return refused
     layers = {pattern.layer for pattern in plan.patterns}
     if Layer.CLAIM in layers and not equipment_of(app).has_store:
-        raise ConfigurationError(
-            f'{task.name} wears idempotent() but its app has no store; expected equip(app, store="redis://…") or '
-            'use_store(app, "redis://…")',
+        return (
+            f'{task.name} wears idempotent() but its app has no store; call equip(app, store="redis://…") or '
+            'use_store(app, "redis://…")'
         )
     if Layer.BURY in layers and plan.terms.crash_limit is not None and not equipment_of(app).has_store:
-        raise ConfigurationError(
-            f"{task.name} wears dead_letter() and its app has no store to count crashes in; expected use_store(app, …), "
-            "or dead_letter(max_crashes=None), or acks_late=False on the task",
+        return (
+            f"{task.name} wears dead_letter() and its app has no store to count crashes in; call use_store(app, …), or "
+            "write dead_letter(max_crashes=None), or acks_late=False on the task"
         )
-    if layers & {Layer.CLAIM, Layer.BURY} and not (task.acks_late and task.reject_on_worker_lost):
+    # The main process writes the letters that a child cannot, through the task's request.
+    if plan.buries is not None and not issubclass(symbol_by_name(task.Request), Request):
+        return (
+            f"{task.name} wears dead_letter() and has a Request class of its own; let that class extend "
+            "celery_patterns.worker.Request"
+        )
+    return None
+
+
+def _warn(task: Any) -> None:
+    plan = task.plan if isinstance(task, PatternTask) else None
+    promises = plan is not None and {pattern.layer for pattern in plan.patterns} & {Layer.CLAIM, Layer.BURY}
+    if promises and not (task.acks_late and task.reject_on_worker_lost):
         logger.warning(
             "%s wears patterns that promise not to lose it, but says acks_late=%s and reject_on_worker_lost=%s itself: "
             "a killed worker loses the message it runs",

@@ -66,9 +66,9 @@ def sends_in_transaction(case: Case) -> Iterator[Sign]:
 
 @rule(
     "CP503",
-    "hint",
+    "warning",
     "A task that is called and not sent",
-    "Its body runs here and now, in the caller: no worker, no retries, no limits.",
+    "Its body runs here and now, in the caller: no worker, no retries, no key, no limits.",
     upstream="praekeltfoundation/vumi-go#59",
 )
 def called_directly(case: Case) -> Iterator[Sign]:
@@ -123,12 +123,12 @@ def _waits_itself(case: Case, module: Module, call: ast.Call) -> bool:
 
 
 def _is_meant(module: Module, call: ast.Call, name: str) -> bool:
-    """A task that calls itself, and a script that runs it."""
+    """A task that calls itself, and a script that is one job: started by hand, with nothing to be told."""
     for around in module.around(call):
         if isinstance(around, Function) and module.task_names.get(around.name) == name:
             return True
         if isinstance(around, ast.If) and "__main__" in ast.dump(around.test):
-            return True
+            return not call.args and not call.keywords
     return False
 
 

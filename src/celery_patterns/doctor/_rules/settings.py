@@ -220,19 +220,15 @@ def _names(content: Any) -> set[str]:
 @rule(
     "CP421",
     "error",
-    "Patterns that do nothing",
-    "The task can neither be sent nor run: each .delay() raises, and no worker starts, lest they be silently absent.",
+    "Patterns that this app cannot keep",
+    "No worker starts with such a task; where its class is no PatternTask, each .delay() raises, too.",
     upstream="maciej-gol/tenant-schemas-celery#76",
 )
 def absent(case: Case) -> Iterator[Sign]:
-    """A task wears patterns, and its app was not equipped, or its class is another one."""
+    """A task wears patterns, and its app was not equipped or has no store, or its class or its request is another one."""
     for name, why in case.refused.items():
-        yield Sign(
-            name,
-            why.partition(", so they would")[0].removeprefix(f"{name} ").replace("wears", "it wears", 1),
-            "Call patterns.equip(app, store=…), or patterns.use_patterns(app), where the app is made, before its tasks; "
-            "where that is done, let its class inherit from app.Task or patterns.PatternTask.",
-        )
+        what, _, cure = why.partition("; ")
+        yield Sign(name, what.removeprefix(f"{name} ").replace("wears", "it wears", 1), f"{cure[:1].upper()}{cure[1:]}.")
 
 
 @rule(

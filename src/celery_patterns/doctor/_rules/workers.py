@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ...letters import letters_among
 from .._finding import Rule, Sign, UnknownError, rule
 from .._tasks import TaskFacts, seconds
 
@@ -56,10 +57,15 @@ def nobody(case: Case) -> Iterator[Sign]:
         )
     main = case.app.main
     name = main if main and main != "__main__" else "proj"
+    declared = {*case.app.amqp.queues.consume_from}
+    letters = letters_among(case.app, declared)
+    line = f"celery -A {name} worker -l INFO"
+    if letters:
+        line += f" -Q {','.join(sorted(declared - letters))}, since without -Q it would consume {min(letters)}, and refuse"
     yield Sign(
         "workers",
         "the broker answers, and no worker of this app does",
-        f"Start one, with the same -A: celery -A {name} worker -l INFO. If one runs, compare its broker with this app's, "
+        f"Start one, with the same -A: {line}. If one runs, compare its broker with this app's, "
         "which its first lines show as `transport`; one with a solo pool does not answer while it runs a task.",
     )
 
