@@ -254,6 +254,8 @@ class Plan:
         for _, around in sorted(rooms, key=lambda room: -room[0]):
             self._enter = functools.partial(around, self._enter)
         self.buries = next((pattern for pattern in patterns if pattern.layer is Layer.BURY), None)
+        #: Whether a worker is to note each delivery: as whom it claims its key, or that its start is counted.
+        self.noted = keyed or crash_limit is not None
         self.timed = any(pattern.layer in (Layer.LOG, Layer.BURY) for pattern in patterns)
         self.checks = [one.check_call for one in patterns if type(one).check_call is not Pattern.check_call]
 

@@ -30,8 +30,11 @@ def prepared(
         InvalidKey: When no key can be made from the arguments.
         ConfigurationError: When the call's own key is none.
     """
-    handed_on = _is_handed_on(options)
-    options = with_key(task, plan, _without_header_around(task_id, options))
+    around = get_current_task()  # asked for once: most calls come from outside of any task
+    handed_on = around is not None and _is_handed_on(around, options)
+    if around is not None:
+        options = _without_header_around(around, task_id, options)
+    options = with_key(task, plan, options)
     if plan is not None and plan.checks and not handed_on and "retries" not in options:
         _check(task, plan, args, kwargs, options)
     if plan is not None and plan.timed:
@@ -61,7 +64,9 @@ def with_key(task: Task, plan: Plan | None, options: dict[str, Any]) -> dict[str
 
 def _carrying(options: dict[str, Any], **ours: Any) -> dict[str, Any]:
     """The options with more in the header of ours."""
-    headers = options.get("headers") or {}
+    headers = options.get("headers")
+    if not headers:
+        return {**options, "headers": {HEADER: ours}}
     carried = headers.get(HEADER) or {}
     if not isinstance(carried, dict):
         raise ConfigurationError(
@@ -71,28 +76,25 @@ def _carrying(options: dict[str, Any], **ours: Any) -> dict[str, Any]:
     return {**options, "headers": {**headers, HEADER: {**carried, **ours}}}
 
 
-def _without_header_around(task_id: str | None, options: dict[str, Any]) -> dict[str, Any]:
+def _without_header_around(around: Task, task_id: str | None, options: dict[str, Any]) -> dict[str, Any]:
     """The options without what the patterns carry for the task that runs around this line, if that is another one.
 
     A body that hands its headers on to other calls means those of its own making.
     """
-    headers, around = options.get("headers"), get_current_task()
-    if around is None or around.request.id == task_id:  # a retry that Celery makes keeps the id, and what is carried
+    headers = options.get("headers")
+    if around.request.id == task_id:  # a retry that Celery makes keeps the id, and what is carried
         return options
     if not headers or HEADER not in headers or headers[HEADER] != (around.request.headers or {}).get(HEADER):
         return options
     return {**options, "headers": {name: value for name, value in headers.items() if name != HEADER}}
 
 
-def _is_handed_on(options: dict[str, Any]) -> bool:
+def _is_handed_on(around: Task, options: dict[str, Any]) -> bool:
     """Whether Celery calls, with the result of work that is done: a link, a chain's next step, or a chord's callback.
 
     To refuse that now would make the work a failure. Where the running task wears nothing, its body cannot be told from its
     end: with a link, a next step or a chord, the body's own calls are taken for them, too.
     """
-    around = get_current_task()
-    if around is None:
-        return False
     request = around.request
     if options.get("parent_id") or around.name.startswith("celery."):
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping
 from operator import itemgetter
@@ -17,6 +18,7 @@ from .._events import announce, type_name
 from .._plan import worn
 from .._queues import dead_queue, ensure_queue
 from ._recorder import Recorder
+from ._request import BEGUN
 
 if TYPE_CHECKING:
     from celery.worker.consumer import Consumer
@@ -93,7 +95,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]
             except self._own_troubles:
                 raise
             except Exception as error:
-                if type(error) is RuntimeError or self._recorder.begun is message or not self._is_kept(message):
+                if type(error) is RuntimeError or hasattr(message, BEGUN) or not self._is_kept(message):
                     raise  # it says nothing of the message: no thread can be started, or its end cannot be stored
                 self._on_invalid_task(None, message, error)  # whatever it did to the consumer, it does it once
                 return None
@@ -196,14 +198,13 @@ def _flaw_of_headers(headers: Mapping[Any, Any]) -> str | None:
 def _usual(headers: Mapping[Any, Any]) -> bool:
     """Whether they are as nearly every message's: what is a call more here is a percent of what a worker can do."""
     try:
-        single, (task, task_id, retries, limits, names, stamps) = _single(headers), _others(headers)
+        values = _usual_of(headers)
     except KeyError:
         return False
+    task, task_id, retries, limits, names, stamps = values[:6]
     return (
-        _CONTAINER_TYPES.isdisjoint(map(type, single))
-        and type(task) is type(task_id) is str
-        and "" not in (task, task_id)
-        and type(retries) is int
+        tuple(map(type, values)) in _USUAL_TYPES
+        and task != "" != task_id
         and retries >= 0
         and limits in _USUAL_LIMITS
         and not names
@@ -224,6 +225,8 @@ def _flaw_of_body(payload: Any) -> str | None:
 
 
 def _flaw_of_embedded(embedded: Mapping[Any, Any]) -> str | None:
+    if embedded == _NOTHING_EMBEDDED:
+        return None
     # Read after the task was done, where Celery has no answer to them: the threads pool would lose the message's slot.
     for name in ("callbacks", "errbacks", "chain"):
         signatures = embedded.get(name)
@@ -266,9 +269,9 @@ def _mapping(value: Any) -> bool:
     return not value or isinstance(value, dict)
 
 
+_NOTHING_EMBEDDED = dict.fromkeys(("callbacks", "errbacks", "chain", "chord"))
 _LISTS = (list, tuple)
 _CONTAINERS = (*_LISTS, dict)
-_CONTAINER_TYPES = frozenset(_CONTAINERS)
 _NO_LIMITS = [None, None]
 _USUAL_LIMITS = (_NO_LIMITS, None)
 
@@ -282,5 +285,23 @@ _OTHERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("stamped_headers", _names, "a list of names"),
     ("stamps", _mapping, "a mapping"),
 )
-_single = itemgetter(*_SINGLE)
-_others = itemgetter(*(name for name, _, _ in _OTHERS))
+_NONE = type(None)
+#: The same headers in messages of Celery's own making: of which types their values are.
+_USUAL: dict[str, tuple[type, ...]] = {
+    "task": (str,),
+    "id": (str,),
+    "retries": (int,),
+    "timelimit": (list, _NONE),
+    "stamped_headers": (list, _NONE),
+    "stamps": (dict, _NONE),
+    "lang": (str,),
+    "shadow": (str, _NONE),
+    "root_id": (str, _NONE),
+    "parent_id": (str, _NONE),
+    "group": (str, _NONE),
+    "group_index": (int, _NONE),
+    "origin": (str,),
+    "replaced_task_nesting": (int,),
+}
+_USUAL_TYPES = frozenset(itertools.product(*_USUAL.values()))
+_usual_of = itemgetter(*_USUAL)

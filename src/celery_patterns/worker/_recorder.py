@@ -100,8 +100,6 @@ class Recorder:
         # In the threads pool requests end in the threads that ran them; and at a cold shutdown Celery lets go of its pool in
         # the signal's handler, on top of whatever this thread was doing, with this lock perhaps.
         self._lock = threading.RLock()
-        #: The last message whose run was begun: what is raised with it from then on is no flaw of the message's.
-        self.begun: Message | None = None
         self._backlogs: dict[str, _Backlog] = {}
         #: Which connection a pause was begun on.
         self._connection = 0
@@ -174,7 +172,6 @@ class Recorder:
         message that came back.
         """
         self._connection += 1
-        self.begun = None
         with self._lock:
             for queue, backlog in tuple(self._backlogs.items()):
                 backlog.burials = deque(one for one in backlog.burials if one.delivery.acknowledged)

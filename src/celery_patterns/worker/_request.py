@@ -16,7 +16,10 @@ from .._plan import Plan
 from ..exceptions import OutOfMemory
 from ._lost_key import free_lost_key
 
-__all__ = ["Request"]
+__all__ = ["BEGUN", "Request"]
+
+#: What is written on a message whose run was begun: what is raised with it from then on is no flaw of the message's.
+BEGUN = "celery_patterns_begun"
 
 Ending = tuple[str, BaseException, str]
 
@@ -28,10 +31,11 @@ class Request(request.Request):  # type: ignore[misc]
     """A request that is acknowledged after its end was recorded.
 
     The child writes the letter of what it raised itself; this one those of all other ends.
+
+    What every message passes is as short as can be, since it is paid by each task that succeeds: what only some ends need
+    is looked up there.
     """
 
-    #: The ``dead_letter`` of its task.
-    _pattern: Any = None
     #: Its starts are counted, and this may be one.
     _awaited = False
     #: How the message ended, when that is for this process to record.
@@ -47,27 +51,34 @@ class Request(request.Request):  # type: ignore[misc]
     #: Its letter was written by the child.
     _kept = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Looked up once: every message asks for them at each of its steps.
-        self._recorder = recorder = equipment_of(self.app).recorder
-        plan = getattr(self.task, "plan", None)
-        if not isinstance(plan, Plan):
-            return
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)
+        plan = getattr(self._task, "plan", None)
+        if isinstance(plan, Plan) and plan.noted:
+            self._note(plan)
+
+    def _note(self, plan: Plan) -> None:
         if plan.terms.keyed:
             # Of this delivery, and of no message: a child that is lost held its key in this name.
             self.delivery_info[OWNER] = new_owner(self.id)
-        if recorder is not None and plan.buries is not None:
-            self._pattern = plan.buries
-            counted = plan.terms.crash_limit is not None and not plan.terms.keyed
-            self._awaited = counted and recorder.await_start(self)
+        elif self._pattern is not None:
+            self._awaited = self._recorder.await_start(self)
+
+    @property
+    def _recorder(self) -> Any:
+        return equipment_of(self._app).recorder
+
+    @property
+    def _pattern(self) -> Any:
+        """The ``dead_letter`` of its task, in a worker that has a recorder."""
+        plan = getattr(self._task, "plan", None)
+        return plan.buries if isinstance(plan, Plan) and self._recorder is not None else None
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Celery's door for a start."""
-        if self._pattern is not None:
-            self._recorder.begun = self.message
-            if self._awaited:
-                self._recorder.started(self)
+        setattr(self._message, BEGUN, True)
+        if self._awaited:
+            self._recorder.started(self)
         super().on_accepted(pid, time_accepted)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
@@ -80,6 +91,8 @@ class Request(request.Request):  # type: ignore[misc]
         self._kept = return_ok and self._is_kept(exc_info)
         self._ending = self._ending or self._ending_of(exc_info, from_child=return_ok)
         self._undecided = self._ending is not None and self._ending[0] == "worker_lost"
+        if self._undecided:
+            self.send_event = self._on_event
         try:
             return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         except Exception:
@@ -88,19 +101,21 @@ class Request(request.Request):  # type: ignore[misc]
                 self._record()
             raise
         finally:
-            self._undecided = False
+            if self._undecided:
+                self._undecided = False
+                del self.send_event  # which is Celery's again
             if self._acknowledge_then:
                 self.acknowledge()
             self._record_acknowledged()
 
-    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
+    def _on_event(self, kind: str, **fields: Any) -> None:
         """Celery's door for what it tells: here, after the acknowledgement, that a lost child is not the end.
 
         It had stored its result before, or the task's ``retry_on_worker_lost`` has sent it again.
         """
-        if self._undecided and type in ("task-succeeded", "task-retried"):
+        if kind in ("task-succeeded", "task-retried"):
             self._ending = None
-        super().send_event(type, **fields)
+        super().send_event(kind, **fields)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Celery's door for time limits; the hard one comes by :meth:`on_failure` too, and first."""
@@ -113,7 +128,8 @@ class Request(request.Request):  # type: ignore[misc]
 
     def revoked(self) -> bool:
         """Celery's door for tasks that are not to run any more."""
-        if self._pattern is not None and self._pattern.also and self._ending is None:
+        plan = self._task.plan
+        if plan is not None and plan.buries is not None and plan.buries.also and self._ending is None:
             self._ending = self._called_off("expired" if self.expires and self.maybe_expire() else "revoked")
             revoked = bool(super().revoked())
             if not revoked:

@@ -228,7 +228,9 @@ def absent(case: Case) -> Iterator[Sign]:
     """A task wears patterns, and its app was not equipped or has no store, or its class or its request is another one."""
     for name, why in case.refused.items():
         what, _, cure = why.partition("; ")
-        yield Sign(name, what.removeprefix(f"{name} ").replace("wears", "it wears", 1), f"{cure[:1].upper()}{cure[1:]}.")
+        yield Sign(
+            name, what.removeprefix(f"{name} ").replace("wears", "it wears", 1), f"{cure[:1].upper()}{cure[1:]}."
+        )
 
 
 @rule(

@@ -61,7 +61,9 @@ def nobody(case: Case) -> Iterator[Sign]:
     letters = letters_among(case.app, declared)
     line = f"celery -A {name} worker -l INFO"
     if letters:
-        line += f" -Q {','.join(sorted(declared - letters))}, since without -Q it would consume {min(letters)}, and refuse"
+        line += (
+            f" -Q {','.join(sorted(declared - letters))}, since without -Q it would consume {min(letters)}, and refuse"
+        )
     yield Sign(
         "workers",
         "the broker answers, and no worker of this app does",
