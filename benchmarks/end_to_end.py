@@ -63,7 +63,7 @@ class Effort:
 
 FULL, QUICK = Effort(800, 5, 5), Effort(400, 3, 1)
 #: What is looked for is smaller than the differences between a worker and its twin: so many workers, and few rounds of each.
-LETTERS_FULL = Effort(800, 2, 18)
+LETTERS_FULL = Effort(800, 3, 12)
 
 
 @dataclass

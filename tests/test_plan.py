@@ -383,7 +383,7 @@ def test_the_first_message_protocol_is_refused(database: str) -> None:
         return 1
 
     old.finalize()
-    with pytest.raises(ConfigurationError, match="leave it at task_protocol=2"):
+    with pytest.raises(ConfigurationError, match="take task_protocol=1 away"):
         kept.delay()
     assert bare.apply().get() == 1
 

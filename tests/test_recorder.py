@@ -13,13 +13,16 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from celery import Celery
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import WorkerLostError
+from celery import Celery, Task
 from kombu.message import Message
 
 from celery_patterns import dead_letter, dead_letters, use_patterns, use_store
+from celery_patterns._equipment import equipment_of
 from celery_patterns._queues import queue_length
 from celery_patterns.stores import MemoryStore
-from celery_patterns.worker import Intake, _recorder
+from celery_patterns.worker import Intake, Request, _recorder
 from celery_patterns.worker._recorder import Recorder
 
 from .endings import ABSENT, call, raw
@@ -308,3 +311,52 @@ def test_what_comes_back_is_not_buried_at_the_end(shop: Floor) -> None:
     assert len(shop.letters()) == 1
     assert shop.task("add").delay(1, 1).get(timeout=20) == 2
     assert shop.traces.count("ends") == (1 if written else 2)
+
+
+def _received(app: Celery, task: Any, kind: type[Request]) -> Any:
+    """The request of a message that was really sent."""
+    task.delay()
+    with app.connection_for_read() as connection:
+        message = app.amqp.queues["celery"](connection.default_channel).get()
+    return kind(message, app=app, task=task, hostname="w", on_ack=Mock(), on_reject=Mock(), eventer=Mock())
+
+
+def test_our_request_for_a_task_that_is_none_of_ours() -> None:
+    """It wears nothing, whatever it calls its ``plan``: the request is as Celery's."""
+    with Celery("plain", broker="memory://", set_as_current=False) as app:
+
+        @app.task(shared=False, base=Task, Request="celery_patterns.worker:Request", plan="gold")
+        def bill() -> None: ...
+
+        request = _received(app, bill, Request)
+        request.on_accepted(1, time.monotonic())
+        assert not request.revoked()
+        request.acknowledge()
+        assert request.acknowledged
+
+
+def test_a_users_own_request_hears_of_a_lost_child() -> None:
+    """What it does as its events are sent is done then, too; and the event's door is Celery's again behind it."""
+    told = []
+
+    class Own(Request):
+        def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
+            told.append(type)
+            super().send_event(type, **fields)
+
+    with Celery("own", broker="memory://", set_as_current=False) as app:
+        use_patterns(app)
+
+        @app.task(shared=False)
+        @dead_letter("own.dead", max_crashes=None)
+        def bill() -> None: ...
+
+        equipment_of(app).recorder = Mock()
+        request = _received(app, bill, Own)
+        request.on_accepted(1, time.monotonic())
+        try:
+            raise WorkerLostError("its child is gone")
+        except WorkerLostError:
+            request.on_failure(ExceptionInfo())
+        assert told == ["task-started", "task-rejected"]
+        assert "send_event" not in vars(request)

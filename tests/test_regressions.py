@@ -1123,3 +1123,24 @@ def test_a_soft_limit_while_arguments_are_copied(app: Celery) -> None:
 class Slow:
     def __deepcopy__(self, memo: Any) -> Any:
         raise SoftTimeLimitExceeded
+
+
+def test_hooks_are_contained_where_celery_runs_a_copy_of_the_request(app: Celery) -> None:
+    """A ``__call__`` of one's own, where Celery has not optimized: its hooks see another request than the patterns did."""
+
+    class Own(patterns.PatternTask):
+        abstract = True
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+        def on_failure(self, *_: Any) -> None:
+            raise OSError("the hook fails, too")
+
+    @app.task(shared=False, name="t", base=Own)
+    @dead_letter("dead")
+    def t() -> None:
+        raise ValueError
+
+    assert type(run_here(t).value) is ValueError
+    assert len(letters(app)) == 1

@@ -1183,7 +1183,7 @@ def test_a_loss_that_is_noticed_before_the_next_message(
 ) -> None:
     """That one is not sent while its letter is not held, and is met again: each is told of once, and without a key sent once."""
     app = keyed_app(rabbit, queue, dead)
-    monkeypatch.setattr("celery_patterns.letters._rabbitmq._IN_FLIGHT", 2)
+    monkeypatch.setattr("celery_patterns.letters._dispatch._IN_FLIGHT", 2)
     expected, bare = set(), set()
     for _ in range(20):
         expected |= {written_by_hand(app, dead).replay_id for _ in range(4)}
@@ -1221,7 +1221,7 @@ def test_a_letter_that_was_lost_while_the_rate_was_waited_for(
 
     def meanwhile(_: float) -> None:
         monkeypatch.undo()
-        connection = shelves[0]._connection
+        connection = shelves[0]._line.connection
         sock = connection.connection.transport.sock
         if first:
             channel: Any = connection.channel()
@@ -1255,7 +1255,7 @@ def test_a_connection_that_lives_through_no_pause(
     def cutting(seconds: float) -> None:
         assert len(cut) < 10, "it waits, loses its letters, and waits again"
         cut.append(seconds)
-        shelves[-1]._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+        shelves[-1]._line.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
 
     monkeypatch.setattr("celery_patterns.letters._replay.pause", cutting)
     assert dead_letters(app, dead).replay_all(rate=0.1).sent == 4
@@ -1265,15 +1265,15 @@ def test_a_connection_that_lives_through_no_pause(
 
 
 def opened_shelves(monkeypatch: pytest.MonkeyPatch) -> list[OnRabbitMQ]:
-    """The shelves whose connections are opened from now on."""
+    """The shelves that are opened from now on."""
     shelves: list[OnRabbitMQ] = []
-    begin = OnRabbitMQ._open
+    begin = OnRabbitMQ.__init__
 
-    def opened(self: OnRabbitMQ) -> None:
-        begin(self)
+    def opened(self: OnRabbitMQ, *args: Any) -> None:
+        begin(self, *args)
         shelves.append(self)
 
-    monkeypatch.setattr(OnRabbitMQ, "_open", opened)
+    monkeypatch.setattr(OnRabbitMQ, "__init__", opened)
     return shelves
 
 

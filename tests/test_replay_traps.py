@@ -28,11 +28,10 @@ from celery_patterns._message import HEADER
 from celery_patterns._publish import Publisher
 from celery_patterns.exceptions import BackendUnavailable, ConfigurationError, PublishFailed
 from celery_patterns.letters._ledger import Ledger
-from celery_patterns.letters._rabbitmq import OnRabbitMQ
 
 from .here import run_here
 from .servers import RabbitServer, free_port, program, wait_until
-from .test_replay import failing, made, messages, standing, written_by_hand
+from .test_replay import failing, made, messages, opened_shelves, standing, written_by_hand
 
 
 @pytest.fixture
@@ -280,15 +279,13 @@ def equals(count: int) -> list[Message]:
 
 def cut_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An ``on_each`` that cuts the connection of whoever reads the letters, once."""
-    shelves: list[OnRabbitMQ] = []
-    opened = OnRabbitMQ._open
-    monkeypatch.setattr(OnRabbitMQ, "_open", lambda shelf: (shelves.append(shelf), opened(shelf))[1])
+    shelves = opened_shelves(monkeypatch)
     told: list[Any] = []
 
     def on_each(*of: Any) -> None:
         told.append(of)
         if len(told) == calls:
-            shelves[-1]._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+            shelves[-1]._line.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
 
     return on_each
 
@@ -556,9 +553,7 @@ def test_a_lost_connection_gives_no_sent_letter_back(
     for order in range(14):
         run_here(lost, order)
     letters = dead_letters(on_rabbit, dead)
-    shelves: list[OnRabbitMQ] = []
-    opened = OnRabbitMQ._open
-    monkeypatch.setattr(OnRabbitMQ, "_open", lambda shelf: (shelves.append(shelf), opened(shelf))[1])
+    shelves = opened_shelves(monkeypatch)
     told: list[str] = []
     seen_by_others: list[int] = []
 
@@ -566,7 +561,7 @@ def test_a_lost_connection_gives_no_sent_letter_back(
         assert error is None
         told.append(letter.id)
         if len(told) == 3:
-            shelves[0]._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+            shelves[0]._line.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
         if len(told) > 5:
             seen_by_others.append(standing(on_rabbit, dead))
         if len(told) == 10:

@@ -160,7 +160,7 @@ def misfit(app: Celery, task: Any) -> str | None:
             return None
         return (
             f"{task.name} wears patterns, but its app sends tasks with task_protocol=1, which has no headers to carry what "
-            "they remember; leave it at task_protocol=2, which is Celery's default"
+            "they remember; take task_protocol=1 away"
         )
     function: Any = getattr(task.run, "__func__", task.run)
     listed = getattr(task, "patterns", ())
@@ -169,7 +169,8 @@ def misfit(app: Celery, task: Any) -> str | None:
         return None
     return (
         f"{task.name} wears patterns but its class is not a PatternTask, so they would be silently absent; call "
-        "equip(app) or use_patterns(app) where the app is made, or give the task base=PatternTask"
+        'equip(app, store="redis://…") or use_patterns(app) where the app is made, before its tasks; where that is done, '
+        "let the task's class inherit from app.Task or PatternTask"
     )
 
 

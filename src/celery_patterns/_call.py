@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,15 +23,14 @@ if TYPE_CHECKING:
     from celery.app.task import Context, Task
     from celery.exceptions import Retry
 
-__all__ = ["KEPT_RUNS", "MARK", "Call", "Claim", "Lease", "Proceed", "Terms", "current_call", "current_claim"]
+__all__ = ["EVER_KEPT", "MARK", "Call", "Claim", "Lease", "Proceed", "Terms", "current_call", "current_claim"]
 
 #: Where the running call hangs in its request. ``Task.__call__`` copies a request's attributes into the request of a
 #: nested direct call, which is what keeps such a call from being taken for an attempt of its own.
 MARK = "_celery_patterns_call"
 
-#: Which requests of this process, by their identity, have a run whose letter or next attempt stands: mostly none, which is
-#: seen at once.
-KEPT_RUNS: set[int] = set()
+#: Whether this process has ever kept a letter or a next attempt: where it has not, as one that only sends, nobody need ask.
+EVER_KEPT: list[bool] = []
 
 _NO_HEADER: dict[str, Any] = {}
 
@@ -219,9 +217,9 @@ class Call:
     def keep(self) -> None:
         """Say that the letter or the next attempt stands: however a hook fails now, there is nothing more to keep."""
         if self.request.delivery_info is not None:
+            if not EVER_KEPT:
+                EVER_KEPT.append(True)
             self.request.delivery_info[KEPT] = True
-            KEPT_RUNS.add(id(self.request))
-            weakref.finalize(self.request, KEPT_RUNS.discard, id(self.request))
 
     def again(self, args: Any, kwargs: Any) -> None:
         """Make the next attempt of an eager call from these arguments."""

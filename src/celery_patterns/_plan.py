@@ -166,7 +166,7 @@ def _put_on_task(task: Any, pattern: Pattern) -> None:
     if put_on is None:
         raise ConfigurationError(
             f"{task.name} wears {pattern.kind()} but its class {type(task).__mro__[1].__name__} is not a PatternTask; "
-            "call equip(app) or use_patterns(app) before its tasks are made, or give it base=PatternTask",
+            'call equip(app, store="redis://…") or use_patterns(app) before its tasks are made, or give it base=PatternTask',
         )
     put_on(pattern)
 

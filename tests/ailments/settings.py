@@ -519,6 +519,15 @@ def work(text: str = "a") -> None:
         name="request",
     ),
     Ailment(
+        "CP421",
+        EQUIPPED + BURIES.replace("time_limit=60", 'time_limit=60, Request="celery_patterns.workers:Request"'),
+        (("celery_patterns.workers", "celery_patterns.worker"),),
+        _does_not_start,
+        where=".work",
+        long=True,
+        name="import",
+    ),
+    Ailment(
         "CP422",
         HEAD + 'app.conf.task_routes = {"$name.wrok": {"queue": "$queue-2"}}\n' + WORK,
         (("wrok", "work"),),

@@ -56,16 +56,24 @@ def refusal(app: Celery, task: Any) -> str | None:
         )
     if Layer.BURY in layers and plan.terms.crash_limit is not None and not equipment_of(app).has_store:
         return (
-            f"{task.name} wears dead_letter() and its app has no store to count crashes in; call use_store(app, …), or "
-            "write dead_letter(max_crashes=None), or acks_late=False on the task"
+            f"{task.name} wears dead_letter() and its app has no store to count crashes in; call "
+            'equip(app, store="redis://…") or use_store(app, "redis://…")'
         )
     # The main process writes the letters that a child cannot, through the task's request.
-    if plan.buries is not None and not issubclass(symbol_by_name(task.Request), Request):
-        return (
-            f"{task.name} wears dead_letter() and has a Request class of its own; let that class extend "
-            "celery_patterns.worker.Request"
-        )
-    return None
+    return _misfit_of_request(task) if plan.buries is not None else None
+
+
+def _misfit_of_request(task: PatternTask) -> str | None:
+    try:
+        found = symbol_by_name(task.Request)
+    except Exception as error:  # noqa: BLE001 - a module of the user's runs here; Celery would fail at it, too
+        return f"{task.name} has a Request that cannot be imported: {type(error).__name__}; correct its name"
+    if isinstance(found, type) and issubclass(found, Request):
+        return None
+    return (
+        f"{task.name} wears dead_letter() and has a Request class of its own; let that class extend "
+        "celery_patterns.worker.Request"
+    )
 
 
 def _warn(task: Any) -> None:

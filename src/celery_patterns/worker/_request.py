@@ -92,7 +92,7 @@ class Request(request.Request):  # type: ignore[misc]
         self._ending = self._ending or self._ending_of(exc_info, from_child=return_ok)
         self._undecided = self._ending is not None and self._ending[0] == "worker_lost"
         if self._undecided:
-            self.send_event = self._on_event
+            self.__dict__["send_event"] = self._on_event  # until it is decided: others need not pass it
         try:
             return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         except Exception:
@@ -101,21 +101,20 @@ class Request(request.Request):  # type: ignore[misc]
                 self._record()
             raise
         finally:
-            if self._undecided:
-                self._undecided = False
-                del self.send_event  # which is Celery's again
+            self._undecided = False
+            self.__dict__.pop("send_event", None)
             if self._acknowledge_then:
                 self.acknowledge()
             self._record_acknowledged()
 
-    def _on_event(self, kind: str, **fields: Any) -> None:
+    def _on_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
         """Celery's door for what it tells: here, after the acknowledgement, that a lost child is not the end.
 
         It had stored its result before, or the task's ``retry_on_worker_lost`` has sent it again.
         """
-        if kind in ("task-succeeded", "task-retried"):
+        if type in ("task-succeeded", "task-retried"):
             self._ending = None
-        super().send_event(kind, **fields)
+        self.__class__.send_event(self, type, **fields)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Celery's door for time limits; the hard one comes by :meth:`on_failure` too, and first."""
@@ -128,8 +127,9 @@ class Request(request.Request):  # type: ignore[misc]
 
     def revoked(self) -> bool:
         """Celery's door for tasks that are not to run any more."""
-        plan = self._task.plan
-        if plan is not None and plan.buries is not None and plan.buries.also and self._ending is None:
+        plan = getattr(self._task, "plan", None)
+        buries: Any = plan.buries if isinstance(plan, Plan) else None
+        if buries is not None and buries.also and self._ending is None:
             self._ending = self._called_off("expired" if self.expires and self.maybe_expire() else "revoked")
             revoked = bool(super().revoked())
             if not revoked:

@@ -6,15 +6,18 @@ import ast
 import bisect
 import itertools
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
+
+from celery.app.task import Task
 
 from .._bindings import is_passed, nodes_of
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called
 from .._tasks import seconds
-from .._values import is_canvas_sent, is_task_itself, made_by, sends, task_name
+from .._values import SENDS, is_canvas_sent, is_task_itself, made_by, sends, task_name
 
 if TYPE_CHECKING:
     from .._case import Case
@@ -29,6 +32,12 @@ _LONGEST = 1e12
 _ADDS = frozenset({"add", "add_all"})
 #: What ends its transaction, whoever is told.
 _ENDS = frozenset({"commit", "rollback", "close"})
+#: Where the methods of a task are defined, when the user has written none.
+_OURS = ("celery.", "celery_patterns.")
+#: What makes a function a command: click's and typer's.
+_TYPED = frozenset({"command", "callback"})
+#: What a script calls that which it was told on its command line.
+_FROM_COMMAND_LINE = frozenset({"argv", "args", "options", "opts", "parse_args"})
 _WAIT = frozenset({"apply_async", "retry", "set", "signature"})
 _SUMS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -68,7 +77,7 @@ def sends_in_transaction(case: Case) -> Iterator[Sign]:
     "CP503",
     "warning",
     "A task that is called and not sent",
-    "Its body runs here and now, in the caller: no worker, no retries, no key, no limits.",
+    "Its body runs here and now, as a part of the caller: no message, no retries, no key, no limits of its own.",
     upstream="praekeltfoundation/vumi-go#59",
 )
 def called_directly(case: Case) -> Iterator[Sign]:
@@ -80,7 +89,9 @@ def called_directly(case: Case) -> Iterator[Sign]:
             if not isinstance(module.parents.get(call), ast.Expr):
                 continue
             name = task_name(case, module, call.func)
-            if name is not None and not _is_meant(module, call, name) and not module.is_excused(call, "CP503"):
+            if name is None or _calls_something_else(case, name) or _is_meant(case, module, call, name):
+                continue
+            if not module.is_excused(call, "CP503"):
                 said = f"{ast.unparse(call.func)}.delay(…)"
                 yield Sign(module.place(call), f"{name}(…) is called like a function", f"Write {said}.")
 
@@ -119,17 +130,39 @@ def _waits_itself(case: Case, module: Module, call: ast.Call) -> bool:
     if facts is None:
         return False
     ways = (getattr(type(facts.task), name, None) for name in ("delay", "apply_async"))
-    return any(not str(getattr(way, "__module__", "")).startswith(("celery.", "celery_patterns.")) for way in ways)
+    return any(not str(getattr(way, "__module__", "")).startswith(_OURS) for way in ways)
 
 
-def _is_meant(module: Module, call: ast.Call, name: str) -> bool:
-    """A task that calls itself, and a script that is one job: started by hand, with nothing to be told."""
+def _calls_something_else(case: Case, name: str) -> bool:
+    """Whether under the task's name stands what a decorator made of it, or another function; or it sends when called."""
+    facts = case.by_name.get(name)
+    if facts is None:
+        return False
+    task = facts.task
+    there = getattr(sys.modules.get(task.__module__), task.__name__, task)
+    return not isinstance(there, Task) or not str(type(task).__call__.__module__).startswith(_OURS)
+
+
+def _is_meant(case: Case, module: Module, call: ast.Call, name: str) -> bool:
+    """In the task itself; beside ``.delay()``, as the other way to do it; and in what is typed to do it here and now."""
     for around in module.around(call):
-        if isinstance(around, Function) and module.task_names.get(around.name) == name:
-            return True
-        if isinstance(around, ast.If) and "__main__" in ast.dump(around.test):
-            return not call.args and not call.keywords
-    return False
+        if isinstance(around, Function):
+            if module.task_names.get(around.name) == name or any(
+                called(one) in _TYPED for one in around.decorator_list
+            ):
+                return True
+        elif isinstance(around, ast.If) and "__main__" in ast.dump(around.test):
+            told = {getattr(one, "attr", getattr(one, "id", "")) for one in ast.walk(call)}
+            if not (call.args or call.keywords) or not _FROM_COMMAND_LINE.isdisjoint(told):
+                return True
+    return any(_is_other_way(case, module, one, call, name) for one in module.calls if called(one) in SENDS)
+
+
+def _is_other_way(case: Case, module: Module, send: ast.Call, call: ast.Call, name: str) -> bool:
+    """Whether a task is sent in one branch of a function, and called in another."""
+    if not isinstance(send.func, ast.Attribute) or task_name(case, module, send.func.value) != name:
+        return False
+    return _function_of(module, send) is _function_of(module, call) and not is_passed(module, send, call)
 
 
 def _in_transaction(module: Module, call: ast.Call) -> bool:

@@ -221,15 +221,19 @@ def _names(content: Any) -> set[str]:
     "CP421",
     "error",
     "Patterns that this app cannot keep",
-    "No worker starts with such a task; where its class is no PatternTask, each .delay() raises, too.",
+    "No worker starts with such a task.",
     upstream="maciej-gol/tenant-schemas-celery#76",
 )
 def absent(case: Case) -> Iterator[Sign]:
-    """A task wears patterns, and its app was not equipped or has no store, or its class or its request is another one."""
+    """A task wears patterns, and its app was not equipped or has no store; or its class, or its request, is none of ours."""
     for name, why in case.refused.items():
         what, _, cure = why.partition("; ")
+        unsendable = getattr(case.by_name[name].task, "patterns_refused", None) is not None
         yield Sign(
-            name, what.removeprefix(f"{name} ").replace("wears", "it wears", 1), f"{cure[:1].upper()}{cure[1:]}."
+            name,
+            f"it {what.removeprefix(f'{name} ')}",
+            f"{cure[:1].upper()}{cure[1:]}.",
+            "Each .delay() raises, and no worker starts." if unsendable else None,
         )
 
 

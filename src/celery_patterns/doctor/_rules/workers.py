@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -57,17 +58,15 @@ def nobody(case: Case) -> Iterator[Sign]:
         )
     main = case.app.main
     name = main if main and main != "__main__" else "proj"
-    declared = {*case.app.amqp.queues.consume_from}
-    letters = letters_among(case.app, declared)
-    line = f"celery -A {name} worker -l INFO"
+    letters = set() if case.malformed else letters_among(case.app, {*case.app.amqp.queues.consume_from})
+    line, why = f"celery -A {name} worker -l INFO", ""
     if letters:
-        line += (
-            f" -Q {','.join(sorted(declared - letters))}, since without -Q it would consume {min(letters)}, and refuse"
-        )
+        line += f" -X {shlex.quote(','.join(sorted(letters)))}"
+        why = f" Without -X it would consume {min(letters)}, and refuse to start."
     yield Sign(
         "workers",
         "the broker answers, and no worker of this app does",
-        f"Start one, with the same -A: {line}. If one runs, compare its broker with this app's, "
+        f"Start one, with the same -A: {line}.{why} If one runs, compare its broker with this app's, "
         "which its first lines show as `transport`; one with a solo pool does not answer while it runs a task.",
     )
 
