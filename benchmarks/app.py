@@ -28,7 +28,7 @@ WITHOUT_STORE: tuple[Pattern, ...] = (
     patterns.dead_letter("bench.dead", max_crashes=None),
     patterns.retry(on=(ConnectionError, TimeoutError)),
 )
-LETTERS: tuple[Pattern, ...] = (patterns.dead_letter("bench.dead", max_crashes=None),)
+LETTERS: tuple[Pattern, ...] = (patterns.dead_letter("bench.dead"),)
 EVERYTHING: tuple[Pattern, ...] = (*WITHOUT_STORE, patterns.idempotent(key="order_id", ttl=timedelta(days=1)))
 
 
@@ -67,7 +67,7 @@ ROWS = {
     ALL: Row("everything, one event", wears=EVERYTHING),
     ALL_INFO: Row("everything, one event and Celery's lines", wears=EVERYTHING, celerys_lines=True),
     PLAIN_AGAIN: Row("plain Celery once more: the noise", "WARNING"),
-    DEAD: Row("dead_letter alone, -l WARNING", "WARNING", wears=LETTERS),
+    DEAD: Row("dead_letter alone, crashes counted, -l WARNING", "WARNING", wears=LETTERS),
 }
 
 
@@ -116,7 +116,7 @@ def make_app(site: Site) -> Celery:
         if row.wears is not LETTERS:
             patterns.use_strict_json(app)
             patterns.use_structlog(app)
-        if row.wears is EVERYTHING:
+        if row.wears in (EVERYTHING, LETTERS):
             patterns.use_store(app, Pinged(site.store) if site.row == PINGS else site.store)
     if not row.celerys_lines:
         for name in ("celery.worker.strategy", "celery.app.trace"):

@@ -14,7 +14,7 @@ from .._publish import CONFIRM
 from ..exceptions import PublishFailed
 from ._entry import Entry, Told
 from ._flight import Flight, Sent, refused
-from ._line import PATIENCE, Line
+from ._line import Line
 from ._undisturbed import between_letters
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Dispatch:
             with suppress(OperationalError, *self._line.passing), self._app.connection_for_write() as again:
                 again.ensure_connection(
                     errback=lambda *_: between_letters(),
-                    timeout=PATIENCE.total_seconds(),
+                    timeout=self._line.PATIENCE.total_seconds(),
                     interval_start=0.1,
                     interval_step=0.2,
                     interval_max=2,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kombu.exceptions import OperationalError
 
@@ -12,10 +12,8 @@ from ._undisturbed import say_gone
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["PATIENCE", "Line"]
+__all__ = ["Line"]
 
-#: For how long a broker that has gone is waited for.
-PATIENCE = timedelta(seconds=30)
 #: Seconds that one answer may take.
 _ANSWER = 30.0
 
@@ -29,6 +27,9 @@ class Line:
     Raises:
         kombu.exceptions.OperationalError: When the broker cannot be reached.
     """
+
+    #: For how long a broker that has gone is waited for.
+    PATIENCE: ClassVar[timedelta] = timedelta(seconds=30)
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -78,7 +79,7 @@ class Line:
         """Tell whoever watches that the broker is waited for, once until it answers."""
         if not self._said_gone:
             self._said_gone = True
-            say_gone(PATIENCE.total_seconds())
+            say_gone(self.PATIENCE.total_seconds())
 
     def answered(self) -> None:
         """The broker is there."""

@@ -16,7 +16,7 @@ from .._x_death import is_nameless
 from ..exceptions import ConfigurationError
 from ._dispatch import Dispatch
 from ._entry import Entry, Look, Told, entry_of
-from ._line import PATIENCE, Line
+from ._line import Line
 from ._undisturbed import pause
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class OnRabbitMQ:
                 if not deadline:
                     if isinstance(error, self._line.connection.connection_errors):
                         self._line.say_gone()
-                    deadline = time.monotonic() + PATIENCE.total_seconds()
+                    deadline = time.monotonic() + self._line.PATIENCE.total_seconds()
                 if time.monotonic() > deadline:
                     raise
                 self._reopen(gap)
