@@ -19,7 +19,7 @@ import pytest
 
 from celery_patterns import dead_letters
 from celery_patterns.letters import _redis
-from celery_patterns.letters._line import Line
+from celery_patterns.letters._link import Link
 from celery_patterns.letters._undisturbed import undisturbed
 
 from .harness import ROOT, Floor
@@ -150,7 +150,7 @@ def test_a_wait_for_the_broker(server: Any, own: Floor) -> None:
 
 def test_a_broker_that_goes_and_stays_away(server: Any, own: Floor, monkeypatch: Any, caplog: Any) -> None:
     """What was done until then is told; called again, the command goes on."""
-    for room, name in ((Line, "PATIENCE"), (_redis, "_PATIENCE")):
+    for room, name in ((Link, "PATIENCE"), (_redis, "_PATIENCE")):
         monkeypatch.setattr(room, name, timedelta(seconds=2))
     declare(own.app, own.queue)
     ids = {written_by_hand(own.app, own.dead).replay_id for _ in range(40)}

@@ -1221,7 +1221,7 @@ def test_a_letter_that_was_lost_while_the_rate_was_waited_for(
 
     def meanwhile(_: float) -> None:
         monkeypatch.undo()
-        connection = shelves[0]._line.connection
+        connection = shelves[0]._link.connection
         sock = connection.connection.transport.sock
         if first:
             channel: Any = connection.channel()
@@ -1255,7 +1255,7 @@ def test_a_connection_that_lives_through_no_pause(
     def cutting(seconds: float) -> None:
         assert len(cut) < 10, "it waits, loses its letters, and waits again"
         cut.append(seconds)
-        shelves[-1]._line.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+        shelves[-1]._link.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
 
     monkeypatch.setattr("celery_patterns.letters._replay.pause", cutting)
     assert dead_letters(app, dead).replay_all(rate=0.1).sent == 4

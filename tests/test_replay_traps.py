@@ -285,7 +285,7 @@ def cut_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> Any:
     def on_each(*of: Any) -> None:
         told.append(of)
         if len(told) == calls:
-            shelves[-1]._line.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+            shelves[-1]._link.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
 
     return on_each
 
@@ -561,7 +561,7 @@ def test_a_lost_connection_gives_no_sent_letter_back(
         assert error is None
         told.append(letter.id)
         if len(told) == 3:
-            shelves[0]._line.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+            shelves[0]._link.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
         if len(told) > 5:
             seen_by_others.append(standing(on_rabbit, dead))
         if len(told) == 10:

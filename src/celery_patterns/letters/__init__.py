@@ -1,7 +1,7 @@
 """Reading dead letters and working with them: on each broker a shelf, and one selection that acts on either.
 
 * ``_redis`` and ``_rabbitmq`` are the shelves: how letters are read, taken out and sent there. ``_entry`` is what both
-  have. On RabbitMQ ``_line`` is what letters are held on, and ``_dispatch`` sends them; those of a ``_flight`` at once.
+  have. On RabbitMQ ``_link`` is what letters are held on, and ``_dispatch`` sends them; a ``_flight`` is not confirmed yet.
 * ``_walk`` goes through a shelf: ``_filter`` says which letters are meant, ``_ledger`` which were met.
 * ``_causes`` groups them. ``_replay`` sends one, ``_correct`` and ``_typed`` correct it, ``_rounds`` and ``_canary`` say
   in which order. ``_keep``, ``_file`` and ``_put_back`` keep them. ``_undisturbed`` holds Ctrl-C off.

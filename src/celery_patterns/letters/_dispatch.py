@@ -1,4 +1,4 @@
-"""Sending the messages of letters on RabbitMQ: many at once where a key absorbs a second one, else one by one."""
+"""Sending the messages of letters on RabbitMQ: several on their way where a key absorbs a second one, else one by one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._publish import CONFIRM
 from ..exceptions import PublishFailed
 from ._entry import Entry, Told
 from ._flight import Flight, Sent, refused
-from ._line import Line
+from ._link import Link
 from ._undisturbed import between_letters
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ class Dispatch:
 
     Args:
         app: The app that sends.
-        line: What the letters are held on. What flies goes there, too; each other message by a connection of the app's.
+        line: What the letters are held on. What flies goes there, too; other messages go by a connection of the app's.
         remove: Takes a letter out, once its message was confirmed.
     """
 
-    def __init__(self, app: Celery, line: Line, remove: Callable[[Entry], object]) -> None:
+    def __init__(self, app: Celery, line: Link, remove: Callable[[Entry], object]) -> None:
         self._app = app
-        self._line = line
+        self._link = line
         self._remove = remove
         self._flight: Flight | None = None
         self._flies = True
@@ -71,8 +71,8 @@ class Dispatch:
         flies = keyed and self._flies and not target[0] and message.get("correlation_id") == entry.letter.replay_id
         self._prepare(flies=flies)
         if not flies:
-            self._line.hear()  # there may have been a pause since the letter was given
-        if self._line.lost is not None:
+            self._link.hear()  # there may have been a pause since the letter was given
+        if self._link.lost is not None:
             return False
         if self._stalled:
             told(entry, False, _not_tried())
@@ -92,7 +92,7 @@ class Dispatch:
         self._prepare(flies=False)
 
     def ground(self) -> None:
-        """Send what was on its way when its channel was lost once more, each with its own confirmation: a key absorbs it."""
+        """Send once more what was on its way when its channel was lost, each by itself; from now on nothing flies."""
         self._flies = False
         while self._flight is not None:
             sent = self._flight.lost()
@@ -103,34 +103,34 @@ class Dispatch:
 
     def _prepare(self, *, flies: bool) -> None:
         """Wait until the next message may go: among others that are on their way, or by itself."""
-        if self._line.lost is not None:  # nothing is heard of them any more
+        if self._link.lost is not None:  # nothing is heard of them any more
             self.ground()
             return
         try:
             if flies and self._flight is None:
-                self._flight = Flight(self._app, self._line.connection, _SENDING.total_seconds())
+                self._flight = Flight(self._app, self._link.connection, _SENDING.total_seconds())
             if self._flight is not None:
                 self._flight.settle(_IN_FLIGHT if flies else 0)
-        except self._line.passing as error:
-            self._line.lost = error
+        except self._link.passing as error:
+            self._link.lost = error
             self.ground()
 
     def _fly(self, sent: Sent) -> None:
         assert self._flight is not None
         try:
             self._flight.send(sent)
-        except self._line.passing as error:
-            self._line.lost = error
+        except self._link.passing as error:
+            self._link.lost = error
             self.ground()
 
     def _published(self, message: dict[str, Any], target: tuple[str, str]) -> PublishFailed | None:
         error = self._tried(message, target)
         if error is not None and not self._away and self._is_gone(error):
-            self._line.say_gone()
-            with suppress(OperationalError, *self._line.passing), self._app.connection_for_write() as again:
+            self._link.say_gone()
+            with suppress(OperationalError, *self._link.passing), self._app.connection_for_write() as again:
                 again.ensure_connection(
                     errback=lambda *_: between_letters(),
-                    timeout=self._line.PATIENCE.total_seconds(),
+                    timeout=self._link.PATIENCE.total_seconds(),
                     interval_start=0.1,
                     interval_step=0.2,
                     interval_max=2,
@@ -146,13 +146,13 @@ class Dispatch:
             patience = timedelta(0) if self._away or target in self._full else _SENDING
             equipment_of(self._app).publisher.publish(send, patience=patience)
         except PublishFailed as error:
-            said = error.__cause__ is not None and error.transient and not isinstance(error.__cause__, self._line.gone)
+            said = error.__cause__ is not None and error.transient and not isinstance(error.__cause__, self._link.gone)
             return refused() if said else error
         return None
 
     def _is_gone(self, error: PublishFailed) -> bool:
         """Whether the broker cannot be reached, as while it is restarted: it is waited for, as the walk does."""
-        return error.transient and isinstance(error.__cause__, self._line.gone) and not _is_silence(error)
+        return error.transient and isinstance(error.__cause__, self._link.gone) and not _is_silence(error)
 
 
 def _not_tried() -> PublishFailed:

@@ -16,7 +16,7 @@ from .._x_death import is_nameless
 from ..exceptions import ConfigurationError
 from ._dispatch import Dispatch
 from ._entry import Entry, Look, Told, entry_of
-from ._line import Line
+from ._link import Link
 from ._undisturbed import pause
 
 if TYPE_CHECKING:
@@ -53,29 +53,29 @@ class OnRabbitMQ:
         self._left = self._unsure = self._passes = 0
         self._warned = self._asking = False
         self._is_queue: dict[str, bool] = {}
-        self._line = Line(app)
-        self._dispatch = Dispatch(app, self._line, self.remove)
+        self._link = Link(app)
+        self._dispatch = Dispatch(app, self._link, self.remove)
 
     def close(self) -> None:
         """Put back where it stood what was not taken out: RabbitMQ does so when the channel is closed."""
         if self._asking:  # more may be on its way, of which amqp would log each
-            self._line.connection.collect()
+            self._link.connection.collect()
             return
-        with suppress(*self._line.passing):
+        with suppress(*self._link.passing):
             if self._channel is not None and self._channel.is_open:
                 self._channel.close()
             self._await_return(_MOMENT)  # to a quorum queue they come back in their own time
-        self._line.connection.release()
+        self._link.connection.release()
 
     def standing(self) -> int | None:
-        return queue_length(self._line.connection, self._queue)
+        return queue_length(self._link.connection, self._queue)
 
     def walk(self) -> Iterator[Entry]:
         """The letters, from the first again when the connection was lost.
 
         RabbitMQ closes a channel that holds a message for 30 minutes, as a slow replay does. What was held is back then.
         """
-        standing = queue_length(self._line.connection, self._queue) or 0
+        standing = queue_length(self._link.connection, self._queue) or 0
         self._left, self._unsure = standing, 0
         looked = 0
         deadline, gap = 0.0, 0.1
@@ -85,11 +85,11 @@ class OnRabbitMQ:
                 entry = next(entries)
             except StopIteration:
                 return
-            except self._line.passing as error:
+            except self._link.passing as error:
                 if not deadline:
-                    if isinstance(error, self._line.connection.connection_errors):
-                        self._line.say_gone()
-                    deadline = time.monotonic() + self._line.PATIENCE.total_seconds()
+                    if isinstance(error, self._link.connection.connection_errors):
+                        self._link.say_gone()
+                    deadline = time.monotonic() + self._link.PATIENCE.total_seconds()
                 if time.monotonic() > deadline:
                     raise
                 self._reopen(gap)
@@ -104,7 +104,7 @@ class OnRabbitMQ:
     def _pass(self) -> Iterator[Entry | None]:
         if not self._left:
             return
-        self._channel = self._line.connection.channel()
+        self._channel = self._link.connection.channel()
         self._passes += 1
         for raw in self._messages():
             self._dispatch.tell()
@@ -112,16 +112,16 @@ class OnRabbitMQ:
             self._warn(raw)
             yield entry_of(self._channel.message_to_python(raw), raw.body, raw.delivery_tag, self._passes)
         self.settle()
-        if self._line.lost is not None:
-            raise self._line.lost
+        if self._link.lost is not None:
+            raise self._link.lost
         self._channel.queue_declare(queue=self._queue, passive=True)  # answers, or raises when it has not heard of all
         self._channel.close()
 
     def _expect_hold(self) -> None:
         """Give no letter to be sent that stands in the queue again: it could not be taken out, and others see it."""
-        self._line.hear()
-        if self._line.lost is not None:
-            raise self._line.lost
+        self._link.hear()
+        if self._link.lost is not None:
+            raise self._link.lost
 
     def _warn(self, raw: Any) -> None:
         count = (raw.properties.get("application_headers") or {}).get("x-delivery-count")
@@ -155,29 +155,29 @@ class OnRabbitMQ:
         consumer = self._channel.basic_consume(self._queue, callback=batch.append)
         with suppress(TimeoutError):
             while len(batch) < most:
-                self._line.connection.drain_events(timeout=_SILENCE)
+                self._link.connection.drain_events(timeout=_SILENCE)
         self._channel.basic_cancel(consumer)
         if not batch:  # the consumer that others have made the only one keeps it from this one, and from no get
             single = self._channel.basic_get(self._queue, no_ack=False)
             batch.extend([] if single is None else [single])
         self._asking = False
-        self._line.answered()
+        self._link.answered()
         return batch
 
     def _reopen(self, gap: float) -> None:
         self._dispatch.ground()  # which takes letters out, as far as it can tell
         self._left, self._unsure = self._left + self._unsure, 0
-        self._asking, self._line.lost = False, None
-        self._line.connection.collect()
+        self._asking, self._link.lost = False, None
+        self._link.connection.collect()
         pause(gap)
-        with suppress(*self._line.passing):  # the next pass meets it again
-            self._line.open()
+        with suppress(*self._link.passing):  # the next pass meets it again
+            self._link.open()
             self._await_return(_RETURN)
 
     def _await_return(self, seconds: float) -> None:
         """What was held comes back a moment after its channel has gone; fewer come when somebody else took some."""
         deadline, gap = time.monotonic() + seconds, 0.001
-        while (queue_length(self._line.connection, self._queue) or 0) < self._left and time.monotonic() < deadline:
+        while (queue_length(self._link.connection, self._queue) or 0) < self._left and time.monotonic() < deadline:
             time.sleep(gap)
             gap = min(2 * gap, 0.1)
 
@@ -186,8 +186,8 @@ class OnRabbitMQ:
             self._channel.basic_ack(entry.place)
             if is_nameless(entry.letter):  # which would not be known again: this waits for an answer behind it
                 self._channel.basic_qos(0, _BATCH, False)
-        except self._line.passing as error:  # it comes back, and the walk begins again
-            self._line.lost = error
+        except self._link.passing as error:  # it comes back, and the walk begins again
+            self._link.lost = error
             return False
         self._left, self._unsure = self._left - 1, self._unsure + 1
         entry.gone = True
@@ -209,23 +209,23 @@ class OnRabbitMQ:
 
     def target_named(self, queue: str) -> tuple[str, str]:
         if not self._exists(queue):
-            if self._line.lost is not None:
-                raise self._line.lost
+            if self._link.lost is not None:
+                raise self._link.lost
             raise ConfigurationError(f"there is no queue {queue!r} on the broker; expected the name of one")
         return "", queue
 
     def _exists(self, queue: str) -> bool:
         if queue not in self._is_queue:
             self.settle()  # an answer to what is on its way would be taken for the one to this
-            if self._line.lost is not None:
+            if self._link.lost is not None:
                 return False
             try:
-                self._is_queue[queue] = queue_length(self._line.connection, queue) is not None
-            except self._line.passing as error:
+                self._is_queue[queue] = queue_length(self._link.connection, queue) is not None
+            except self._link.passing as error:
                 # The end of the channel that holds the letters may be heard while an answer to this is waited for.
-                about_it = isinstance(error, self._line.connection.channel_errors)
+                about_it = isinstance(error, self._link.connection.channel_errors)
                 if not about_it or getattr(error, "method_sig", None) != _DECLARE:
-                    self._line.lost = error
+                    self._link.lost = error
                     return False
                 self._is_queue[queue] = False  # somebody's own, whom nobody else may ask
         return self._is_queue[queue]

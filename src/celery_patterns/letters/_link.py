@@ -12,14 +12,19 @@ from ._undisturbed import say_gone
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["Line"]
+__all__ = ["Link"]
 
 #: Seconds that one answer may take.
 _ANSWER = 30.0
 
 
-class Line:
+class Link:
     """One connection at a time.
+
+    Attributes:
+        connection: The present one; each ``open()`` makes another, so nobody keeps it.
+        lost: What took it or its channel, and with that the hold on the letters. Set by whoever meets it, and cleared by
+            whoever opens anew.
 
     Args:
         app: The app whose broker it is.
@@ -34,7 +39,6 @@ class Line:
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._said_gone = False
-        #: What took the channel, and with it the hold on the letters that were asked for.
         self.lost: Exception | None = None
         try:
             self.open()
@@ -42,12 +46,12 @@ class Line:
             raise OperationalError(str(error)) from error
 
     def open(self) -> None:
-        """Connect, once to each of the brokers that are named."""
+        """Connect, to the first that answers of the brokers that are named; the trouble comes as itself."""
         self.connection: Any = self._app.connection_for_write()  # where the letters were written, and go back to
         for name in ("read_timeout", "write_timeout"):
             self.connection.transport_options.setdefault(name, _ANSWER)
         self.connection.transport_options["confirm_publish"] = False  # a flight counts the confirmations itself
-        # As connect(), which would try two hosts of three; and as there, the trouble comes as itself.
+        # Not connect(), which would try two hosts of three.
         self.connection.ensure_connection(
             max_retries=max(1, len(self.connection.alt)),
             interval_start=0,
@@ -76,11 +80,11 @@ class Line:
             self.lost = error
 
     def say_gone(self) -> None:
-        """Tell whoever watches that the broker is waited for, once until it answers."""
+        """Say that the broker is waited for, once until it answers."""
         if not self._said_gone:
             self._said_gone = True
             say_gone(self.PATIENCE.total_seconds())
 
     def answered(self) -> None:
-        """The broker is there."""
+        """Hear that the broker is there: if it goes again, that is said again."""
         self._said_gone = False
