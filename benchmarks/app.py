@@ -42,6 +42,7 @@ class Row:
         wears: The task's patterns; an app with any is equipped, and with ``LETTERS`` only so far as these need it.
         celerys_lines: Whether Celery's two lines a task are written, beside our one event.
         keeps_results: Whether Celery keeps the results, in Redis.
+        body: For how many seconds the task's body waits, as for a database.
         once: Whether the task is one of celery-once's: its key is locked in Redis as it is sent, and freed at its end.
     """
 
@@ -51,12 +52,15 @@ class Row:
     celerys_lines: bool = False
     keeps_results: bool = False
     once: bool = False
+    body: float = 0.0
 
 
 PLAIN, PLAIN_INFO, RESULTS, ONCE = "plain", "plain-info", "results", "once"
 NO_STORE, ALL, ALL_INFO = "no-store", "all", "all-info"
 PINGS = "pings"
 PLAIN_AGAIN, DEAD = "plain-again", "dead-letter"
+WAITS, WAITS_AGAIN, DEAD_WAITS = "waits", "waits-again", "dead-letter-waits"
+WAIT = 0.01
 ROWS = {
     PLAIN: Row("plain Celery, -l WARNING", "WARNING"),
     PLAIN_INFO: Row("plain Celery, -l INFO", celerys_lines=True),
@@ -68,6 +72,9 @@ ROWS = {
     ALL_INFO: Row("everything, one event and Celery's lines", wears=EVERYTHING, celerys_lines=True),
     PLAIN_AGAIN: Row("plain Celery once more: the noise", "WARNING"),
     DEAD: Row("dead_letter alone, crashes counted, -l WARNING", "WARNING", wears=LETTERS),
+    WAITS: Row("plain Celery, a body of 10 ms", "WARNING", body=WAIT),
+    WAITS_AGAIN: Row("plain Celery, a body of 10 ms, once more: the noise", "WARNING", body=WAIT),
+    DEAD_WAITS: Row("dead_letter alone, crashes counted, a body of 10 ms", "WARNING", wears=LETTERS, body=WAIT),
 }
 
 
@@ -135,7 +142,7 @@ def make_app(site: Site) -> Celery:
         app.conf.ONCE = {"backend": "celery_once.backends.Redis", "settings": settings}
         options = {"base": QueueOnce, "once": {"keys": ["order_id"]}}
 
-    app.task(charge, name="charge", shared=False, **options)
+    app.task(waiting_charge if row.body else charge, name="charge", shared=False, **options)
     app.task(hold, name="hold", shared=False, base=Task, ignore_result=True)
     app.task(mark, name="mark", shared=False, base=Task, ignore_result=True)
     return app
@@ -143,6 +150,11 @@ def make_app(site: Site) -> Celery:
 
 def charge(order_id: str, amount: int) -> None:
     """The body of nothing."""
+
+
+def waiting_charge(order_id: str, amount: int) -> None:
+    """The body of one that asks a database, or somebody's service."""
+    time.sleep(WAIT)
 
 
 def hold(gate: str) -> None:

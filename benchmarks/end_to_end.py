@@ -23,6 +23,7 @@ from .app import (
     ALL,
     ALL_INFO,
     DEAD,
+    DEAD_WAITS,
     EVERYTHING,
     LETTERS,
     NO_STORE,
@@ -33,6 +34,8 @@ from .app import (
     PLAIN_INFO,
     RESULTS,
     ROWS,
+    WAITS,
+    WAITS_AGAIN,
     Site,
 )
 from .lane import BenchRedis, Drained, Lane
@@ -49,6 +52,7 @@ LETTERS_TARGET = 0.95
 #: The rows that are measured beside each other.
 ALL_ROWS = (PLAIN, PLAIN_INFO, RESULTS, ONCE, NO_STORE, PINGS, ALL, ALL_INFO)
 LETTERS_ROWS = (PLAIN, PLAIN_AGAIN, DEAD)
+WAITING_ROWS = (WAITS, WAITS_AGAIN, DEAD_WAITS)
 WARM, BLOCK = 100, 25
 
 
@@ -64,6 +68,7 @@ class Effort:
 FULL, QUICK = Effort(800, 5, 5), Effort(400, 3, 1)
 #: What is looked for is smaller than the differences between a worker and its twin: so many workers, and few rounds of each.
 LETTERS_FULL = Effort(800, 3, 12)
+WAITING_FULL, WAITING_QUICK = Effort(200, 3, 4), Effort(100, 2, 1)
 
 
 @dataclass
@@ -83,9 +88,16 @@ def measure(*, quick: bool, say: Callable[[str], None]) -> list[Section]:
 
 
 def measure_letters(*, quick: bool, say: Callable[[str], None]) -> list[Section]:
-    """What a succeeding task pays for ``dead_letter``, beside plain Celery with the same acknowledgement."""
-    effort = QUICK if quick else LETTERS_FULL
-    return [_letters_section(name, found, effort.tasks) for name, found in _on_both_brokers(LETTERS_ROWS, effort, say)]
+    """What a succeeding task pays for ``dead_letter``, beside plain Celery with the same acknowledgement.
+
+    With no body at all, where every microsecond is seen, and with one that waits for 10 milliseconds.
+    """
+    empty, waiting = (QUICK, WAITING_QUICK) if quick else (LETTERS_FULL, WAITING_FULL)
+    return [
+        _letters_section(f"{name}, {what}", found, rows, effort.tasks)
+        for what, rows, effort in (("no body", LETTERS_ROWS, empty), ("a body of 10 ms", WAITING_ROWS, waiting))
+        for name, found in _on_both_brokers(rows, effort, say)
+    ]
 
 
 def _on_both_brokers(
@@ -201,8 +213,8 @@ def _section(broker: str, found: dict[str, Rounds], tasks: int) -> Section:
     )
 
 
-def _letters_section(broker: str, found: dict[str, Rounds], tasks: int) -> Section:
-    plain = found[PLAIN]
+def _letters_section(broker: str, found: dict[str, Rounds], names: Sequence[str], tasks: int) -> Section:
+    plain, dead = found[names[0]], names[-1]
     drain = {row: ratios(plain.drained, rounds.drained) for row, rounds in found.items()}
     rows = [
         (
@@ -230,7 +242,7 @@ def _letters_section(broker: str, found: dict[str, Rounds], tasks: int) -> Secti
     return Section(
         f"{broker}, dead_letter",
         [Table(title, columns, rows)],
-        [at_least(f"{broker}, drain rate of plain: {ROWS[DEAD].says}", LETTERS_TARGET, drain[DEAD])],
+        [at_least(f"{broker}, drain rate of plain: {ROWS[dead].says}", LETTERS_TARGET, drain[dead])],
         {"tasks": tasks, "seconds per task": {row: vars(rounds) for row, rounds in found.items()}},
     )
 

@@ -151,14 +151,12 @@ class Recorder:
         """
         if request.delivery_info.get("redelivered"):
             return False
-        with self._lock:
-            self._unstarted.add(request)
+        self._unstarted.add(request)  # one step, as the next one is: each message takes both
         return True
 
     def started(self, request: Request) -> None:
         """The pool took it, or nobody will."""
-        with self._lock:
-            self._unstarted.discard(request)
+        self._unstarted.discard(request)
 
     def connected(self) -> None:
         """There is a connection: what still waits, being acknowledged long ago, is tried again."""
@@ -200,8 +198,7 @@ class Recorder:
 
     def _excuse_unstarted(self) -> None:
         """What was not started is delivered once more, and has crashed nothing."""
-        with self._lock:
-            unstarted, self._unstarted = self._unstarted, set()
+        unstarted, self._unstarted = tuple(self._unstarted), set()  # a copy: others start meanwhile
         deadline = time.monotonic() + LAST_TRY
         for number, request in enumerate(unstarted):
             if time.monotonic() > deadline:

@@ -36,8 +36,8 @@ class Request(request.Request):  # type: ignore[misc]
     is looked up there.
     """
 
-    #: Its starts are counted, and this may be one.
-    _awaited = False
+    #: Who waits for its start, where starts are counted and this may be one.
+    _awaited: Any = None
     #: How the message ended, when that is for this process to record.
     _ending: Ending | None = None
     _recorded = False
@@ -61,8 +61,10 @@ class Request(request.Request):  # type: ignore[misc]
         if plan.terms.keyed:
             # Of this delivery, and of no message: a child that is lost held its key in this name.
             self.delivery_info[OWNER] = new_owner(self.id)
-        elif self._pattern is not None:
-            self._awaited = self._recorder.await_start(self)
+        elif plan.buries is not None:
+            recorder = self._recorder
+            if recorder is not None and recorder.await_start(self):
+                self._awaited = recorder
 
     @property
     def _recorder(self) -> Any:
@@ -77,8 +79,8 @@ class Request(request.Request):  # type: ignore[misc]
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Celery's door for a start."""
         setattr(self._message, BEGUN, True)
-        if self._awaited:
-            self._recorder.started(self)
+        if self._awaited is not None:
+            self._awaited.started(self)
         super().on_accepted(pid, time_accepted)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
@@ -136,8 +138,8 @@ class Request(request.Request):  # type: ignore[misc]
                 self._ending = None
         else:
             revoked = bool(super().revoked())
-        if revoked and self._awaited:
-            self._recorder.started(self)
+        if revoked and self._awaited is not None:
+            self._awaited.started(self)
         return revoked
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
@@ -189,8 +191,8 @@ class Request(request.Request):  # type: ignore[misc]
         """Before it starts, Celery rejects only what is to wait for a moment that is none."""
         if self._pattern is not None:
             self._ending = ("malformed", InvalidTaskError("its eta is no time that the worker can wait for"), "")
-        if self._awaited:
-            self._recorder.started(self)
+        if self._awaited is not None:
+            self._awaited.started(self)
 
     def _ending_of(self, exc_info: Any, *, from_child: bool) -> Ending | None:
         error = _error_of(exc_info)
