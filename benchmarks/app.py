@@ -152,7 +152,7 @@ def charge(order_id: str, amount: int) -> None:
     """The body of nothing."""
 
 
-def waiting_charge(order_id: str, amount: int) -> None:
+def waiting_charge(*_: object) -> None:
     """The body of one that asks a database, or somebody's service."""
     time.sleep(WAIT)
 
