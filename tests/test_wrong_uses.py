@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -199,3 +200,21 @@ def test_dead_letter_without_a_store_when_it_counts_nothing(database: str, tmp_p
     early = app.task(shared=False, name="b", acks_late=False)(patterns.dead_letter()(other))
     assert (refusal(app, uncounted), refusal(app, early)) == (None, None)
     assert (uncounted.plan.terms.crash_limit, early.plan.terms.crash_limit) == (None, None)
+
+
+@pytest.mark.parametrize("given", [("o-1", 3), (5, None)])
+def test_apply_async_called_like_delay(database: str, given: Any) -> None:
+    """What is wrong with it is said by Celery, in its own words, and not by what makes a key of the arguments."""
+    from celery import Celery
+
+    import celery_patterns as patterns
+
+    app = Celery("bare", broker=database, set_as_current=False)
+    patterns.equip(app, store=database)
+
+    @app.task(shared=False, name="charge")
+    @patterns.idempotent(key="order", ttl=timedelta(days=1))
+    def charge(order: str, amount: int) -> None: ...
+
+    with pytest.raises(TypeError, match=r"must be (a mapping|an iterable), not int"):
+        charge.apply_async(*given)

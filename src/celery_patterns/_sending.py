@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from celery._state import get_current_task
@@ -104,6 +105,8 @@ def _is_handed_on(around: Task, options: dict[str, Any]) -> bool:
 
 
 def _check(task: Task, plan: Plan, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+    if not isinstance(args or (), list | tuple) or not isinstance(kwargs or {}, Mapping):
+        return  # apply_async("o-1", 3): Celery says what is wrong with it
     headers = options.get("headers")
     carried = headers.get(HEADER) if headers else None
     given = carried.get("key") if isinstance(carried, dict) else None

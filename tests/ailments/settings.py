@@ -206,6 +206,12 @@ def _does_not_start(project: Project) -> bool:
     return not worker.alive()
 
 
+def _never_runs(project: Project) -> bool:
+    project.worker()
+    project.send("work", ignore_result=True)
+    return not project.marked("worked", 6)
+
+
 def _goes_elsewhere(project: Project) -> bool:
     """Whether a message does not stand in the queue that its route names."""
     project.send("work", ignore_result=True)
@@ -476,6 +482,15 @@ def work(text: str = "a") -> None:
     ),
     Ailment(
         "CP419",
+        EQUIPPED + BURIES.replace("time_limit=60", 'time_limit="60"'),
+        (('"60"', "60"),),
+        _never_runs,
+        where=".work",
+        long=True,
+        name="limit",
+    ),
+    Ailment(
+        "CP419",
         HEAD + SCHEDULE.replace('["a"]', "(1)") + WORK,
         (("(1)", "(1,)"),),
         _never_sent,
@@ -533,6 +548,14 @@ def work(text: str = "a") -> None:
         (("wrok", "work"),),
         _goes_elsewhere,
         where="task_routes",
+    ),
+    Ailment(
+        "CP422",
+        HEAD + 'app.conf.task_routes = {"work": {"queue": "$queue-2"}}\n' + WORK,
+        (('{"work"', '{"$name.work"'),),
+        _goes_elsewhere,
+        where="task_routes",
+        name="short",
     ),
     Ailment(
         "CP423",

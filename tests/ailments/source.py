@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from typing import Any
 
 from ..projects import Project
@@ -57,6 +59,13 @@ def _ran_here(project: Project) -> bool:
     project.call("place")
     assert project.marked("worked")
     return f"in {os.getpid()}" in project.marks()
+
+
+def _script_sends_nothing_known(project: Project) -> bool:
+    project.worker()
+    script = [sys.executable, str(project.folder / f"{project.name}.py")]
+    subprocess.run(script, env=project.environment, check=True, timeout=60)
+    return not project.marked("worked", 6)
 
 
 def _finds_what_was_left(project: Project) -> bool:
@@ -140,6 +149,16 @@ def engine() -> sa.Engine:
 """,
         (("        work.delay()\n        the_rest()\n", "    work.delay()\n"),),
         _is_not_found,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP514",
+        HEAD.replace('Celery("$name"', 'Celery("another"')
+        + WORK
+        + '\n\nif __name__ == "__main__":\n    work.delay()\n',
+        (('Celery("another"', 'Celery("$name"'),),
+        _script_sends_nothing_known,
         where=".py:",
         long=True,
     ),

@@ -41,6 +41,16 @@ def _no_result_comes(project: Project) -> bool:
         return True
 
 
+def _reads_elsewhere(project: Project) -> bool:
+    """Whether the result of what was done is not found."""
+    _start(project)
+    sent = project.send("work")
+    assert project.marked("worked")
+    with contextlib.suppress(AssertionError):
+        project.wait(lambda: sent.state == "SUCCESS", 4, "it is done")
+    return bool(sent.state == "PENDING")
+
+
 def _one_idles(project: Project) -> bool:
     """Whether one of two workers runs nothing of ten tasks."""
     _start(project)
@@ -172,6 +182,19 @@ def work() -> None:
         cured_workers=(("w",), ("v",)),
         long=True,
         slow=True,
+    ),
+    Ailment(
+        "CP206",
+        "import os\n"
+        + HEAD.replace('"$backend"', 'os.environ.get("RESULTS", "redis://127.0.0.1:$durable/0")')
+        + WORK.replace("@app.task", "@app.task(time_limit=60)"),
+        (),
+        _reads_elsewhere,
+        workers=(("w+RESULTS=redis://127.0.0.1:$durable/3",),),
+        cured_workers=(("w",),),
+        where="workers",
+        long=True,
+        name="results",
     ),
     Ailment(
         "CP207",

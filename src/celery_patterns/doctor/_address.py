@@ -340,7 +340,7 @@ def _scheme(url: str) -> str:
 
 
 def _no_driver(error: BaseException, scheme: str) -> Trouble:
-    said = str(error.args[0] if error.args else error).partition("\n")[0]
+    said = str(error.args[0] if error.args else error).partition("\n")[0].rstrip("?.")
     return Trouble(
         "driver", said if scheme and scheme.partition("+")[0] in said else f"{scheme or 'what it names'} is not known"
     )

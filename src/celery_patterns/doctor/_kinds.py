@@ -34,12 +34,14 @@ _NEVER_TEXT = frozenset(
     {
         *("broker_connection_timeout", "broker_pool_limit", "redis_max_connections", "worker_max_tasks_per_child"),
         *("worker_max_memory_per_child", "worker_prefetch_multiplier", "worker_concurrency"),
+        *("task_time_limit", "task_soft_time_limit"),
     }
 )
 #: What an entry of ``beat_schedule`` may hold; other schedulers than Celery's own may know more.
 _ENTRY = ("task", "schedule", "args", "kwargs", "options", "relative")
 _ENTRYS_OWN = frozenset({*_ENTRY, "name", "app", "last_run_at", "total_run_count"})
-_TASKS_NUMBERS = ("time_limit", "soft_time_limit", "default_retry_delay", "max_retries")
+_LIMITS = ("time_limit", "soft_time_limit")
+_TASKS_NUMBERS = (*_LIMITS, "default_retry_delay", "max_retries")
 
 
 def malformed(app: Celery) -> Iterator[tuple[str, str, str]]:
@@ -69,7 +71,8 @@ def _tasks(app: Celery) -> Iterator[tuple[str, str, str]]:
     for name, task in sorted(app.tasks.items()):
         for option in _TASKS_NUMBERS if not name.startswith("celery.") else ():
             value = getattr(task, option, None)
-            if isinstance(value, str | timedelta) and not _is_number(value) and value != app.conf.get(f"task_{option}"):
+            wrong = isinstance(value, str | timedelta) and (option in _LIMITS or not _is_number(value))
+            if wrong and value != app.conf.get(f"task_{option}"):
                 yield name, f"its {option} is {_of(value)}", "a number"
 
 

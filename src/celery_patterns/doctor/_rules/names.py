@@ -149,9 +149,15 @@ def _tasks_like(case: Case, name: str) -> list[str]:
 )
 def scheduled_misfit(case: Case) -> Iterator[Sign]:
     """An entry of ``beat_schedule`` has arguments that its task does not take."""
+    malformed = {place for place, _, _ in case.malformed}  # which has a rule of its own
     for entry in case.schedule:
         task = case.app.tasks.get(entry.task)
-        if task is None or not getattr(task, "typing", False) or not hasattr(task, "__header__"):
+        if (
+            task is None
+            or f'beat_schedule["{entry.name}"]' in malformed
+            or not getattr(task, "typing", False)
+            or not hasattr(task, "__header__")
+        ):
             continue
         try:
             task.__header__(*entry.args, **entry.kwargs)
@@ -213,13 +219,14 @@ def not_there_yet(case: Case) -> Iterator[Sign]:
     upstream="celery/celery#4418",
 )
 def routed_unknown(case: Case) -> Iterator[Sign]:
-    """``task_routes`` names a task that the app does not have, and one that it has is called almost so."""
+    """``task_routes`` names a task that the app does not have; one that it has is called almost so, or so in its module."""
     routes = case.conf.task_routes
     tables = routes if isinstance(routes, list | tuple) else [routes]
     for name in (name for table in tables if isinstance(table, Mapping) for name in table):
         if not isinstance(name, str) or name in case.app.tasks or any(sign in name for sign in "*?["):
             continue
-        meant = [one for one in difflib.get_close_matches(name, list(case.by_name), 3, _ALIKE) if _is_slip(name, one)]
+        meant = [one for one in case.by_name if one.rpartition(".")[2] == name]  # without its module
+        meant += [one for one in difflib.get_close_matches(name, list(case.by_name), 3, _ALIKE) if _is_slip(name, one)]
         if meant:
             where = f'{case.spelled("task_routes")}["{name}"]'
             cure = f"Write {meant[0]!r}, if that was meant. Ignore this where it is another service's task."

@@ -90,7 +90,9 @@ def _near(case: Case) -> str:
     if broker.scheme not in ("redis", "rediss") or broker.trouble is not None or broker.user or broker.password:
         return "redis://localhost:6379/2"
     host = f"[{broker.host}]" if ":" in broker.host else broker.host
-    return f"{broker.scheme}://{host}:{broker.port}/{1 if broker.place != '1' else 2}"
+    taken = {one.place for one in case.addresses if (one.host, one.port) == (broker.host, broker.port)}
+    free = next(number for number in range(1, len(taken) + 2) if str(number) not in taken)
+    return f"{broker.scheme}://{host}:{broker.port}/{free}"
 
 
 RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

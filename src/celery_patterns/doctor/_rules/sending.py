@@ -97,6 +97,39 @@ def called_directly(case: Case) -> Iterator[Sign]:
 
 
 @rule(
+    "CP514",
+    "error",
+    "A script whose tasks have other names than the worker's",
+    "The worker does not know the task, and throws it away.",
+    upstream="celery/celery#3989",
+)
+def sends_as_main(case: Case) -> Iterator[Sign]:
+    """A task of the same file is sent under ``__main__``, where Celery names it after the app and not after the file."""
+    for module in case.source:
+        for call in module.calls:
+            if not sends(case, module, call) or not isinstance(call.func, ast.Attribute):
+                continue
+            owner = call.func.value
+            function = owner.id if isinstance(owner, ast.Name) and owner.id in module.task_names else ""
+            known = module.task_names.get(function, "")
+            sent = f"{case.app.main or '__main__'}.{function}"
+            if known != f"{module.name}.{function}" or sent in case.by_name or not _is_under_main(module, call):
+                continue
+            if not module.is_excused(call, "CP514"):
+                yield Sign(
+                    module.place(call),
+                    f"run as a script, it sends {sent}, and the worker knows {known}",
+                    f'Write Celery("{module.name}"), or name={known!r} at the task; or send it from another file.',
+                )
+
+
+def _is_under_main(module: Module, call: ast.Call) -> bool:
+    around = [*module.around(call)]
+    guarded = any(isinstance(one, ast.If) and "__main__" in ast.dump(one.test) for one in around)
+    return guarded and not any(isinstance(one, Function) for one in around)
+
+
+@rule(
     "CP512",
     "error",
     "A countdown longer than the visibility timeout",

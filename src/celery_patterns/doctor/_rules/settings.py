@@ -158,7 +158,7 @@ def forgets_letters(case: Case) -> Iterator[Sign]:
     "CP419",
     "error",
     "A setting of a wrong kind",
-    "What uses it ends with an error, far from here: a worker does not start, beat dies, or each .delay() raises.",
+    "What uses it ends with an error, far from here: no worker gets ready, beat dies, or .delay() or the task fails.",
     upstream="sontek/pyramid_celery#103",
 )
 def wrong_kind(case: Case) -> Iterator[Sign]:
@@ -221,20 +221,14 @@ def _names(content: Any) -> set[str]:
     "CP421",
     "error",
     "Patterns that this app cannot keep",
-    "No worker starts with such a task.",
+    "No worker starts with such a task, and what is sent waits.",
     upstream="maciej-gol/tenant-schemas-celery#76",
 )
 def absent(case: Case) -> Iterator[Sign]:
     """A task wears patterns, and its app was not equipped or has no store; or its class, or its request, is none of ours."""
     for name, why in case.refused.items():
         what, _, cure = why.partition("; ")
-        unsendable = getattr(case.by_name[name].task, "patterns_refused", None) is not None
-        yield Sign(
-            name,
-            f"it {what.removeprefix(f'{name} ')}",
-            f"{cure[:1].upper()}{cure[1:]}.",
-            "Each .delay() raises, and no worker starts." if unsendable else None,
-        )
+        yield Sign(name, f"it {what.removeprefix(f'{name} ')}", f"{cure[:1].upper()}{cure[1:]}.")
 
 
 @rule(

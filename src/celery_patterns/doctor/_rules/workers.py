@@ -49,7 +49,7 @@ _SKEW = 5.0
 )
 def nobody(case: Case) -> Iterator[Sign]:
     """None runs, or none is connected to this broker."""
-    if case.workers or case.mixed or case.refused:  # none starts: CP423 and CP421 say why
+    if case.workers or case.mixed or case.refused or case.malformed:  # none starts: CP423, CP421 and CP419 say why
         return
     listening = [name for name, queue in case.queues_there.items() if queue.consumers]
     if listening:
@@ -58,7 +58,7 @@ def nobody(case: Case) -> Iterator[Sign]:
         )
     main = case.app.main
     name = main if main and main != "__main__" else "proj"
-    letters = set() if case.malformed else letters_among(case.app, {*case.app.amqp.queues.consume_from})
+    letters = letters_among(case.app, {*case.app.amqp.queues.consume_from})
     line, why = f"celery -A {name} worker -l INFO", ""
     if letters:
         line += f" -X {shlex.quote(','.join(sorted(letters)))}"
@@ -186,6 +186,32 @@ def settings(case: Case) -> Iterator[Sign]:
                 f"they have {name}={next(iter(values))}, and this app has {case.conf[name]!r}",
                 f"Restart them, or deploy one value of {name} to both.",
             )
+    yield from _results_elsewhere(case)
+
+
+def _results_elsewhere(case: Case) -> Iterator[Sign]:
+    """Results that workers keep in another place of the same server than this app reads them from.
+
+    Another server is left alone: who asks from elsewhere may know it by another name.
+    """
+    ours = _place(case.app.conf.table(with_defaults=True, censored=True).get("result_backend"))
+    for worker in case.hearers:
+        theirs = _place((worker.settings or {}).get("result_backend"))
+        if ours is not None and theirs is not None and ours[0] == theirs[0] and ours[1] != theirs[1]:
+            yield Sign(
+                "workers",
+                f"{worker.name} keeps results in {theirs[1]} of {theirs[0]}, and this app reads them in {ours[1]}",
+                "Restart it, or deploy one value of result_backend to both.",
+            )
+            return
+
+
+def _place(url: object) -> tuple[str, str] | None:
+    """The server of a URL, and where in it."""
+    if not isinstance(url, str) or "://" not in url or ";" in url:
+        return None
+    server, _, path = url.partition("://")[2].rpartition("@")[2].partition("?")[0].partition("/")
+    return server, path.rstrip("/") or "0"
 
 
 #: Those whose values JSON carries as they are, and that are no secrets.
