@@ -113,7 +113,9 @@ def sends_as_main(case: Case) -> Iterator[Sign]:
             function = owner.id if isinstance(owner, ast.Name) and owner.id in module.task_names else ""
             known = module.task_names.get(function, "")
             sent = f"{case.app.main or '__main__'}.{function}"
-            if known != f"{module.name}.{function}" or sent in case.by_name or not _is_under_main(module, call):
+            if known != f"{module.name}.{function}" or known not in case.by_name or sent in case.by_name:
+                continue  # named by hand, another app's, or known by both names
+            if not _is_under_main(module, call):
                 continue
             if not module.is_excused(call, "CP514"):
                 yield Sign(
@@ -125,8 +127,12 @@ def sends_as_main(case: Case) -> Iterator[Sign]:
 
 def _is_under_main(module: Module, call: ast.Call) -> bool:
     around = [*module.around(call)]
-    guarded = any(isinstance(one, ast.If) and "__main__" in ast.dump(one.test) for one in around)
-    return guarded and not any(isinstance(one, Function) for one in around)
+    return any(map(_asks_for_main, around)) and not any(isinstance(one, Function) for one in around)
+
+
+def _asks_for_main(node: ast.AST) -> bool:
+    """Whether it is ``if __name__ == "__main__":``."""
+    return isinstance(node, ast.If) and "__main__" in ast.dump(node.test)
 
 
 @rule(
@@ -184,7 +190,7 @@ def _is_meant(case: Case, module: Module, call: ast.Call, name: str) -> bool:
                 called(one) in _TYPED for one in around.decorator_list
             ):
                 return True
-        elif isinstance(around, ast.If) and "__main__" in ast.dump(around.test):
+        elif _asks_for_main(around):
             told = {getattr(one, "attr", getattr(one, "id", "")) for one in ast.walk(call)}
             if not (call.args or call.keywords) or not _FROM_COMMAND_LINE.isdisjoint(told):
                 return True
