@@ -273,6 +273,18 @@ def test_an_app_that_cannot_be_imported_is_told(tmp_path: Path, command: str) ->
     assert len(told.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["doctor", "letters stats"])
+def test_a_base_class_that_is_no_task_is_told(tmp_path: Path, command: str) -> None:
+    """Of which Celery says that the task has no attribute ``bind``: one line, with the class and what to write."""
+    (tmp_path / "proj.py").write_text(
+        'from celery import Celery\n\napp = Celery("proj", broker="memory://")\n\n\nclass OrderTask:\n    patterns = ()\n\n\n'
+        "@app.task(base=OrderTask)\ndef refund(order): ...\n"
+    )
+    told = patterns_in(tmp_path, *command.split())
+    said = "refund has base=OrderTask, a class that is no task; expected it to inherit from PatternTask, or from Celery's Task"
+    assert (told.returncode, told.stderr) == (2, f"Error: {said}\n")
+
+
 def test_what_modules_print_is_no_part_of_an_answer(tmp_path: Path, database: str) -> None:
     """A program that reads ``--json`` finds nothing else on stdout."""
     (tmp_path / "proj.py").write_text(

@@ -25,6 +25,9 @@ from celery import Celery, chain, group, shared_task
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import SoftTimeLimitExceeded as Limit
 
+import celery_patterns as patterns
+from celery_patterns import dead_letter
+
 app = Celery("$name", broker="redis://127.0.0.1:6379/0", backend="redis://127.0.0.1:6379/0", set_as_current=False)
 
 
@@ -199,6 +202,40 @@ MISTAKES = {
         "CP503",
         "@app.task\ndef charge(order, amount): ...\n\n\nif __name__ == '__main__':\n    charge('o-1', amount=9)",
     ),
+    "a call that is waited for": (
+        "CP503",
+        "@app.task\ndef a(x): ...\n\n\ndef view():\n    result = a(1)\n    print(result.get(timeout=3))",
+    ),
+    "a call that is waited for at once": (
+        "CP503",
+        "@app.task\ndef a(): ...\n\n\nif __name__ == '__main__':\n    print(a().get())",
+    ),
+    "a signature that is dropped": ("CP518", "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.s(1)"),
+    "a delay that is not called": ("CP518", "@app.task\ndef a(): ...\n\n\ndef view():\n    a.delay"),
+    "a canvas that is dropped": ("CP518", "@app.task\ndef a(): ...\n\n\ndef view():\n    chain(a.s(), a.s())"),
+    "a pipe that is dropped": ("CP518", "@app.task\ndef a(): ...\n\n\ndef view():\n    a.s() | a.s()"),
+    "two functions of one name": ("CP517", "@app.task\ndef a(): ...\n\n\n@app.task\ndef a(): ..."),
+    "two tasks that are given one name": (
+        "CP517",
+        "@app.task(name='x')\ndef a(): ...\n\n\n@shared_task(name='x')\ndef b(): ...",
+    ),
+    "patterns on what is no task": (
+        "CP515",
+        "@app.task\ndef a(): ...\n\n\n@patterns.retry(on=OSError)\n@patterns.logged()\ndef b(): ...",
+    ),
+    "patterns by their own names": ("CP515", "@app.task\ndef a(): ...\n\n\n@dead_letter('x.dead')\ndef b(): ..."),
+    "a base that no task has": (
+        "CP516",
+        "class Base(patterns.PatternTask):\n    patterns = (patterns.logged(),)\n\n\n@app.task\ndef a(): ...",
+    ),
+    "a base of bases that no task has": (
+        "CP516",
+        "class Base(patterns.PatternTask):\n    patterns = (patterns.logged(),)\n\n\nclass Other(Base): ...\n\n\n@app.task(base=Base)\ndef a(): ...",
+    ),
+    "a whole task that is not registered": (
+        "CP516",
+        "class A(patterns.PatternTask):\n    name = 'x'\n    patterns = (patterns.logged(),)\n\n    def run(self): ...\n\n\n@app.task\ndef a(): ...",
+    ),
     "a job that is called": ("CP501", "@app.task\ndef a():\n    job = group(a.s())\n    res = job()\n    res.get()"),
     "results of a set": (
         "CP501",
@@ -290,6 +327,40 @@ RIGHT = {
     "on one line": "@app.task\ndef a(i): ...\n\n\ndef view(session, o):\n    session.add(\n        o); session.commit(); a.delay(o.id); session.commit()",
     "about another row": (
         "@app.task\ndef a(i): ...\n\n\ndef view(session, log, i):\n    session.add(log)\n    a.delay(i)\n    session.commit()"
+    ),
+    "a dict of a call": "@app.task\ndef a(x): ...\n\n\ndef view():\n    found = a(1)\n    return found.get('n')",
+    "a call in a test's way": "@app.task\ndef a(x): ...\n\n\ndef view():\n    found = a(1)\n    assert found",
+    "somebody's signature": "import inspect\n\n\n@app.task\ndef a(): ...\n\n\ndef view(x):\n    inspect.signature(view)\n    x.s()",
+    "a canvas that is called": (
+        "from celery import chord\n\n\n@app.task\ndef a(*x): ...\n\n\ndef view():\n    chord([a.s()])(a.s())\n    chain(a.s(), a.s())()\n    (a.s() | a.s())()"
+    ),
+    "one of two ways to make a task": (
+        "if sys.platform == 'x':\n\n    @app.task\n    def a(): ...\n\nelse:\n\n    @app.task\n    def a(): ..."
+    ),
+    "two names of one function's name": "@app.task(name='x')\ndef a(): ...\n\n\nfirst = a\n\n\n@app.task(name='y')\ndef a(): ...",
+    "a function that is made a task": "patterns.use_patterns(app)\n\n\n@patterns.logged()\ndef b(): ...\n\n\na = app.task(b)",
+    "a function that is made one later": (
+        "@patterns.logged()\ndef b(): ...\n\n\n@app.task\ndef a(): ...\n\n\ndef plug(other):\n    other.task(b, name='b')"
+    ),
+    "a function that is made one by others": (
+        "def job(f):\n    return f\n\n\n@job\n@patterns.logged()\ndef b(): ...\n\n\n@app.task\ndef a(): ..."
+    ),
+    "a task under its patterns": "patterns.use_patterns(app)\n\n\n@patterns.logged()\n@app.task\ndef a(): ...",
+    "a base that a task has": (
+        "class Base(patterns.PatternTask):\n    patterns = (patterns.logged(),)\n\n\n@app.task(base=Base)\ndef a(): ..."
+    ),
+    "a base of a base": (
+        "class Base(patterns.PatternTask):\n    patterns = (patterns.logged(),)\n\n\nclass Other(Base): ...\n\n\n@app.task(base=Other)\ndef a(): ..."
+    ),
+    "a base for another app": (
+        "class Base(patterns.PatternTask):\n    patterns = (patterns.logged(),)\n\n\n@app.task\ndef a(): ...\n\n\ndef other(app):\n    return app.task(a.run, base=Base)"
+    ),
+    "a base that a text names": (
+        "class Base(patterns.PatternTask):\n    patterns = (patterns.logged(),)\n\n\nOTHERS = Celery(task_cls='proj:Base', set_as_current=False)\n\n\n@app.task\ndef a(): ..."
+    ),
+    "a base without patterns": "class Base(patterns.PatternTask): ...\n\n\n@app.task\ndef a(): ...",
+    "a whole task that is registered": (
+        "class A(patterns.PatternTask):\n    name = 'x'\n    patterns = (patterns.logged(),)\n\n    def run(self): ...\n\n\na = app.register_task(A())"
     ),
     "what is no form": "@app.task\ndef a(u): ...\n\n\ndef view(transform):\n    a.delay(transform.save())",
     "a form of one's own": (

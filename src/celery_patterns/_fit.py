@@ -14,7 +14,7 @@ from ._plan import Pattern
 from ._retry import retry
 from .exceptions import ConfigurationError
 
-__all__ = ["expect_app", "refuse_misfits", "refuse_strays", "said"]
+__all__ = ["expect_app", "make_tasks", "refuse_misfits", "refuse_strays", "said"]
 
 #: The names under which a base's pattern is a mistake.
 _MEANT = frozenset({"pattern", "retry", "idempotent", "dead_letter", "logged"})
@@ -114,3 +114,22 @@ def expect_app(app: object, where: str) -> None:
         raise ConfigurationError(
             f"{where} takes your Celery app, for example app = Celery(…); got a {type(app).__name__}"
         )
+
+
+def make_tasks(app: Celery) -> None:
+    """Import what the app names, and make its tasks, as a worker does.
+
+    Raises:
+        ConfigurationError: When a task is to be made of a class that is none. What else the modules raise is theirs.
+    """
+    try:
+        app.loader.import_default_modules()
+        app.finalize()
+    except AttributeError as error:
+        made = type(error.obj)
+        if not getattr(made, "_decorated", False) or issubclass(made, Task):  # Celery's mark of what it made
+            raise
+        raise ConfigurationError(
+            f"{made.__name__} has base={made.__mro__[1].__name__}, a class that is no task; expected it to inherit from "
+            "PatternTask, or from Celery's Task"
+        ) from error

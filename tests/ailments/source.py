@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
+from celery_patterns import dead_letters
+
 from ..projects import Project
 from ._ailment import EQUIPPED, HEAD, WORK, Ailment, place_raises
 
@@ -84,6 +86,32 @@ def _never_fails(project: Project) -> bool:
     with contextlib.suppress(AssertionError):
         project.wait(lambda: sent.state == "FAILURE", 4, "it has failed")
     return bool(sent.state != "FAILURE")
+
+
+def _is_not_done(project: Project) -> bool:
+    """Whether a body is not run that is asked for; a worker runs."""
+    project.worker()
+    with contextlib.suppress(AttributeError):  # a function has no delay()
+        project.call("place")
+    return not project.marked("worked", 6)
+
+
+def _one_is_not_done(project: Project) -> bool:
+    """Whether of two tasks that are sent one is never run: which one is chance."""
+    project.worker()
+    project.call("place")
+    project.wait(lambda: len(project.marks()) > 1, 20, "two messages are done")
+    return not ({"other", "worked"} <= set(project.marks()))
+
+
+def _leaves_no_letter(project: Project) -> bool:
+    project.worker()
+    project.call("place")
+    assert project.marked("worked")
+    letters = dead_letters(project.app, f"{project.values['queue']}.dead")
+    with contextlib.suppress(AssertionError):
+        project.wait(lambda: letters.count() > 0, 4, "a letter stands")
+    return letters.count() == 0
 
 
 def _is_thrown_away(project: Project) -> bool:
@@ -283,6 +311,84 @@ def place() -> None:
         (("include = []", 'include = ["$name.extra"]'),),
         _is_thrown_away,
         where="extra.py:",
+        long=True,
+    ),
+    Ailment(
+        "CP515",
+        EQUIPPED
+        + """
+
+@patterns.retry(on=ConnectionError)
+def work() -> None:
+    mark("worked")
+
+
+def place() -> None:
+    work.delay()
+
+
+@app.task(time_limit=60)
+def other() -> None: ...
+""",
+        (("@patterns.retry", "@app.task(time_limit=60)\n@patterns.retry"),),
+        _is_not_done,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP516",
+        EQUIPPED
+        + """
+
+class OrderTask(patterns.PatternTask):
+    patterns = (patterns.dead_letter(),)
+    time_limit = 60
+
+
+@app.task
+def work() -> None:
+    mark("worked")
+    raise ValueError
+
+
+def place() -> None:
+    work.delay()
+""",
+        (("@app.task\n", "@app.task(base=OrderTask)\n"),),
+        _leaves_no_letter,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP517",
+        HEAD
+        + """
+
+@app.task(name="$name.first")
+def other() -> None:
+    mark("other")
+
+
+@app.task(name="$name.first")
+def work() -> None:
+    mark("worked")
+
+
+def place() -> None:
+    other.delay()
+    work.delay()
+""",
+        (('@app.task(name="$name.first")\ndef work', "@app.task\ndef work"),),
+        _one_is_not_done,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP518",
+        HEAD + WORK + '\n\ndef place() -> None:\n    work.s("o-1")\n',
+        (('work.s("o-1")', 'work.delay("o-1")'),),
+        _is_not_done,
+        where=".py:",
         long=True,
     ),
     Ailment(

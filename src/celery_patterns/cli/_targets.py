@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._fit import make_tasks
 from ..exceptions import ConfigurationError, LetterNotFound, PatternsError
 from ..letters import DeadLetters, dead_letters, dead_queues, named_queues, refuse_consumed, standing
 from ._screens import visible
@@ -161,8 +162,7 @@ def app_of(ctx: click.Context) -> Celery:
     app: Celery = ctx.obj.app
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            app.loader.import_default_modules()
-            app.finalize()
+            make_tasks(app)
     except PatternsError as error:
         end(str(error), WRONG_USE)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's own code, whatever it raises

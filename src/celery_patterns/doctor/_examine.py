@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from .._fit import expect_app
+from .._fit import expect_app, make_tasks
 from ..exceptions import ConfigurationError
 from ._case import Case
 from ._finding import SEVERITIES, Finding, Rule, UnknownError
@@ -93,9 +93,7 @@ def examine(
             f"expected timeout to be a number of seconds, above 0 and up to {_LONGEST:g}, got {timeout!r}"
         )
     excused = _excused(app, ignore)
-    # As a worker does: tasks that nobody has imported yet are looked at, too.
-    app.loader.import_default_modules()
-    app.finalize()
+    make_tasks(app)  # those that nobody has imported yet are looked at, too
     unread: list[str] = []
     if isinstance(source, str | Path):
         source = [source]

@@ -145,7 +145,7 @@ class Module:
                 bound = options.get("bind")
                 takes_task = isinstance(bound, ast.Constant) and bound.value is True
                 yield TaskSource(
-                    name=self.registered.get(node.name) or self._named(node.name, options.get("name")),
+                    name=self._named(node.name, options.get("name")),
                     function=node,
                     task_is=_first(node) if takes_task else None,
                     wears=frozenset(called(one) for one in node.decorator_list),
@@ -169,7 +169,7 @@ class Module:
 
     def _is_celerys_class(self, node: ast.ClassDef) -> bool:
         """Whether a class is a task of Celery's; others call theirs so, too."""
-        made = getattr(sys.modules.get(self.name), node.name, None)
+        made = self.stands(node.name)
         if isinstance(made, type):
             return issubclass(made, Task)
         for base in node.bases:
@@ -198,7 +198,11 @@ class Module:
 
     def _named(self, function: str, name: ast.expr | None) -> str:
         given = name.value if isinstance(name, ast.Constant) else None
-        return given if isinstance(given, str) else f"{self.name}.{function}"
+        return given if isinstance(given, str) else self.registered.get(function, f"{self.name}.{function}")
+
+    def stands(self, name: str) -> Any:
+        """What stands under one of its names, where it was imported; None where it was not."""
+        return getattr(sys.modules.get(self.name), name, None)
 
     @cached_property
     def imported(self) -> dict[str, str]:

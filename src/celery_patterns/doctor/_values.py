@@ -16,7 +16,9 @@ __all__ = [
     "ERROR",
     "ROWS",
     "SENDS",
+    "SIGNATURES",
     "arguments_of",
+    "is_canvas",
     "is_canvas_sent",
     "is_rebound",
     "is_result",
@@ -29,7 +31,7 @@ __all__ = [
 SENDS = frozenset({"delay", "apply_async", "send_task"})
 _MAKES_RESULT = frozenset({"AsyncResult", "GroupResult", "ResultSet"})
 _CANVAS = frozenset({"group", "chain", "chord", "signature", "xmap", "starmap", "chunks"})
-_SIGNATURES = frozenset({"s", "si", "signature", "subtask"})
+SIGNATURES = frozenset({"s", "si", "signature", "subtask"})
 #: Of a manager or a query: what gives many rows.
 ROWS = frozenset({"all", "filter", "exclude", "order_by", "iterator"})
 #: What gives a row and whether it was made.
@@ -74,15 +76,15 @@ def task_name(case: Case, module: Module, function: ast.expr) -> str | None:
 def is_canvas_sent(module: Module, call: ast.Call) -> bool:
     """Whether it sends a canvas: ``group(…)()``, ``(a.s() | b.s())()``, ``job()`` of such a job."""
     made = made_by(module, call.func, call)
-    return made is not None and _is_canvas(module, made)
+    return made is not None and is_canvas(module, made)
 
 
-def _is_canvas(module: Module, node: ast.expr) -> bool:
+def is_canvas(module: Module, node: ast.expr) -> bool:
     if isinstance(node, ast.BinOp):
-        return any(isinstance(one, ast.Call) and _is_canvas(module, one) for one in (node.left, node.right))
+        return any(isinstance(one, ast.Call) and is_canvas(module, one) for one in (node.left, node.right))
     if not isinstance(node, ast.Call):
         return False
-    if isinstance(node.func, ast.Attribute) and node.func.attr in _SIGNATURES:
+    if isinstance(node.func, ast.Attribute) and node.func.attr in SIGNATURES:
         return True
     return called(node) in _CANVAS and module.whole_name(node.func).startswith("celery.")
 
@@ -109,7 +111,7 @@ def sends(case: Case, module: Module, call: ast.Call) -> bool:
     if task_name(case, module, owner) is not None or is_task_itself(module, owner):
         return True
     made = made_by(module, owner, call)
-    return made is not None and _is_canvas(module, made)
+    return made is not None and is_canvas(module, made)
 
 
 def is_task_itself(module: Module, node: ast.expr) -> bool:

@@ -8,6 +8,7 @@ from . import (
     connections,
     doors,
     limits,
+    made,
     names,
     redises,
     results,
@@ -23,7 +24,7 @@ RULES = tuple(
     sorted(
         (
             *(*connections.RULES, *doors.RULES, *workers.RULES, *limits.RULES),
-            *(*settings.RULES, *names.RULES, *signatures.RULES, *redises.RULES, *bodies.RULES),
+            *(*settings.RULES, *names.RULES, *signatures.RULES, *redises.RULES, *bodies.RULES, *made.RULES),
             *(*sending.RULES, *arguments.RULES, *results.RULES),
         ),
         key=lambda rule: rule.id,

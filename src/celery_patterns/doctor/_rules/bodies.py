@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -119,34 +118,6 @@ def keeps_state(case: Case) -> Iterator[Sign]:
 
 
 @rule(
-    "CP508",
-    "error",
-    "A task that the app does not know",
-    "Its module was never imported: a worker throws such a task away, and its result never comes.",
-    upstream="celery/celery#4289",
-)
-def never_imported(case: Case) -> Iterator[Sign]:
-    """It is written in a file that was not imported, and is not among the app's tasks."""
-    for module in case.source:
-        for task in module.tasks:
-            nested = any(isinstance(one, Function | ast.ClassDef) for one in module.around(task.function))
-            others = task.app is not None and task.app is not case.app
-            if (
-                others
-                or module.is_loaded
-                or nested
-                or task.name in case.app.tasks
-                or module.is_excused(task.function, "CP508")
-            ):
-                continue
-            yield Sign(
-                module.place(task.function),
-                f"the task {task.name} is written here, and the app has no task of that name",
-                f'Add the module: Celery(…, include=["{module.name}"]).{_discovered(module)}',
-            )
-
-
-@rule(
     "CP513",
     "warning",
     "A rejected task whose result never comes",
@@ -202,14 +173,6 @@ def _is_reject(module: Module, raised: ast.expr | None) -> bool:
     requeue = [*raised.args[1:2], *(word.value for word in raised.keywords if word.arg == "requeue")]
     stays_out = all(isinstance(one, ast.Constant) and not one.value for one in requeue)
     return module.whole_name(raised.func).startswith("celery.") and stays_out
-
-
-def _discovered(module: Module) -> str:
-    """What Django looks through are the modules of its apps."""
-    package, _, name = module.name.rpartition(".")
-    if name != "tasks" or "django.conf" not in sys.modules:
-        return ""
-    return f" Under Django app.autodiscover_tasks() finds it, where {package} stands in INSTALLED_APPS."
 
 
 def _nodes_in_tasks(case: Case) -> Iterator[tuple[Module, TaskFacts, ast.AST]]:

@@ -17,7 +17,7 @@ from .._bindings import is_passed, nodes_of
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called
 from .._tasks import seconds
-from .._values import SENDS, is_canvas_sent, is_task_itself, made_by, sends, task_name
+from .._values import SENDS, SIGNATURES, is_canvas, is_canvas_sent, is_task_itself, made_by, sends, task_name
 
 if TYPE_CHECKING:
     from .._case import Case
@@ -38,6 +38,8 @@ _OURS = ("celery.", "celery_patterns.")
 _TYPED = frozenset({"command", "callback"})
 #: What a script calls that which it was told on its command line.
 _FROM_COMMAND_LINE = frozenset({"argv", "args", "options", "opts", "parse_args"})
+#: What only a result that was sent for has: a dict has a ``get(key)``.
+_OF_RESULTS = frozenset({"get", "wait", "ready", "successful", "failed"})
 _WAIT = frozenset({"apply_async", "retry", "set", "signature"})
 _SUMS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -81,19 +83,52 @@ def sends_in_transaction(case: Case) -> Iterator[Sign]:
     upstream="praekeltfoundation/vumi-go#59",
 )
 def called_directly(case: Case) -> Iterator[Sign]:
-    """A statement that calls a task as a function, and uses nothing of what it returns."""
+    """A statement that calls a task as a function, and uses nothing of what it returns, or takes that for a result."""
     for module in case.source:
         if "management/commands/" in module.path.replace("\\", "/"):
             continue  # a command is typed to run it here and now
+        waited_for = [*_waited_for(module)]
         for call in module.calls:
-            if not isinstance(module.parents.get(call), ast.Expr):
+            if not isinstance(module.parents.get(call), ast.Expr) and call not in waited_for:
                 continue
             name = task_name(case, module, call.func)
-            if name is None or _calls_something_else(case, name) or _is_meant(case, module, call, name):
+            if name is None or _calls_something_else(case, name):
                 continue
-            if not module.is_excused(call, "CP503"):
+            is_meant = call not in waited_for and _is_meant(case, module, call, name)
+            if not is_meant and not module.is_excused(call, "CP503"):
                 said = f"{ast.unparse(call.func)}.delay(…)"
                 yield Sign(module.place(call), f"{name}(…) is called like a function", f"Write {said}.")
+
+
+@rule(
+    "CP518",
+    "error",
+    "A message that is made, and not sent",
+    "The statement does nothing: no worker hears of it.",
+    upstream="celery/celery#10258",
+)
+def made_and_dropped(case: Case) -> Iterator[Sign]:
+    """A statement that is a signature or a canvas, or names ``.delay`` without calling it."""
+    for module in case.source:
+        for statement in module.parents:
+            if isinstance(statement, ast.Expr):
+                said = _dropped(case, module, statement.value)
+                if said is not None and not module.is_excused(statement, "CP518"):
+                    what, cure = said
+                    yield Sign(module.place(statement), what, cure)
+
+
+def _dropped(case: Case, module: Module, node: ast.expr) -> tuple[str, str] | None:
+    """What a statement makes and drops, and what to do; None where it is nothing of the kind."""
+    if isinstance(node, ast.Attribute) and node.attr in SENDS and task_name(case, module, node.value):
+        return f".{node.attr} is named, and not called", f"Write {ast.unparse(node)}(…)."
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and called(node) in SIGNATURES:
+        if task_name(case, module, node.func.value) is None:
+            return None  # anybody's
+        return f".{called(node)}(…) makes a signature", f"Write {ast.unparse(node.func.value)}.delay(…)."
+    if isinstance(node, ast.Call | ast.BinOp) and is_canvas(module, node):
+        return "a canvas is made, and not sent", "Write .delay() behind it."
+    return None
 
 
 @rule(
@@ -180,6 +215,15 @@ def _calls_something_else(case: Case, name: str) -> bool:
     task = facts.task
     there = getattr(sys.modules.get(task.__module__), task.__name__, task)
     return not isinstance(there, Task) or not str(type(task).__call__.__module__).startswith(_OURS)
+
+
+def _waited_for(module: Module) -> Iterator[ast.expr]:
+    """What somebody waits for, as for a task that was sent: ``result = charge(…)``, and then ``result.get()``."""
+    for call in module.calls:
+        if isinstance(call.func, ast.Attribute) and call.func.attr in _OF_RESULTS and not call.args:
+            made = made_by(module, call.func.value, call)
+            if made is not None:
+                yield made
 
 
 def _is_meant(case: Case, module: Module, call: ast.Call, name: str) -> bool:
