@@ -236,6 +236,11 @@ MISTAKES = {
         "CP516",
         "class A(patterns.PatternTask):\n    name = 'x'\n    patterns = (patterns.logged(),)\n\n    def run(self): ...\n\n\n@app.task\ndef a(): ...",
     ),
+    "bound, and takes nothing": ("CP519", "@app.task(bind=True)\ndef a(): ..."),
+    "not bound, under patterns": (
+        "CP519",
+        "patterns.use_patterns(app)\n\n\n@app.task\n@patterns.logged()\ndef a(self, x): ...",
+    ),
     "a job that is called": ("CP501", "@app.task\ndef a():\n    job = group(a.s())\n    res = job()\n    res.get()"),
     "results of a set": (
         "CP501",
@@ -361,6 +366,11 @@ RIGHT = {
     "a base without patterns": "class Base(patterns.PatternTask): ...\n\n\n@app.task\ndef a(): ...",
     "a whole task that is registered": (
         "class A(patterns.PatternTask):\n    name = 'x'\n    patterns = (patterns.logged(),)\n\n    def run(self): ...\n\n\na = app.register_task(A())"
+    ),
+    "bound by options": "HOW = {'bind': True}\n\n\n@app.task(**HOW)\ndef a(self): ...",
+    "bound, and takes whatever": "@app.task(bind=True)\ndef a(*args): ...",
+    "a decorator that hands itself on": (
+        "def given(f):\n    def run(x):\n        return f(1, x)\n\n    return run\n\n\n@app.task(name='a')\n@given\ndef a(self, x): ..."
     ),
     "what is no form": "@app.task\ndef a(u): ...\n\n\ndef view(transform):\n    a.delay(transform.save())",
     "a form of one's own": (

@@ -392,6 +392,22 @@ def place() -> None:
         long=True,
     ),
     Ailment(
+        "CP519",
+        HEAD
+        + """
+
+@app.task
+def work(self: object, order: str) -> None: ...
+
+
+def place() -> None:
+    work.delay("o-1")
+""",
+        (("@app.task\n", "@app.task(bind=True)\n"),),
+        place_raises,
+        where=".py:",
+    ),
+    Ailment(
         "CP509",
         HEAD + WORK + "\n\ndef place() -> None:\n    work.delay({1, 2})\n",
         (("{1, 2}", "[1, 2]"),),

@@ -33,6 +33,7 @@ class TaskSource:
         wears: The names of all that decorates it.
         options: What is said to ``@app.task``.
         app: The app whose task it is, where that is named and imported.
+        is_bound: Whether ``bind=True`` is said.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TaskSource:
     wears: frozenset[str]
     options: Mapping[str, ast.expr]
     app: Celery | None = None
+    is_bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,12 @@ class Module:
                 said = decorator.keywords if isinstance(decorator, ast.Call) else []
                 options = {word.arg: word.value for word in said if word.arg}
                 bound = options.get("bind")
-                takes_task = isinstance(bound, ast.Constant) and bound.value is True
+                is_bound = isinstance(bound, ast.Constant) and bound.value is True
                 yield TaskSource(
                     name=self._named(node.name, options.get("name")),
                     function=node,
-                    task_is=_first(node) if takes_task else None,
+                    task_is=_first(node) if is_bound else None,
+                    is_bound=is_bound,
                     wears=frozenset(called(one) for one in node.decorator_list),
                     options=options,
                     app=self._owner_of(decorator),

@@ -101,7 +101,7 @@ def wears_for_nobody(case: Case) -> Iterator[Sign]:
     "CP517",
     "error",
     "Two tasks of one name",
-    "Celery keeps one of them, in another process maybe the other; who sends the one may have the other run, with its arguments.",
+    "Celery keeps one of them, in another process maybe the other; who sends the one may have the other run.",
     upstream="celery/celery#10576",
 )
 def of_one_name(case: Case) -> Iterator[Sign]:
@@ -119,6 +119,45 @@ def of_one_name(case: Case) -> Iterator[Sign]:
                     "Call one of the two otherwise, or give it another name=.",
                 )
             first.setdefault(task.name, place)
+
+
+@rule(
+    "CP519",
+    "error",
+    "A task that is to take itself, and does not",
+    "Each .delay() raises TypeError: its arguments are taken for others.",
+    upstream="mozilla/sumo#2186",
+)
+def takes_itself(case: Case) -> Iterator[Sign]:
+    """A function that begins with ``self`` without ``bind=True``, or takes nothing with it."""
+    for module in case.source:
+        for task in module.tasks:
+            decorators = [one for one in task.function.decorator_list if not _is_ours(module, one)]
+            given = task.function.args
+            first = [one.arg for one in (*given.posonlyargs, *given.args)][:1]
+            is_method = not isinstance(module.parents[task.function], ast.Module)
+            if (
+                is_method
+                or len(decorators) != 1
+                or _is_open(decorators[0])
+                or module.is_excused(task.function, "CP519")
+            ):
+                continue
+            if first == ["self"] and "bind" not in task.options:
+                what, cure = (
+                    "begins with self, and is not bound",
+                    "Write bind=True into its decorator, or take self away.",
+                )
+            elif not (first or given.vararg) and task.is_bound:
+                what, cure = "is bound, and takes nothing", "Let it begin with self, or take bind=True away."
+            else:
+                continue
+            yield Sign(module.place(task.function), f"{task.name} {what}", cure)
+
+
+def _is_open(decorator: ast.expr) -> bool:
+    """Whether nobody knows all that is said to it: ``@app.task(**options)``."""
+    return isinstance(decorator, ast.Call) and any(word.arg is None for word in decorator.keywords)
 
 
 def _is_ours(module: Module, decorator: ast.expr) -> bool:
