@@ -267,7 +267,7 @@ def test_a_slow_store_does_not_hold_a_worker_that_ends(monkeypatch: Any, caplog:
     monkeypatch.setattr(_recorder, "LAST_TRY", 0.1)
     recorder = Recorder(SimpleNamespace(app=app, hostname="here"))
     task = SimpleNamespace(name="t")
-    recorder._unstarted = {Mock(id=str(number), request_dict={}, task=task) for number in range(100)}
+    recorder.unstarted = {Mock(id=str(number), request_dict={}, task=task) for number in range(100)}
     recorder.disconnected()
     assert 1 <= len(excused) < 50
     (told,) = [record.msg for record in caplog.records]

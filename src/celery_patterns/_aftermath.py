@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from celery.app.task import Task
 
-from ._call import EVER_KEPT
 from ._message import KEPT
 
 if TYPE_CHECKING:
@@ -95,8 +94,6 @@ class _Sparing:
 
 
 def _over(task: Task) -> Context | None:
-    if not EVER_KEPT:  # .delay() asks for the backend, too, each time
-        return None
     stack = task.request_stack  # None in a task that has no app yet
     request = None if stack is None else stack.top
     return request if request is not None and (request.delivery_info or {}).get(KEPT) else None

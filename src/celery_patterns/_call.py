@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import current_task
 
+from ._header_values import FAR
 from ._keys import Binder
 from ._message import HEADER, KEPT, OWNER, came_by, first_sent, remembered, undelayed
-from ._received import received
+from ._received import ATOMS, received
 from .exceptions import NotInTask, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ MARK = "_celery_patterns_call"
 #: Whether this process has ever kept a letter or a next attempt: where it has not, as one that only sends, nobody need ask.
 EVER_KEPT: list[bool] = []
 
-_NO_HEADER: dict[str, Any] = {}
+_NOTHING: dict[str, Any] = {}
 
 
 class Lease(Protocol):
@@ -206,13 +207,23 @@ class Call:
         #: The arguments that may be shown, by name.
         self.shown: tuple[str, ...] = ()
         self.started = time.time()
-        header = request.headers.get(HEADER) if request.headers else None
-        self.header: Mapping[str, Any] = remembered(header) if isinstance(header, dict) else _NO_HEADER
+        header: Any = request.headers.get(HEADER) if request.headers else None
+        # Nearly each carries when it was sent, and nothing else, which is seen here: a call more is paid by each task.
+        is_first = (
+            type(header) is dict
+            and len(header) == 1
+            and type(header.get("sent")) is float
+            and abs(header["sent"]) < FAR
+        )
+        self.header: Mapping[str, Any] = header if is_first else remembered(header)
         self.eager = bool(request.is_eager)
         #: The soft time limit, when it struck before any pattern could know; the body is not begun then.
         self.over: SoftTimeLimitExceeded | None = None
         # Taken before the body runs: whatever is published later is made from these.
-        self.received_args, self.received_kwargs = self._kept(args, kwargs)
+        changing = bool(kwargs)
+        for value in args:
+            changing = changing or type(value) not in ATOMS
+        self.received_args, self.received_kwargs = self._kept(args, kwargs) if changing else (args, kwargs)
 
     def keep(self) -> None:
         """Say that the letter or the next attempt stands: however a hook fails now, there is nothing more to keep."""
@@ -288,13 +299,13 @@ class Call:
     @property
     def queue(self) -> str:
         """The routing key the message came by: on the default exchange, its queue."""
-        key = str((self.request.delivery_info or _NO_HEADER).get("routing_key") or "")
+        key = str((self.request.delivery_info or _NOTHING).get("routing_key") or "")
         return undelayed(key)
 
     @property
     def came_by(self) -> tuple[str | None, str]:
         """Exchange and routing key of its delivery."""
-        return came_by(self.request.delivery_info or _NO_HEADER)
+        return came_by(self.request.delivery_info or _NOTHING)
 
     @property
     def run_id(self) -> str:
@@ -304,7 +315,7 @@ class Call:
     @property
     def owner(self) -> str | None:
         """Who this run is to claim as, if the worker's main process said so."""
-        owner = (self.request.delivery_info or _NO_HEADER).get(OWNER)
+        owner = (self.request.delivery_info or _NOTHING).get(OWNER)
         return owner if isinstance(owner, str) else None
 
     @property

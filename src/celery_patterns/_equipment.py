@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
     from .typing import Store
 
-__all__ = ["Equipment", "equipment_of"]
+__all__ = ["EQUIPMENT", "Equipment", "equipment_of"]
 
-_ATTRIBUTE = "_celery_patterns"
+#: Where it hangs.
+EQUIPMENT = "_celery_patterns"
 
 
 class Equipment:
@@ -55,8 +56,8 @@ class Equipment:
 
 def equipment_of(app: Celery) -> Equipment:
     """What the app was equipped with; made on first use."""
-    found = app.__dict__.get(_ATTRIBUTE)
+    found = app.__dict__.get(EQUIPMENT)
     if not isinstance(found, Equipment):
         found = Equipment(app)
-        setattr(app, _ATTRIBUTE, found)
+        setattr(app, EQUIPMENT, found)
     return found

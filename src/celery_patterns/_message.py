@@ -43,9 +43,6 @@ _DELAY = re.compile(r"^(?:[01]\.){28}")
 #: A task id that is shown as it is: a store keeps it short, and tells names apart by the spaces between them.
 _SHOWN = re.compile(r"[!-~]{1,40}")
 
-#: What the first message of a task remembers, when it is logged.
-_FIRST = {"sent"}
-
 # CC and BCC are orders to RabbitMQ, which has carried them out: each queue they name has a copy of its own.
 _BROKERS_OWN = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "redelivered", "CC", "BCC"})
 
@@ -80,10 +77,10 @@ def undelayed(routing_key: str) -> str:
     return _DELAY.sub("", routing_key) if routing_key[1:2] == "." else routing_key
 
 
-def remembered(header: dict[str, Any]) -> dict[str, Any]:
+def remembered(header: Any) -> dict[str, Any]:
     """What is remembered, without what cannot be ours: a header may be written by hand, or by a later release."""
-    if header.keys() == _FIRST and type(header["sent"]) is float and abs(header["sent"]) < FAR:
-        return header  # as nearly all are
+    if not isinstance(header, dict):
+        return {}
     return {name: value for name, value in header.items() if _REMEMBERED.get(name, _anything)(value)}
 
 

@@ -254,8 +254,8 @@ class Plan:
         for _, around in sorted(rooms, key=lambda room: -room[0]):
             self._enter = functools.partial(around, self._enter)
         self.buries = next((pattern for pattern in patterns if pattern.layer is Layer.BURY), None)
-        #: Whether a worker is to note each delivery: as whom it claims its key, or that its start is counted.
-        self.noted = keyed or crash_limit is not None
+        #: Whether starts are counted in the store: those of a task with a key are, in its claim.
+        self.counted = self.buries is not None and crash_limit is not None and not keyed
         self.timed = any(pattern.layer in (Layer.LOG, Layer.BURY) for pattern in patterns)
         self.checks = [one.check_call for one in patterns if type(one).check_call is not Pattern.check_call]
 
@@ -265,19 +265,11 @@ class Plan:
         request.__dict__[MARK] = call
         try:
             result = self._enter(call)
-        except Retry:
-            _settle(call, HANDED_OVER)
-            raise
-        except Ignore as ignored:
-            _settle(call, HANDED_OVER)
-            if _arrives(ignored):
+        except (Retry, Ignore, Reject) as said:
+            _settle(call, _outcome_of(said))
+            if isinstance(said, Retry) or _arrives(said):
                 raise
-            raise Ignore(*map(safe_repr, ignored.args)) from None
-        except Reject as reject:
-            _settle(call, REQUEUED if reject.requeue else REJECTED)
-            if _arrives(reject):
-                raise
-            raise Reject(safe_repr(reject.reason), requeue=reject.requeue) from None
+            raise _arriving(said) from None
         except MemoryError:
             # A MemoryError that reaches the tracer ends the worker, and after a redelivery the next one.
             _settle(call, FAILED)
@@ -290,14 +282,23 @@ class Plan:
                 _settle(call, SUCCEEDED)
             return result
         finally:
-            _leave(call)
+            if call.lease is not None:
+                call.lease.end()  # whatever ended it: a key is renewed for no run that is gone
+            # The call holds its request: a cycle would keep the arguments until the garbage collector comes by.
+            request.__dict__[MARK] = None
 
 
-def _leave(call: Call) -> None:
-    if call.lease is not None:
-        call.lease.end()  # whatever ended it: a key is renewed for no run that is gone
-    # The call holds its request: a cycle would keep the arguments until the garbage collector comes by.
-    call.request.__dict__[MARK] = None
+def _outcome_of(said: TaskPredicate) -> str:
+    if isinstance(said, Reject):
+        return REQUEUED if said.requeue else REJECTED
+    return HANDED_OVER
+
+
+def _arriving(said: TaskPredicate) -> TaskPredicate:
+    """The same, with texts for what the main process cannot unpickle."""
+    if isinstance(said, Reject):
+        return Reject(safe_repr(said.reason), requeue=said.requeue)
+    return Ignore(*map(safe_repr, said.args))
 
 
 def _arrives(said: TaskPredicate) -> bool:

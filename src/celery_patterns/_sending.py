@@ -35,7 +35,8 @@ def prepared(
     handed_on = around is not None and _is_handed_on(around, options)
     if around is not None:
         options = _without_header_around(around, task_id, options)
-    options = with_key(task, plan, options)
+    if "idempotency_key" in options:
+        options = with_key(task, plan, options)
     if plan is not None and plan.checks and not handed_on and "retries" not in options:
         _check(task, plan, args, kwargs, options)
     if plan is not None and plan.timed:

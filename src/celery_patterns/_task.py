@@ -14,7 +14,7 @@ from kombu.exceptions import EncodeError
 
 from ._aftermath import contain_hooks, sparing
 from ._body import shortened
-from ._call import MARK, Call
+from ._call import EVER_KEPT, MARK, Call
 from ._dead_letter import MAX_CRASHES, dead_letter
 from ._fit import refuse_misfits, refuse_strays, said
 from ._logged import logged
@@ -62,7 +62,9 @@ class PatternTask(Task):  # type: ignore[misc]
     @property
     def backend(self) -> Any:
         """Celery's result backend for this task. Once a run's letter or next attempt stands, its trouble is logged only."""
-        return sparing(super().backend, self)
+        backend = super().backend
+        # Asked for at each .delay() and after each run, most of which are in a process that has never kept anything.
+        return sparing(backend, self) if EVER_KEPT else backend
 
     @backend.setter
     def backend(self, backend: Any) -> None:

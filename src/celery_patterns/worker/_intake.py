@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Mapping
 from operator import itemgetter
@@ -164,7 +163,37 @@ class _Kept:
 
 
 def _flaw_of(message: Message) -> str | None:
-    """What in a message would break the worker later, where nothing can be done about it any more."""
+    """What in a message would break the worker later, where nothing can be done about it any more.
+
+    Nearly every message is as Celery makes it, which is seen in one look: a call more here is a percent of what a worker can
+    do. Any other one is looked at in turn.
+    """
+    headers = message.headers
+    try:
+        task, task_id, retries, limits, names, stamps = _counted_with(headers)
+        hash(_single(headers))  # a list or a dict has none
+        args, kwargs, embedded = message.payload  # decoded once, for the strategy as well
+        if (
+            type(task) is str is type(task_id)
+            and task
+            and task_id
+            and type(retries) is int
+            and retries >= 0
+            and (limits == _NO_LIMITS or limits is None)
+            and not names
+            and not stamps
+            and type(headers) is dict
+            and type(args) is list
+            and type(kwargs) is dict
+            and embedded == _NOTHING_EMBEDDED
+        ):
+            return None
+    except Exception:  # noqa: BLE001 - whatever it is, it is found again
+        return _flaw_found(message)
+    return _flaw_found(message)
+
+
+def _flaw_found(message: Message) -> str | None:
     headers = message.headers
     if not isinstance(headers, dict):
         return "its headers are no mapping"
@@ -172,7 +201,7 @@ def _flaw_of(message: Message) -> str | None:
     if flaw is not None:
         return flaw
     try:
-        payload = message.payload  # decoded once, for the strategy as well
+        payload = message.payload
     except Exception:  # noqa: BLE001 - the handler reads it again, and says so
         return None
     if "task" in headers:
@@ -183,8 +212,6 @@ def _flaw_of(message: Message) -> str | None:
 
 
 def _flaw_of_headers(headers: Mapping[Any, Any]) -> str | None:
-    if _usual(headers):
-        return None
     found = headers.get
     for name in _SINGLE:
         if isinstance(found(name), _CONTAINERS):
@@ -193,23 +220,6 @@ def _flaw_of_headers(headers: Mapping[Any, Any]) -> str | None:
         if not fits(found(name)):
             return f"its header {name!r} is not {expected}"
     return None
-
-
-def _usual(headers: Mapping[Any, Any]) -> bool:
-    """Whether they are as nearly every message's: what is a call more here is a percent of what a worker can do."""
-    try:
-        values = _usual_of(headers)
-    except KeyError:
-        return False
-    task, task_id, retries, limits, names, stamps = values[:6]
-    return (
-        tuple(map(type, values)) in _USUAL_TYPES
-        and task != "" != task_id
-        and retries >= 0
-        and limits in _USUAL_LIMITS
-        and not names
-        and not stamps
-    )
 
 
 def _flaw_of_body(payload: Any) -> str | None:
@@ -273,7 +283,6 @@ _NOTHING_EMBEDDED = dict.fromkeys(("callbacks", "errbacks", "chain", "chord"))
 _LISTS = (list, tuple)
 _CONTAINERS = (*_LISTS, dict)
 _NO_LIMITS = [None, None]
-_USUAL_LIMITS = (_NO_LIMITS, None)
 
 #: The headers that Celery compares, counts with or looks up, and what it takes them for.
 _SINGLE = ("lang", "shadow", "root_id", "parent_id", "group", "group_index", "origin", "replaced_task_nesting")
@@ -285,23 +294,5 @@ _OTHERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("stamped_headers", _names, "a list of names"),
     ("stamps", _mapping, "a mapping"),
 )
-_NONE = type(None)
-#: The same headers in messages of Celery's own making: of which types their values are.
-_USUAL: dict[str, tuple[type, ...]] = {
-    "task": (str,),
-    "id": (str,),
-    "retries": (int,),
-    "timelimit": (list, _NONE),
-    "stamped_headers": (list, _NONE),
-    "stamps": (dict, _NONE),
-    "lang": (str,),
-    "shadow": (str, _NONE),
-    "root_id": (str, _NONE),
-    "parent_id": (str, _NONE),
-    "group": (str, _NONE),
-    "group_index": (int, _NONE),
-    "origin": (str,),
-    "replaced_task_nesting": (int,),
-}
-_USUAL_TYPES = frozenset(itertools.product(*_USUAL.values()))
-_usual_of = itemgetter(*_USUAL)
+_single = itemgetter(*_SINGLE)
+_counted_with = itemgetter(*(name for name, _, _ in _OTHERS))

@@ -105,8 +105,9 @@ class Recorder:
         self._connection = 0
         #: Those that wait, unacknowledged, and do not count for the worker's prefetch.
         self._held: set[_Burial] = set()
-        # Kept here, because a worker that stops has let go of them before it stops us.
-        self._unstarted: set[Request] = set()
+        #: Requests whose start is to be counted in the store, until they start or are called off; they put themselves here.
+        #: Celery has a list of them, too, and has let go of it when it stops us.
+        self.unstarted: set[Request] = set()
 
     def record(
         self,
@@ -142,21 +143,6 @@ class Recorder:
         queue = (pattern.queue if pattern is not None else None) or dead_queue(letter.queue)
         deadline = time.monotonic() + min(PATIENCE, self._visibility() / 2)
         self._bury(_Burial(letter, copy, queue, task, done, back, deadline, message))
-
-    def await_start(self, request: Request) -> bool:
-        """Remember a request whose start is to be counted in the store, until it is started or called off.
-
-        Returns:
-            Whether it was its first delivery: another one was counted already.
-        """
-        if request.delivery_info.get("redelivered"):
-            return False
-        self._unstarted.add(request)  # one step, as the next one is: each message takes both
-        return True
-
-    def started(self, request: Request) -> None:
-        """The pool took it, or nobody will."""
-        self._unstarted.discard(request)
 
     def connected(self) -> None:
         """There is a connection: what still waits, being acknowledged long ago, is tried again."""
@@ -198,7 +184,7 @@ class Recorder:
 
     def _excuse_unstarted(self) -> None:
         """What was not started is delivered once more, and has crashed nothing."""
-        unstarted, self._unstarted = tuple(self._unstarted), set()  # a copy: others start meanwhile
+        unstarted, self.unstarted = tuple(self.unstarted), set()  # a copy: others start meanwhile
         deadline = time.monotonic() + LAST_TRY
         for number, request in enumerate(unstarted):
             if time.monotonic() > deadline:

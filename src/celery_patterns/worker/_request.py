@@ -10,7 +10,7 @@ from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, TaskRevok
 from celery.worker import request
 from kombu.exceptions import EncodeError
 
-from .._equipment import equipment_of
+from .._equipment import EQUIPMENT, equipment_of
 from .._message import KEPT, OWNER, new_owner, run_name
 from .._plan import Plan
 from ..exceptions import OutOfMemory
@@ -36,8 +36,8 @@ class Request(request.Request):  # type: ignore[misc]
     is looked up there.
     """
 
-    #: Who waits for its start, where starts are counted and this may be one.
-    _awaited: Any = None
+    #: Those that wait for their start, where this is one of them.
+    _awaited: set[Any] | None = None
     #: How the message ended, when that is for this process to record.
     _ending: Ending | None = None
     _recorded = False
@@ -54,17 +54,16 @@ class Request(request.Request):  # type: ignore[misc]
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(message, *args, **kwargs)
         plan = getattr(self._task, "plan", None)
-        if isinstance(plan, Plan) and plan.noted:
-            self._note(plan)
-
-    def _note(self, plan: Plan) -> None:
+        if not isinstance(plan, Plan):
+            return
         if plan.terms.keyed:
             # Of this delivery, and of no message: a child that is lost held its key in this name.
             self.delivery_info[OWNER] = new_owner(self.id)
-        elif plan.buries is not None:
-            recorder = self._recorder
-            if recorder is not None and recorder.await_start(self):
-                self._awaited = recorder
+        elif plan.counted and not self._delivery_info["redelivered"]:  # which was counted already
+            equipment = self._app.__dict__.get(EQUIPMENT)
+            if equipment is not None and equipment.recorder is not None:
+                self._awaited = equipment.recorder.unstarted
+                self._awaited.add(self)  # one step, as that which takes it out: each message takes both
 
     @property
     def _recorder(self) -> Any:
@@ -80,7 +79,7 @@ class Request(request.Request):  # type: ignore[misc]
         """Celery's door for a start."""
         setattr(self._message, BEGUN, True)
         if self._awaited is not None:
-            self._awaited.started(self)
+            self._awaited.discard(self)
         super().on_accepted(pid, time_accepted)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
@@ -139,7 +138,7 @@ class Request(request.Request):  # type: ignore[misc]
         else:
             revoked = bool(super().revoked())
         if revoked and self._awaited is not None:
-            self._awaited.started(self)
+            self._awaited.discard(self)
         return revoked
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
@@ -192,7 +191,7 @@ class Request(request.Request):  # type: ignore[misc]
         if self._pattern is not None:
             self._ending = ("malformed", InvalidTaskError("its eta is no time that the worker can wait for"), "")
         if self._awaited is not None:
-            self._awaited.started(self)
+            self._awaited.discard(self)
 
     def _ending_of(self, exc_info: Any, *, from_child: bool) -> Ending | None:
         error = _error_of(exc_info)
