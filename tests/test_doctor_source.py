@@ -206,6 +206,18 @@ MISTAKES = {
         "CP503",
         "@app.task\ndef a(x): ...\n\n\ndef view():\n    result = a(1)\n    print(result.get(timeout=3))",
     ),
+    "a helper that wears patterns": (
+        "CP515",
+        "@patterns.retry(on=OSError)\ndef b(x): ...\n\n\n@app.task\ndef a(x):\n    return b(x)",
+    ),
+    "three in a row that are dropped": (
+        "CP518",
+        "@app.task\ndef a(): ...\n\n\ndef view():\n    a.s() | a.s() | a.s()",
+    ),
+    "a chord without its end": (
+        "CP518",
+        "from celery import chord\n\n\n@app.task\ndef a(): ...\n\n\ndef view():\n    chord([a.s(), a.s()])",
+    ),
     "a call that is waited for at once": (
         "CP503",
         "@app.task\ndef a(): ...\n\n\nif __name__ == '__main__':\n    print(a().get())",
@@ -371,6 +383,36 @@ RIGHT = {
     "bound, and takes whatever": "@app.task(bind=True)\ndef a(*args): ...",
     "a decorator that hands itself on": (
         "def given(f):\n    def run(x):\n        return f(1, x)\n\n    return run\n\n\n@app.task(name='a')\n@given\ndef a(self, x): ..."
+    ),
+    "bound by a decorator of one's own": "task = functools.partial(app.task, bind=True)\n\n\n@task\ndef a(self, x): ...",
+    "one that takes itself or nothing": "@app.task\ndef a(self=None): ...",
+    "a task that two decorators make": ("def task(f):\n    return f\n\n\n@task\n@app.task\ndef a(): ..."),
+    "names that a decorator makes": (
+        "def task(name):\n    return app.task(name=f'{name}.{len(app._pending)}')\n\n\n@task('x')\ndef a(): ...\n\n\n@task('x')\ndef b(): ..."
+    ),
+    "names that nobody can read": (
+        "X = 'x'\n\n\n@app.task(name=X + '1')\ndef _(): ...\n\n\n@app.task(name=X + '2')\ndef _(): ..."
+    ),
+    "a second one by another name": "@app.task\ndef a(): ...\n\n\n@app.task(name='other')\ndef a(): ...",
+    "a group of one's own name": (
+        "@app.task\ndef a(x): ...\n\n\ndef view(ids, group):\n    group()\n\n\ndef other(ids):\n    group = chain(a.s(1), a.s(2))\n    group()"
+    ),
+    "somebody's pipes": "@app.task\ndef a(x): ...\n\n\ndef view(x, y):\n    x.s('daily') >> y\n    x.signature() | y",
+    "one that asks whether it can be sent": (
+        "@app.task\ndef a(): ...\n\n\ndef view():\n    try:\n        a.delay\n    except AttributeError:\n        pass"
+    ),
+    "a call that gives a result": (
+        "@app.task\ndef a(ids):\n    return group(b.s(i) for i in ids).apply_async()\n\n\n@app.task\ndef b(i): ...\n\n\ndef view(ids):\n    return a(ids).get(timeout=3)"
+    ),
+    "a call that gives rows": "@app.task\ndef a(x):\n    return 'x'\n\n\ndef view(x):\n    rows = a(x)\n    return rows.get(pk=1)",
+    "one of two ways to wait": (
+        "@app.task\ndef a(x):\n    return 'x'\n\n\ndef view(x, eager):\n    if eager:\n        return a(x).get()\n    return a.delay(x)"
+    ),
+    "functions in a list": (
+        "@patterns.logged()\ndef b(): ...\n\n\nJOBS = [b]\n\n\n@app.task\ndef a(): ...\n\n\ndef plug(other):\n    for one in JOBS:\n        other.task(one)"
+    ),
+    "a base that is for others": (
+        "class Base(patterns.PatternTask):\n    patterns = (patterns.logged(),)\n\n\n__all__ = ['Base']\n\n\n@app.task\ndef a(): ..."
     ),
     "what is no form": "@app.task\ndef a(u): ...\n\n\ndef view(transform):\n    a.delay(transform.save())",
     "a form of one's own": (

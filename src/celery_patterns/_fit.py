@@ -127,7 +127,8 @@ def make_tasks(app: Celery) -> None:
         app.finalize()
     except AttributeError as error:
         made = type(error.obj)
-        if not getattr(made, "_decorated", False) or issubclass(made, Task):  # Celery's mark of what it made
+        is_celerys = "run" in vars(made) and getattr(made, "_decorated", False)  # how it marks what it made
+        if not is_celerys or issubclass(made, Task):
             raise
         raise ConfigurationError(
             f"{made.__name__} has base={made.__mro__[1].__name__}, a class that is no task; expected it to inherit from "

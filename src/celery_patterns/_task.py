@@ -28,7 +28,7 @@ from .exceptions import ConfigurationError
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["CHECK", "INTAKE", "PatternTask", "ReliableTask"]
+__all__ = ["CHECK", "INTAKE", "PatternTask", "ReliableTask", "body_of"]
 
 #: The worker's step that refuses to start where a task's promise cannot be kept; its module is not loaded by senders.
 CHECK = "celery_patterns.worker.CheckPatterns"
@@ -98,7 +98,7 @@ class PatternTask(Task):  # type: ignore[misc]
         """Make the task's plan and put its one wrapper around the body."""
         if not cls.name or cls.name.startswith("celery."):
             return
-        body, in_class = _body_of(cls)
+        body, in_class = body_of(cls)
         try:
             patterns = worn_by(cls, body, cls.__dict__.get("_above", ()))
             if not patterns:
@@ -313,7 +313,7 @@ class ReliableTask(PatternTask):
     patterns = (logged(), dead_letter(), retry(on=(ConnectionError, TimeoutError), attempts=5))
 
 
-def _body_of(cls: type) -> tuple[Callable[..., Any], bool]:
+def body_of(cls: type) -> tuple[Callable[..., Any], bool]:
     """The user's function, and whether it takes the task first."""
     found: Any = next(base.__dict__["run"] for base in cls.__mro__ if "run" in base.__dict__)
     inner = getattr(found, INNER, None)

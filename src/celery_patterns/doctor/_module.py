@@ -13,11 +13,12 @@ from typing import Any
 
 from celery import Celery, Task
 
-__all__ = ["Function", "Module", "TaskSource", "called"]
+__all__ = ["Function", "Module", "TaskSource", "called", "first_line"]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_LAST = re.compile(r"[.:]")
 _NOQA = re.compile(r"#\s*noqa(:(?P<ids>[\w ,]+))?", re.IGNORECASE)
 _DECORATORS = frozenset({"task", "shared_task", "periodic_task"})
 
@@ -33,7 +34,6 @@ class TaskSource:
         wears: The names of all that decorates it.
         options: What is said to ``@app.task``.
         app: The app whose task it is, where that is named and imported.
-        is_bound: Whether ``bind=True`` is said.
     """
 
     name: str
@@ -42,7 +42,6 @@ class TaskSource:
     wears: frozenset[str]
     options: Mapping[str, ast.expr]
     app: Celery | None = None
-    is_bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Module:
         name: Its name when it is imported.
         text: What is written in it.
         tree: The same, parsed.
-        registered: Which of its functions the app knows as tasks, and by which names.
+        registered: The names of the app's tasks whose functions are its own, by what and where these are.
         is_loaded: Whether it was imported.
     """
 
@@ -62,7 +61,7 @@ class Module:
     name: str
     text: str
     tree: ast.Module
-    registered: Mapping[str, str]
+    registered: Mapping[tuple[str, int], str]
     is_loaded: bool
 
     @cached_property
@@ -107,6 +106,25 @@ class Module:
         return frozenset(node.name for node in self.tree.body if isinstance(node, Function) and found[node.name] == 1)
 
     @cached_property
+    def mentioned(self) -> frozenset[str]:
+        """Names that are used somewhere in it, imported as another one, or the end of a text: ``"shop:OrderTask"``."""
+        found: set[str] = set()
+        for node in self.parents:
+            if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
+                found.add(called(node))
+            elif isinstance(node, ast.alias) and node.asname:
+                found.add(node.name)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(_LAST.split(node.value)[-1])
+        return frozenset(found)
+
+    @cached_property
+    def handed_on(self) -> frozenset[str]:
+        """Names of what is given to a call, or put into a list or a dict."""
+        names = [node for node in self.parents if isinstance(node, ast.Name | ast.Attribute)]
+        return frozenset(called(node) for node in names if _is_handed_on(node, self.parents[node]))
+
+    @cached_property
     def classes(self) -> dict[str, ast.ClassDef]:
         return {node.name: node for node in self.tree.body if isinstance(node, ast.ClassDef)}
 
@@ -141,20 +159,20 @@ class Module:
 
     def _decorated(self, node: Function) -> Iterator[TaskSource]:
         for decorator in node.decorator_list:
-            if called(decorator) in _DECORATORS and (node.name in self.registered or self._is_celerys(decorator)):
+            if called(decorator) in _DECORATORS and (self.registered_as(node) or self._is_celerys(decorator)):
                 said = decorator.keywords if isinstance(decorator, ast.Call) else []
                 options = {word.arg: word.value for word in said if word.arg}
                 bound = options.get("bind")
-                is_bound = isinstance(bound, ast.Constant) and bound.value is True
+                takes_task = isinstance(bound, ast.Constant) and bound.value is True
                 yield TaskSource(
-                    name=self._named(node.name, options.get("name")),
+                    name=self.registered_as(node) or self._named(node.name, options.get("name")),
                     function=node,
-                    task_is=_first(node) if is_bound else None,
-                    is_bound=is_bound,
+                    task_is=_first(node) if takes_task else None,
                     wears=frozenset(called(one) for one in node.decorator_list),
                     options=options,
                     app=self._owner_of(decorator),
                 )
+                return
 
     def _of_class(self, node: ast.ClassDef) -> Iterator[TaskSource]:
         """The ``run()`` of a class that a task is made of."""
@@ -201,11 +219,16 @@ class Module:
 
     def _named(self, function: str, name: ast.expr | None) -> str:
         given = name.value if isinstance(name, ast.Constant) else None
-        return given if isinstance(given, str) else self.registered.get(function, f"{self.name}.{function}")
+        return given if isinstance(given, str) else f"{self.name}.{function}"
+
+    def registered_as(self, node: Function) -> str | None:
+        """The name of the app's task that is made of a function."""
+        return self.registered.get((node.name, first_line(node)))
 
     def stands(self, name: str) -> Any:
         """What stands under one of its names, where it was imported; None where it was not."""
-        return getattr(sys.modules.get(self.name), name, None)
+        module = sys.modules.get(self.name)
+        return None if module is None else vars(module).get(name)
 
     @cached_property
     def imported(self) -> dict[str, str]:
@@ -261,6 +284,17 @@ def _bound_by(node: ast.stmt) -> list[str]:
     if isinstance(node, Function | ast.ClassDef):
         return [node.name]
     return [one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)]
+
+
+def _is_handed_on(node: ast.AST, parent: ast.AST) -> bool:
+    if isinstance(parent, ast.Call):
+        return parent.func is not node
+    return isinstance(parent, ast.keyword | ast.List | ast.Tuple | ast.Set | ast.Dict)
+
+
+def first_line(node: Function) -> int:
+    """The line at which a function's code begins for Python: its first decorator's."""
+    return min([node.lineno, *(one.lineno for one in node.decorator_list)])
 
 
 def _first(function: Function) -> str | None:

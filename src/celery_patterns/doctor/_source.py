@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 import tokenize
 import warnings
@@ -21,7 +22,7 @@ __all__ = ["read_source"]
 
 #: Folders and files in which nothing of the app's runs in production.
 _LEFT_OUT = frozenset({"tests", "test", "migrations", "node_modules", "__pycache__"})
-_TESTS = ("test_", "tests.", "conftest.")
+_TESTS = re.compile(r"test_|tests\.|conftest\.|.*_test\.py$")
 #: Where others' packages are.
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 #: So many files are read at most.
@@ -56,17 +57,17 @@ def read_source(app: Celery, named: Iterable[Path] | None, unread: list[str]) ->
     return tuple(modules.values())
 
 
-def _registered(app: Celery) -> dict[Path, dict[str, str]]:
-    """The app's tasks, by the file and the name of their functions."""
-    found: dict[Path, dict[str, str]] = {}
+def _registered(app: Celery) -> dict[Path, dict[tuple[str, int], str]]:
+    """The app's tasks, by the file, the name and the first line of their functions."""
+    found: dict[Path, dict[tuple[str, int], str]] = {}
     for name, task in app.tasks.items():
         code = getattr(inspect.unwrap(task.run), "__code__", None)
         if code is not None and not name.startswith("celery.") and code.co_name != "run":
-            found.setdefault(Path(code.co_filename).resolve(), {})[code.co_name] = name
+            found.setdefault(Path(code.co_filename).resolve(), {})[code.co_name, code.co_firstlineno] = name
     return found
 
 
-def _read(root: Path, file: Path, registered: Mapping[str, str], is_loaded: bool) -> Module:
+def _read(root: Path, file: Path, registered: Mapping[tuple[str, int], str], is_loaded: bool) -> Module:
     with tokenize.open(file) as stream:  # in the encoding that the file itself says
         text = stream.read()
     with warnings.catch_warnings():
@@ -107,7 +108,7 @@ def _files_of(app: Celery) -> Iterator[tuple[Path, Path]]:
         if not top.is_file():
             beside = _inside(top)
         elif root == Path.cwd():
-            beside = (one for one in sorted(root.glob("*.py")) if not one.name.startswith(_TESTS))
+            beside = (one for one in sorted(root.glob("*.py")) if not _TESTS.match(one.name))
         else:
             beside = (one for one in sorted(root.glob("*.py")) if one.stem in sys.modules)
         for one in beside:
@@ -128,5 +129,5 @@ def _inside(folder: Path) -> Iterator[Path]:
         inside = file.relative_to(folder).parts[:-1]
         left_out = not (_LEFT_OUT | _INSTALLED).isdisjoint(inside) or any(part.startswith(".") for part in inside)
         left_out = left_out or any(file.is_relative_to(one) for one in environments)
-        if not left_out and not file.name.startswith(_TESTS):
+        if not left_out and not _TESTS.match(file.name):
             yield file

@@ -15,9 +15,10 @@ from kombu.common import Broadcast
 
 from .._dead_letter import dead_letter
 from .._idempotent import idempotent
-from .._plan import INNER, Plan
+from .._plan import Plan
 from .._queues import dead_queue
 from .._retry import retry
+from .._task import body_of
 from .._waits import longest_wait
 
 if TYPE_CHECKING:
@@ -54,11 +55,18 @@ class TaskFacts:
         return {type(pattern): pattern for pattern in plan.patterns} if isinstance(plan, Plan) else {}
 
     @cached_property
+    def _body(self) -> tuple[Any, bool]:
+        return body_of(type(self.task))
+
+    @property
     def body(self) -> Any:
         """The user's function."""
-        run = self.task.run
-        inner = getattr(run, INNER, None)
-        return inner[0] if inner is not None else run
+        return self._body[0]
+
+    @property
+    def takes_itself(self) -> bool:
+        """Whether the function is given the task first."""
+        return self._body[1]
 
     @property
     def is_called_otherwise(self) -> bool:

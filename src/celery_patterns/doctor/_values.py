@@ -65,12 +65,17 @@ def task_name(case: Case, module: Module, function: ast.expr) -> str | None:
     """The name of the task that an expression stands for; None where it is none that is known."""
     own = module.task_names.get(function.id) if isinstance(function, ast.Name) else None
     found = own or case.written.get(module.whole_name(function))
-    root = function
-    while isinstance(root, ast.Attribute):
-        root = root.value
+    root = _root(function)
     if found is None or (isinstance(root, ast.Name) and is_rebound(module, root.id, function)):
         return None
     return found
+
+
+def _root(node: ast.expr) -> ast.expr:
+    """What stands at the beginning of ``a.b.c``."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node
 
 
 def is_canvas_sent(module: Module, call: ast.Call) -> bool:
@@ -81,12 +86,15 @@ def is_canvas_sent(module: Module, call: ast.Call) -> bool:
 
 def is_canvas(module: Module, node: ast.expr) -> bool:
     if isinstance(node, ast.BinOp):
-        return any(isinstance(one, ast.Call) and is_canvas(module, one) for one in (node.left, node.right))
+        sides = (node.left, node.right) if isinstance(node.op, ast.BitOr) else ()
+        return any(isinstance(one, ast.Call | ast.BinOp) and is_canvas(module, one) for one in sides)
     if not isinstance(node, ast.Call):
         return False
     if isinstance(node.func, ast.Attribute) and node.func.attr in SIGNATURES:
         return True
-    return called(node) in _CANVAS and module.whole_name(node.func).startswith("celery.")
+    root = _root(node.func)
+    is_own = isinstance(root, ast.Name) and (is_rebound(module, root.id, node) or _is_set_at_top(module, root.id))
+    return called(node) in _CANVAS and module.whole_name(node.func).startswith("celery.") and not is_own
 
 
 def is_result(case: Case, module: Module, node: ast.expr, at: ast.AST) -> bool:
@@ -174,6 +182,11 @@ def is_rebound(module: Module, name: str, at: ast.AST) -> bool:
         if name in parameters_of(scope) or _is_set_in(module, scope, name):
             return True
     return False
+
+
+def _is_set_at_top(module: Module, name: str) -> bool:
+    found = scope_of(module, module.tree).bindings.get(name, ())
+    return any(not isinstance(one.node, ast.Import | ast.ImportFrom) for one in found)
 
 
 def _is_set_in(module: Module, scope: ast.AST, name: str) -> bool:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
 from collections.abc import Iterator
 from types import FunctionType
 from typing import TYPE_CHECKING
 
+from celery.app.task import Task
+
 from ..._plan import WORN
 from ..._task import PatternTask
 from .._finding import Rule, Sign, rule
-from .._module import Function, Module, called
+from .._module import Function, Module, called, first_line
 
 if TYPE_CHECKING:
     from .._case import Case
 
 _OURS = "celery_patterns."
+_BY_POSITION = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
 
 
 @rule(
@@ -58,16 +66,16 @@ def wears_in_vain(case: Case) -> Iterator[Sign]:
     """A function at the top of a file wears patterns and nothing else, and nobody makes a task of it."""
     for module in case.source:
         for node in module.tree.body:
-            if not isinstance(node, Function) or not node.decorator_list or node.name in module.registered:
+            if not isinstance(node, Function) or not node.decorator_list or module.registered_as(node):
                 continue
             worn = [called(one) for one in node.decorator_list if _is_ours(module, one)]
-            made = module.stands(node.name)
-            is_alone = type(made) is FunctionType and WORN in vars(made) and len(worn) == len(node.decorator_list)
-            if is_alone and not _is_named(case, node.name, as_argument=True) and not module.is_excused(node, "CP515"):
+            is_alone = len(worn) == len(node.decorator_list) and _is_left_alone(module, node)
+            is_handed_on = any(node.name in one.handed_on for one in case.source)
+            if is_alone and not is_handed_on and not module.is_excused(node, "CP515"):
                 yield Sign(
                     module.place(node),
                     f"{node.name} wears {', '.join(worn)}, and is no task",
-                    "Write @app.task above it.",
+                    "Write @app.task, or @shared_task, above it, and send it with .delay().",
                 )
 
 
@@ -79,21 +87,22 @@ def wears_in_vain(case: Case) -> Iterator[Sign]:
     upstream="celery/celery#5002",
 )
 def wears_for_nobody(case: Case) -> Iterator[Sign]:
-    """A ``PatternTask`` with patterns that no task inherits from, and that is named nowhere else in the source."""
+    """A ``PatternTask`` with patterns that no task inherits from, and that is named nowhere in what was read."""
     for module in case.source:
         for name, node in module.classes.items():
             made = module.stands(name)
             if not isinstance(made, type) or not issubclass(made, PatternTask) or not made.patterns:
                 continue
             is_used = bool(made.__subclasses__()) or any(type(one.task) is made for one in case.tasks)
-            if not is_used and not _is_named(case, name) and not module.is_excused(node, "CP516"):
-                is_whole = any(isinstance(one, Function) and one.name == "run" for one in node.body)
+            is_mentioned = any(name in one.mentioned for one in case.source)
+            if not is_used and not is_mentioned and not module.is_excused(node, "CP516"):
+                is_whole = made.run is not Task.run
                 yield Sign(
                     module.place(node),
                     f"{name} wears patterns, and no task is made of it",
                     f"Write app.register_task({name}())."
                     if is_whole
-                    else f"Write @app.task(base={name}) above its tasks.",
+                    else f"Write base={name} into its tasks' decorators.",
                 )
 
 
@@ -106,19 +115,19 @@ def wears_for_nobody(case: Case) -> Iterator[Sign]:
 )
 def of_one_name(case: Case) -> Iterator[Sign]:
     """Two functions at the top of files are tasks of the same app under the same name."""
-    first: dict[str, str] = {}
+    first: dict[str, tuple[str, str]] = {}
     for module in case.source:
         for task in module.tasks if module.is_loaded else ():
             if module.parents[task.function] is not module.tree or task.app not in (None, case.app):
                 continue
-            place = module.place(task.function)
-            if task.name in first and not module.is_excused(task.function, "CP517"):
+            function, place = first.setdefault(task.name, (task.function.name, module.place(task.function)))
+            if place != module.place(task.function) and not module.is_excused(task.function, "CP517"):
+                alike = function == task.function.name and "name" not in task.options
                 yield Sign(
-                    place,
-                    f"{task.name} is a task at {first[task.name]} already",
-                    "Call one of the two otherwise, or give it another name=.",
+                    module.place(task.function),
+                    f"{task.name} is a task at {place} already",
+                    "Call one of the two functions otherwise." if alike else "Give one of the two another name=.",
                 )
-            first.setdefault(task.name, place)
 
 
 @rule(
@@ -132,32 +141,28 @@ def takes_itself(case: Case) -> Iterator[Sign]:
     """A function that begins with ``self`` without ``bind=True``, or takes nothing with it."""
     for module in case.source:
         for task in module.tasks:
-            decorators = [one for one in task.function.decorator_list if not _is_ours(module, one)]
-            given = task.function.args
-            first = [one.arg for one in (*given.posonlyargs, *given.args)][:1]
-            is_method = not isinstance(module.parents[task.function], ast.Module)
+            facts = case.by_name.get(task.name)
+            is_method = isinstance(module.parents[task.function], ast.ClassDef)
             if (
                 is_method
-                or len(decorators) != 1
-                or _is_open(decorators[0])
-                or module.is_excused(task.function, "CP519")
+                or facts is None
+                or module.registered_as(task.function) != task.name
+                or facts.is_called_otherwise
             ):
                 continue
-            if first == ["self"] and "bind" not in task.options:
+            parameters = inspect.signature(facts.body).parameters.values()
+            first = next((one for one in parameters if one.kind in _BY_POSITION), None)
+            if facts.takes_itself and first is None:
+                what, cure = "is bound, and takes nothing first", "Let it begin with self, or take bind=True away."
+            elif not facts.takes_itself and first is not None and first.name == "self" and first.default is first.empty:
                 what, cure = (
                     "begins with self, and is not bound",
                     "Write bind=True into its decorator, or take self away.",
                 )
-            elif not (first or given.vararg) and task.is_bound:
-                what, cure = "is bound, and takes nothing", "Let it begin with self, or take bind=True away."
             else:
                 continue
-            yield Sign(module.place(task.function), f"{task.name} {what}", cure)
-
-
-def _is_open(decorator: ast.expr) -> bool:
-    """Whether nobody knows all that is said to it: ``@app.task(**options)``."""
-    return isinstance(decorator, ast.Call) and any(word.arg is None for word in decorator.keywords)
+            if not module.is_excused(task.function, "CP519"):
+                yield Sign(module.place(task.function), f"{task.name} {what}", cure)
 
 
 def _is_ours(module: Module, decorator: ast.expr) -> bool:
@@ -165,17 +170,10 @@ def _is_ours(module: Module, decorator: ast.expr) -> bool:
     return module.whole_name(what).startswith(_OURS)
 
 
-def _is_named(case: Case, name: str, *, as_argument: bool = False) -> bool:
-    """Whether something is named in the source, beside where it is defined; also by a text, ``"shop:OrderTask"``."""
-    for module in case.source:
-        for node in module.parents:
-            if isinstance(node, ast.Name | ast.Attribute):
-                found = called(node) == name and isinstance(node.ctx, ast.Load)
-            else:
-                found = isinstance(node, ast.Constant) and str(node.value).endswith((f":{name}", f".{name}"))
-            if found and not (as_argument and not isinstance(module.parents[node], ast.Call | ast.keyword)):
-                return True
-    return False
+def _is_left_alone(module: Module, node: Function) -> bool:
+    """Whether under its name stands the function itself, as it was imported."""
+    made = module.stands(node.name)
+    return type(made) is FunctionType and WORN in vars(made) and made.__code__.co_firstlineno == first_line(node)
 
 
 def _discovered(module: Module) -> str:
