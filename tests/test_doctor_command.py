@@ -183,9 +183,22 @@ MISSPELT = {
     "CELERY_BROKER_URL": "broker_url, or give",
     "visibility_timeout": 'broker_transport_options["visibility_timeout"]',
     "concurrency": "worker_concurrency",
+    "bakend": "backend=, as an argument of Celery(…)",
     "acks_late": "task_acks_late",
     "prefetch_multiplier": "worker_prefetch_multiplier",
 }
+
+
+def test_a_rate_that_is_none() -> None:
+    """A worker ends with it, which is what is told, and not that none runs."""
+    app = Celery("ill", broker="redis://127.0.0.1:1/0", set_as_current=False)
+
+    @app.task(name="t", shared=False, rate_limit="10/minute")
+    def work() -> None: ...
+
+    found = [one for one in examine(app, offline=True).findings if one.id == "CP419"]
+    assert [(one.where, one.what) for one in found] == [("t", "its rate_limit is none that Celery can read")]
+    app.close()
 
 
 @pytest.mark.parametrize("name", MISSPELT)
@@ -274,14 +287,18 @@ def test_an_app_that_cannot_be_imported_is_told(tmp_path: Path, command: str) ->
 
 
 @pytest.mark.parametrize("command", ["doctor", "letters stats"])
-def test_a_base_class_that_is_no_task_is_told(tmp_path: Path, command: str) -> None:
-    """Of which Celery says that the task has no attribute ``bind``: one line, with the class and what to write."""
+@pytest.mark.parametrize(
+    ("base", "what"),
+    [("OrderTask", "OrderTask, a class that is no task"), ("OrderTask()", "a OrderTask"), ("'OrderTask'", "a str")],
+)
+def test_a_base_that_is_no_task_is_told(tmp_path: Path, command: str, base: str, what: str) -> None:
+    """Celery says that the task has no attribute ``bind``, or that metaclasses conflict; here it is what to write."""
     (tmp_path / "proj.py").write_text(
         'from celery import Celery\n\napp = Celery("proj", broker="memory://")\n\n\nclass OrderTask:\n    patterns = ()\n\n\n'
-        "@app.task(base=OrderTask)\ndef refund(order): ...\n"
+        f"@app.task(base={base})\ndef refund(order): ...\n"
     )
     told = patterns_in(tmp_path, *command.split())
-    said = "refund has base=OrderTask, a class that is no task; expected it to inherit from PatternTask, or from Celery's Task"
+    said = f"refund has as its base= {what}; expected a class that inherits from PatternTask, or from Celery's Task"
     assert (told.returncode, told.stderr) == (2, f"Error: {said}\n")
 
 

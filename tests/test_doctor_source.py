@@ -253,6 +253,18 @@ MISTAKES = {
         "CP519",
         "patterns.use_patterns(app)\n\n\n@app.task\n@patterns.logged()\ndef a(self, x): ...",
     ),
+    "a misspelt name that is sent": (
+        "CP520",
+        "@app.task(name='shop.charge')\ndef a(): ...\n\n\ndef view():\n    app.send_task('shop.chage')",
+    ),
+    "a state that is read at once": (
+        "CP523",
+        "@app.task\ndef a(): ...\n\n\ndef view():\n    return a.apply_async().state",
+    ),
+    "an object of one's own that is returned": (
+        "CP524",
+        "class Row: ...\n\n\n@app.task\ndef a():\n    row = Row()\n    return row",
+    ),
     "a job that is called": ("CP501", "@app.task\ndef a():\n    job = group(a.s())\n    res = job()\n    res.get()"),
     "results of a set": (
         "CP501",
@@ -414,6 +426,13 @@ RIGHT = {
     "a base that is for others": (
         "class Base(patterns.PatternTask):\n    patterns = (patterns.logged(),)\n\n\n__all__ = ['Base']\n\n\n@app.task\ndef a(): ..."
     ),
+    "somebody else's task that is sent": "@app.task\ndef a(): ...\n\n\ndef view():\n    app.send_task('billing.charge')",
+    "sent where the import asks": (
+        "import os\n\n\n@app.task\ndef a(): ...\n\n\nif os.environ.get('SEND'):\n    a.delay()"
+    ),
+    "an id that is read at once": "@app.task\ndef a(): ...\n\n\ndef view():\n    return a.delay().id",
+    "a set that nobody keeps": "@app.task(ignore_result=True)\ndef a():\n    return {1, 2}",
+    "another guard": "@app.task\ndef a(): ...\n\n\nif __name__ == 'shop.setup':\n    a.delay()",
     "what is no form": "@app.task\ndef a(u): ...\n\n\ndef view(transform):\n    a.delay(transform.save())",
     "a form of one's own": (
         "@app.task\ndef a(u): ...\n\n\nclass UploadForm:\n    def save(self):\n        return 'x'\n\n\ndef view(form):\n    a.delay(form.save())"

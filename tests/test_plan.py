@@ -236,9 +236,28 @@ class Misnamed(patterns.PatternTask):
     patterns = (policy,)
 
 
+class Misspelt(patterns.PatternTask):
+    """Its patterns are called otherwise."""
+
+    abstract = True
+    paterns = (retry(on=OSError),)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (
+            lambda app: app.task(shared=False, name="t", base=Misspelt)(named(lambda: 0)),
+            "t has retry(…) as its paterns, where it does nothing; expected it in patterns=(…,)",
+        ),
+        (
+            lambda app: app.task(shared=False, name="t", cls=patterns.ReliableTask)(named(lambda: 0)),
+            "t has ReliableTask as its cls, where it does nothing; expected base=ReliableTask",
+        ),
+        (
+            lambda app: app.task(shared=False, name="t", bind=True)(logged("order")(named(lambda order, amount: 0))),
+            "but t() takes (amount); bind=True takes order, which stands first, for the task itself",
+        ),
         (
             lambda app: app.task(shared=False, name="t")(
                 idempotent(key="oder", ttl=DAY)(named(lambda order, amount: 0))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any
 
 from celery import Celery
@@ -18,6 +20,10 @@ __all__ = ["expect_app", "make_tasks", "refuse_misfits", "refuse_strays", "said"
 
 #: The names under which a base's pattern is a mistake.
 _MEANT = frozenset({"pattern", "retry", "idempotent", "dead_letter", "logged"})
+#: How alike a name is by which ``patterns`` was meant.
+_ALIKE = 0.88
+#: What is said for ``base``.
+_BASES = frozenset({"bases", "cls", "klass", "class_", "base_cls", "base_class", "task_cls", "task_class"})
 
 
 def said(cls: type[Task], option: str) -> Any:
@@ -63,9 +69,19 @@ def refuse_misfits(
             f"{name} has autoretry_for, which runs outside of its patterns and retries behind their back; expected "
             "retry(on=…) instead",
         )
-    for pattern in patterns:
-        pattern.check(name, signature)
+    try:
+        for pattern in patterns:
+            pattern.check(name, signature)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}{_taken(body, signature)}") from None
     _refuse_numbers(cls, patterns)
+
+
+def _taken(body: Callable[..., Any], signature: inspect.Signature) -> str:
+    """What became of an argument that is missing: a task that is bound takes its first one for itself."""
+    first = next(iter(inspect.signature(body).parameters), "self")
+    is_taken = first != "self" and first not in signature.parameters
+    return f"; bind=True takes {first}, which stands first, for the task itself" if is_taken else ""
 
 
 def refuse_strays(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
@@ -77,7 +93,16 @@ def refuse_strays(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
     known = [*patterns, *(one for base in cls.__mro__ for one in base.__dict__.get("patterns", ()))]
     for base in cls.__mro__:
         for name, value in vars(base).items():
-            if name == "patterns" or name.isupper() or name.startswith("_") or (base is not cls and name not in _MEANT):
+            if base is cls and name in _BASES and isinstance(value, type) and issubclass(value, Task):
+                raise ConfigurationError(
+                    f"{cls.name} has {value.__name__} as its {name}, where it does nothing; expected base={value.__name__}"
+                )
+            if (
+                name == "patterns"
+                or name.isupper()
+                or name.startswith("_")
+                or (base is not cls and not _is_meant(name))
+            ):
                 continue
             for one in value if type(value) in (tuple, list) else (value,):
                 # Not isinstance(), which would wake up what is lazy.
@@ -85,6 +110,10 @@ def refuse_strays(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
                     raise ConfigurationError(
                         f"{cls.name} has {one.kind()}(…) as its {name}, where it does nothing; expected it in patterns=(…,)"
                     )
+
+
+def _is_meant(name: str) -> bool:
+    return name in _MEANT or difflib.SequenceMatcher(None, name.lower(), "patterns").ratio() >= _ALIKE
 
 
 def _refuse_numbers(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
@@ -125,12 +154,24 @@ def make_tasks(app: Celery) -> None:
     try:
         app.loader.import_default_modules()
         app.finalize()
-    except AttributeError as error:
-        made = type(error.obj)
-        is_celerys = "run" in vars(made) and getattr(made, "_decorated", False)  # how it marks what it made
-        if not is_celerys or issubclass(made, Task):
+    except (AttributeError, TypeError) as error:
+        made = _made_of(error.__traceback__)
+        if made is None:
             raise
+        name, base = made
+        what = f"{base.__name__}, a class that is no task" if isinstance(base, type) else f"a {type(base).__name__}"
         raise ConfigurationError(
-            f"{made.__name__} has base={made.__mro__[1].__name__}, a class that is no task; expected it to inherit from "
-            "PatternTask, or from Celery's Task"
+            f"{name} has as its base= {what}; expected a class that inherits from PatternTask, or from Celery's Task"
         ) from error
+
+
+def _made_of(trace: TracebackType | None) -> tuple[str, Any] | None:
+    """The function of which Celery could not make a task, and the base, where that is why."""
+    while trace is not None:
+        inside = trace.tb_frame.f_locals
+        if trace.tb_frame.f_code.co_name == "_task_from_fun" and {"fun", "base"} <= inside.keys():
+            base = inside["base"]
+            is_task = base is None or (isinstance(base, type) and issubclass(base, Task))
+            return None if is_task else (getattr(inside["fun"], "__name__", "a task"), base)
+        trace = trace.tb_next
+    return None

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
+from kombu.exceptions import EncodeError
+
 from celery_patterns import dead_letters
 
 from ..projects import Project
@@ -94,6 +96,21 @@ def _is_not_done(project: Project) -> bool:
     with contextlib.suppress(AttributeError):  # a function has no delay()
         project.call("place")
     return not project.marked("worked", 6)
+
+
+def _is_sent_by_a_start(project: Project) -> bool:
+    """Whether a worker that starts, and is asked for nothing, has something to do."""
+    project.worker()
+    return project.marked("worked", 6)
+
+
+def _fails_when_done(project: Project) -> bool:
+    """Whether the body is done, and the task fails."""
+    project.worker()
+    try:
+        return project.call("place") is None
+    except EncodeError:
+        return project.marked("worked")
 
 
 def _one_is_not_done(project: Project) -> bool:
@@ -406,6 +423,66 @@ def place() -> None:
         (("@app.task\n", "@app.task(bind=True)\n"),),
         place_raises,
         where=".py:",
+    ),
+    Ailment(
+        "CP520",
+        HEAD + WORK + '\n\ndef place() -> None:\n    app.send_task("work")\n',
+        (('app.send_task("work")', 'app.send_task("$name.work")'),),
+        _is_not_done,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP521",
+        HEAD + WORK + '\n\nif __name__ == "main":\n    work.delay()\n',
+        (('"main"', '"__main__"'),),
+        _script_sends_nothing_known,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP522",
+        HEAD + WORK + "\n\nwork.delay()\n",
+        (("\nwork.delay()", "\ndef place() -> None:\n    work.delay()"),),
+        _is_sent_by_a_start,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP523",
+        HEAD + WORK + "\n\ndef place() -> object:\n    return work.delay().result\n",
+        ((".result", ".get(timeout=9)"),),
+        _does_not_come,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP524",
+        HEAD
+        + """
+
+@app.task
+def work() -> object:
+    mark("worked")
+    return {"a", "b"}
+
+
+def place() -> object:
+    return work.delay().get(timeout=9)
+""",
+        (('{"a", "b"}', '["a", "b"]'),),
+        _fails_when_done,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP514",
+        HEAD.replace('Celery("$name"', "Celery(__name__") + WORK + '\n\nif __name__ == "__main__":\n    work.delay()\n',
+        (("Celery(__name__", 'Celery("$name"'),),
+        _script_sends_nothing_known,
+        where=".py:",
+        long=True,
+        name="of its file's name",
     ),
     Ailment(
         "CP509",

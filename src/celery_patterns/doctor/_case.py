@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,6 +75,12 @@ class Case:
     @cached_property
     def by_name(self) -> dict[str, TaskFacts]:
         return {task.name: task for task in self.tasks}
+
+    def alike(self, name: str) -> str | None:
+        """The task that was meant by a name: of the same last part, or of almost the same name."""
+        same = [task for task in self.by_name if task.rpartition(".")[2] == name.rpartition(".")[2]]
+        found = same or difflib.get_close_matches(name, list(self.by_name), 1)
+        return found[0] if found else None
 
     @cached_property
     def addresses(self) -> tuple[Address, ...]:

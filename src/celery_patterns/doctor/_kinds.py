@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery.app.defaults import NAMESPACES, flatten
+from celery.utils.time import rate
 from kombu.entity import Queue
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ def _tasks(app: Celery) -> Iterator[tuple[str, str, str]]:
             wrong = isinstance(value, str | timedelta) and (option in _LIMITS or not _is_number(value))
             if wrong and value != app.conf.get(f"task_{option}"):
                 yield name, f"its {option} is {_of(value)}", "a number"
+        try:
+            rate(getattr(task, "rate_limit", None))
+        except Exception:  # noqa: BLE001 - whatever Celery makes of it, a worker that starts makes the same
+            yield name, "its rate_limit is none that Celery can read", 'a number of runs a second, or "10/m"'
 
 
 def _setting(shown: str, key: str, value: Any) -> Iterator[tuple[str, str, str]]:

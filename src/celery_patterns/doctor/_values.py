@@ -92,9 +92,10 @@ def is_canvas(module: Module, node: ast.expr) -> bool:
         return False
     if isinstance(node.func, ast.Attribute) and node.func.attr in SIGNATURES:
         return True
+    if called(node) not in _CANVAS or not module.whole_name(node.func).startswith("celery."):
+        return False
     root = _root(node.func)
-    is_own = isinstance(root, ast.Name) and (is_rebound(module, root.id, node) or _is_set_at_top(module, root.id))
-    return called(node) in _CANVAS and module.whole_name(node.func).startswith("celery.") and not is_own
+    return not isinstance(root, ast.Name) or not (is_rebound(module, root.id, node) or _is_set_at_top(module, root.id))
 
 
 def is_result(case: Case, module: Module, node: ast.expr, at: ast.AST) -> bool:

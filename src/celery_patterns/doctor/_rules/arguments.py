@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..._republish import STRICT
-from .._bindings import scope_of
+from .._bindings import nodes_of, scope_of
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called
 from .._rows import is_query, is_row
@@ -82,6 +82,31 @@ def sends_unsendable(case: Case) -> Iterator[Sign]:
                 f".{called(call)}() is given {ast.unparse(argument)}, {kind}",
                 "Send a list, a dict, a number or a text.",
             )
+
+
+@rule(
+    "CP524",
+    "error",
+    "A result that cannot be stored",
+    "JSON cannot carry it: the body is done, and the task fails.",
+    upstream="inyokaproject/inyoka#871",
+)
+def returns_unsendable(case: Case) -> Iterator[Sign]:
+    """A task whose result is kept returns a set, an object, a file and their like."""
+    if not case.keeps_results or case.conf.result_serializer != "json":
+        return
+    for module in case.source:
+        for task in module.tasks:
+            facts = case.by_name.get(task.name)
+            if facts is None or facts.task.ignore_result:
+                continue
+            for node in nodes_of(task.function):
+                made = made_by(module, node.value, node) if isinstance(node, ast.Return) and node.value else None
+                kind = None if made is None else _unsendable(module, made) or _own_object(case, module, made)
+                if kind is not None and not module.is_excused(node, "CP524"):
+                    yield Sign(
+                        module.place(node), f"{task.name} returns {kind}", "Return a list, a dict, a number or a text."
+                    )
 
 
 def _sent(case: Case) -> Iterator[tuple[Module, ast.Call, ast.expr, TaskFacts | None]]:

@@ -30,6 +30,8 @@ _MEANT = {
     "task_default_time_limit": "task_time_limit",
     "task_default_soft_time_limit": "task_soft_time_limit",
 }
+#: What ``Celery(…)`` takes; whatever else is said to it becomes a setting.
+_OF_CELERY = ("backend", "broker", "include", "namespace", "task_cls", "config_source")
 _OLD_PREFIXES = ("CELERY_", "CELERYD_", "CELERYBEAT_", "BROKER_")
 #: By their names only: to read one of a base class would bind that to some app for good.
 _OF_TASKS = frozenset(dir(Task))
@@ -128,16 +130,10 @@ def scheduled_unknown(case: Case) -> Iterator[Sign]:
     """An entry of ``beat_schedule`` has the name of a task that the app does not have."""
     for entry in case.schedule:
         if entry.task not in case.app.tasks:
-            meant = _tasks_like(case, entry.task)
-            cure = f"Write {meant[0]!r}, if that was meant." if meant else "Import the module of the task in `include`."
+            meant = case.alike(entry.task)
+            cure = f"Write {meant!r}, if that was meant." if meant else "Import the module of the task in `include`."
             more = " Ignore this where it is another service's task."
             yield Sign(f'beat_schedule["{entry.name}"]', f"the app has no task {entry.task!r}", cure + more)
-
-
-def _tasks_like(case: Case, name: str) -> list[str]:
-    """The one that was meant: of the same last name, or almost of the same."""
-    same = [task for task in case.by_name if task.rpartition(".")[2] == name.rpartition(".")[2]]
-    return same[:1] or difflib.get_close_matches(name, list(case.by_name), 1)
 
 
 @rule(
@@ -256,6 +252,9 @@ def _meant(case: Case, shown: str, name: str, *, old_only: bool) -> str | None:
     found = difflib.get_close_matches(name, sorted(SETTING_KEYS), 1, _ALIKE)
     if found:
         return case.spelled(found[0])
+    found = difflib.get_close_matches(name, _OF_CELERY, 1, _ALIKE)
+    if found:
+        return f"{found[0]}=, as an argument of Celery(…)"
     if name in _transport_options(case) and name not in case.transport_options:
         return f'broker_transport_options["{name}"]'
     ends = [known for known in sorted(SETTING_KEYS) if known.endswith(f"_{name}")]

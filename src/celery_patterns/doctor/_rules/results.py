@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .._finding import Rule, Sign, rule
 from .._module import Module, called
-from .._values import SENDS, is_result, made_by, task_name
+from .._values import SENDS, is_result, made_by, sends, task_name
 
 if TYPE_CHECKING:
     from .._case import Case
@@ -39,6 +39,35 @@ def reads_nothing(case: Case) -> Iterator[Sign]:
             if chords and not module.is_excused(call, "CP510"):
                 yield Sign(
                     module.place(call), "a chord waits for its parts' results, and result_backend is not set", cure
+                )
+
+
+@rule(
+    "CP523",
+    "warning",
+    "A result that is read as it is sent",
+    "No worker can have done it yet: it is None, and the state is PENDING.",
+    upstream="celery/celery#1574",
+)
+def reads_at_once(case: Case) -> Iterator[Sign]:
+    """``task.delay(…).result``, and what else does not wait."""
+    if case.conf.task_always_eager or not case.keeps_results:
+        return
+    for module in case.source:
+        for read in module.attributes:
+            sent = read.value if read.attr in _SHOWS else None
+            if (
+                not isinstance(sent, ast.Call)
+                or not sends(case, module, sent)
+                or not isinstance(sent.func, ast.Attribute)
+            ):
+                continue
+            facts = case.by_name.get(task_name(case, module, sent.func.value) or "")
+            if facts is not None and not facts.task.ignore_result and not module.is_excused(read, "CP523"):
+                yield Sign(
+                    module.place(read),
+                    f".{read.attr} is read of what is sent in the same line",
+                    f"Write .get(timeout=…) for .{read.attr}, or read it later.",
                 )
 
 

@@ -169,7 +169,9 @@ def settings(case: Case) -> Iterator[Sign]:
     """Two workers, or a worker and this app, disagree where they must agree."""
     for name in _SHARED:
         told: list[tuple[Any, str]] = [
-            (repr(worker.settings.get(name)), worker.name) for worker in case.hearers if worker.settings is not None
+            (repr(worker.settings[name]), worker.name)
+            for worker in case.hearers
+            if worker.settings is not None and name in worker.settings  # they have others with Celery 3's names
         ]
         # Both as they look once JSON has carried them.
         values = {value for value, _ in told}
