@@ -259,6 +259,10 @@ class Plan:
         self.timed = any(pattern.layer in (Layer.LOG, Layer.BURY) for pattern in patterns)
         self.checks = [one.check_call for one in patterns if type(one).check_call is not Pattern.check_call]
 
+    def __str__(self) -> str:
+        """What is worn: a worker tells it of its tasks, to whom asks."""
+        return "+".join(pattern.kind() for pattern in self.patterns)
+
     def run(self, task: Task, request: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one attempt. The settlements come last, when it is known how the attempt ended."""
         call = Call(task, request, args, kwargs, self.terms)

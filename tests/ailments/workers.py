@@ -41,6 +41,37 @@ def _no_result_comes(project: Project) -> bool:
         return True
 
 
+def _is_done_twice(project: Project) -> bool:
+    """Whether what is sent twice, with one key, is done twice."""
+    _start(project)
+    project.call("place")
+    project.call("place")
+    assert project.marked("worked")
+    return project.marked("worked", 5, times=2)
+
+
+#: A task with a key.
+_KEYED = """
+
+@app.task(name="$queue.work", time_limit=60)
+@patterns.idempotent(key="order", ttl=timedelta(days=1))
+def work(order: str) -> None:
+    mark("worked")
+
+
+def place() -> None:
+    work.delay("o-1")
+"""
+
+
+def _its_result_does_not_come(project: Project) -> bool:
+    _start(project)
+    try:
+        return bool(project.call("place") != "a")
+    except NoResult:
+        return True
+
+
 def _reads_elsewhere(project: Project) -> bool:
     """Whether the result of what was done is not found."""
     _start(project)
@@ -115,6 +146,27 @@ AILMENTS = (
         long=True,
     ),
     Ailment(
+        "CP202",
+        HEAD + WORK,
+        (),
+        _no_result_comes,
+        workers=(("w", "-X", "$queue"),),
+        cured_workers=(("w",),),
+        where="queue ",
+        long=True,
+        name="left out",
+    ),
+    Ailment(
+        "CP202",
+        HEAD + WORK + '\n\ndef place() -> object:\n    return work.apply_async(queue="$queue-3").get(timeout=5)\n',
+        (('queue="$queue-3"', 'queue="$queue"'),),
+        _its_result_does_not_come,
+        workers=(("w",),),
+        where=".py:",
+        long=True,
+        name="of a call",
+    ),
+    Ailment(
         "CP203",
         HEAD + "\nimport time\n" + HERE,
         (),
@@ -132,6 +184,15 @@ AILMENTS = (
         workers=(("w:old",),),
         cured_workers=(("w",),),
         where="w@",
+        long=True,
+    ),
+    Ailment(
+        "CP211",
+        {"NAME.py": EQUIPPED + _KEYED, "NAME_old.py": EQUIPPED + _KEYED.replace("@patterns", "# @patterns")},
+        (),
+        _is_done_twice,
+        workers=(("w:old",),),
+        cured_workers=(("w",),),
         long=True,
     ),
     Ailment(

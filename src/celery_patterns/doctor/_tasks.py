@@ -54,6 +54,12 @@ class TaskFacts:
         plan = getattr(self.task, "plan", None)
         return {type(pattern): pattern for pattern in plan.patterns} if isinstance(plan, Plan) else {}
 
+    @property
+    def wears(self) -> str:
+        """Its patterns, as a worker tells of them; nothing where it wears none."""
+        plan = getattr(self.task, "plan", None)
+        return str(plan) if isinstance(plan, Plan) else ""
+
     @cached_property
     def _body(self) -> tuple[Any, bool]:
         return body_of(type(self.task))

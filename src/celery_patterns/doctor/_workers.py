@@ -21,6 +21,8 @@ _CLOCK = "clock"
 _HEARS = 0.05
 #: What a worker alone sends; ``task-sent`` is the sender's.
 _OF_TASKS = frozenset({"task-received", "task-started", "task-succeeded", "task-failed", "task-retried"})
+#: How a worker tells of a task what it was asked for.
+_WORN = re.compile(r"^(\S+) \[plan=([\w+]+)\]$", re.MULTILINE)
 _VERSIONS = re.compile(r"\b(celery|kombu|billiard|py):([\w.+-]+)")
 
 
@@ -31,6 +33,7 @@ class Worker:
     Attributes:
         name: Its node's name.
         tasks: The names of the tasks that it knows; None where it did not say.
+        wears: Of those that wear patterns, which.
         queues: The names of the queues that it listens to; None where it did not say.
         pool: What runs its tasks: ``prefork``, ``thread``, ``solo``, ``gevent``, ``eventlet``.
         slots: How many tasks it runs at once.
@@ -44,6 +47,7 @@ class Worker:
 
     name: str
     tasks: frozenset[str] | None
+    wears: Mapping[str, str]
     queues: frozenset[str] | None
     pool: str
     slots: int
@@ -70,7 +74,7 @@ def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...] | str:
     eventful: set[str] = set()
     failed: list[str] = []
 
-    def ask(question: str, arguments: Mapping[str, Any]) -> None:
+    def ask(question: str, arguments: tuple[Any, ...]) -> None:
         # A thread that is over its time is left to itself, and with it its connection.
         try:
             with app.connection_for_write() as connection:
@@ -78,14 +82,15 @@ def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...] | str:
                     _listen(app, connection, timeout, clocks, eventful)
                     return
                 inspect = app.control.inspect(timeout=timeout, connection=connection)
-                answers[question] = getattr(inspect, question)(**arguments) or {}
+                answers[question] = getattr(inspect, question)(*arguments) or {}
         except Exception as error:  # noqa: BLE001 - whatever the broker or its driver says
             failed.append(type(error).__name__)
 
-    questions: tuple[tuple[str, dict[str, Any]], ...] = (
-        *((name, {}) for name in ("stats", "registered", "active_queues", "report")),
-        ("conf", {"with_defaults": True}),
-        (_CLOCK, {}),
+    with_defaults = True
+    questions: tuple[tuple[str, tuple[Any, ...]], ...] = (
+        *((name, ()) for name in ("stats", "active_queues", "report", _CLOCK)),
+        ("registered", ("plan",)),
+        ("conf", (with_defaults,)),
     )
     threads = [threading.Thread(target=ask, args=one, daemon=True) for one in questions]
     for thread in threads:
@@ -133,6 +138,7 @@ def _worker(name: str, answers: Mapping[str, Mapping[str, Any]], ahead: float | 
     return Worker(
         name=name,
         tasks=None if registered is None else frozenset(str(one).partition(" ")[0] for one in registered),
+        wears=dict(_WORN.findall("\n".join(map(str, registered or ())))),
         queues=None if queues is None else frozenset(str(one["name"]) for one in queues),
         pool=str(pool.get("implementation", "")).partition(":")[0].rpartition(".")[2],
         slots=_slots(pool),

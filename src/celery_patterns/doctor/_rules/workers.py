@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from ...letters import letters_among
 from .._finding import Rule, Sign, UnknownError, rule
 from .._tasks import TaskFacts, seconds
+from .._values import sends
+from .._workers import Worker
 
 if TYPE_CHECKING:
     from .._case import Case
-    from .._workers import Worker
+    from .._module import Module
 
 #: Settings on which all that share a queue must agree.
 _SHARED = (
@@ -79,16 +82,36 @@ def nobody(case: Case) -> Iterator[Sign]:
     upstream="celery/celery#2103",
 )
 def unheard(case: Case) -> Iterator[Sign]:
-    """Tasks are routed to a queue that no worker listens to."""
+    """Tasks are routed, or sent by a call's own ``queue=``, to a queue that no worker listens to."""
     heard = _heard(case)
+    if not case.workers or heard is None:
+        return
+    listen = f"the workers listen to {f'{_some(sorted(heard))} only' if heard else 'none'}"
     for queue, tasks in sorted(case.queues.items()):
         there = case.queues_there.get(queue)
-        if heard and queue not in heard and not (there and there.consumers):
+        if queue not in heard and not (there and there.consumers):
             yield Sign(
                 f"queue {queue}",
-                f"{_some(tasks)} {_goes(tasks)} to the queue {queue}, and the workers listen to {_some(sorted(heard))} only",
+                f"{_some(tasks)} {_goes(tasks)} to the queue {queue}, and {listen}",
                 f"Start a worker with -Q {queue}, or route the task to one of theirs.",
             )
+    others = {queue for worker in case.answered if isinstance(worker, Worker) for queue in worker.queues or ()}
+    for queue, module, call in _named_in_calls(case):
+        if queue not in heard | others | case.queues.keys() and not module.is_excused(call, "CP202"):
+            yield Sign(
+                module.place(call),
+                f"it sends to the queue {queue}, and {listen}",
+                f"Start a worker with -Q {queue}, or name one of theirs.",
+            )
+
+
+def _named_in_calls(case: Case) -> Iterator[tuple[str, Module, ast.Call]]:
+    """``apply_async(queue="…")``, where the source was read."""
+    for module in case.modules if not isinstance(case.modules, str) else ():
+        for call in module.calls:
+            named = [getattr(word.value, "value", None) for word in call.keywords if word.arg == "queue"]
+            if named and isinstance(named[0], str) and sends(case, module, call):
+                yield named[0], module, call
 
 
 @rule(
@@ -100,7 +123,7 @@ def unheard(case: Case) -> Iterator[Sign]:
 )
 def idle(case: Case) -> Iterator[Sign]:
     """A worker's queue is none of those that the app's tasks, its settings and its schedule name."""
-    if not case.tasks or any(queue not in _heard(case) for queue in case.queues):
+    if not case.tasks or any(queue not in (_heard(case) or ()) for queue in case.queues):
         return  # where a queue has no consumer, this is the other side of the same mistake
     known = {*case.queues, *map(str, case.app.amqp.queues), str(case.conf.task_default_queue)}
     for worker in case.workers:
@@ -221,6 +244,30 @@ _TOLD = ("task_acks_late", "task_default_queue", "task_protocol", "task_reject_o
 
 
 @rule(
+    "CP211",
+    "error",
+    "A worker runs a task with other patterns",
+    "It has older code, or newer: what it runs is claimed, tried again and kept as that says, or not at all.",
+    upstream="celery/celery#6893",
+)
+def worn_otherwise(case: Case) -> Iterator[Sign]:
+    """A worker says of a task that it wears other patterns than here, or none."""
+    for worker in case.hearers:
+        for task in case.tasks if worker.tasks is not None else ():
+            ours, theirs = task.wears, worker.wears.get(task.name, "")
+            if task.name in (worker.tasks or ()) and ours != theirs:
+                yield Sign(
+                    worker.name,
+                    f"{task.name} wears {_worn(ours)} here, and {_worn(theirs)} there",
+                    "Restart it, so that it has this code.",
+                )
+
+
+def _worn(plan: str) -> str:
+    return plan.replace("+", ", ") or "nothing"
+
+
+@rule(
     "CP207",
     "error",
     "A pool that ignores hard time limits",
@@ -319,10 +366,10 @@ def _taken_by(worker: Worker, case: Case) -> list[TaskFacts]:
     return [task for task in case.tasks if worker.queues is None or task.queue in worker.queues]
 
 
-def _heard(case: Case) -> set[str]:
-    """The queues that workers listen to; none where one did not say."""
+def _heard(case: Case) -> set[str] | None:
+    """The queues that workers listen to; None where one did not say."""
     if any(worker.queues is None for worker in case.workers):
-        return set()
+        return None
     return {queue for worker in case.workers for queue in worker.queues or ()}
 
 
