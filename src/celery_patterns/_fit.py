@@ -104,7 +104,8 @@ def refuse_strays(cls: type[Task], patterns: tuple[Pattern, ...]) -> None:
                 or (base is not cls and not _is_meant(name))
             ):
                 continue
-            for one in value if type(value) in (tuple, list) else (value,):
+            values: Any = value if type(value) in (tuple, list) else (value,)
+            for one in values:
                 # Not isinstance(), which would wake up what is lazy.
                 if issubclass(type(one), Pattern) and one not in known:
                     raise ConfigurationError(

@@ -62,8 +62,8 @@ class Request(request.Request):  # type: ignore[misc]
         elif plan.counted and not self._delivery_info["redelivered"]:  # which was counted already
             equipment = self._app.__dict__.get(EQUIPMENT)
             if equipment is not None and equipment.recorder is not None:
-                self._awaited = equipment.recorder.unstarted
-                self._awaited.add(self)  # one step, as that which takes it out: each message takes both
+                self._awaited = unstarted = equipment.recorder.unstarted
+                unstarted.add(self)  # one step, as that which takes it out: each message takes both
 
     @property
     def _recorder(self) -> Any:
