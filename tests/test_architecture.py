@@ -20,6 +20,7 @@ FLOORS: list[set[str]] = [
     {
         *("_body", "_call", "_message", "_received", "_header_values", "_history"),
         *("_codec", "_keys", "_lines", "_events", "_publish", "_queues", "_frame", "_waits"),
+        "_edition",
     },
     {"stores", "_aftermath", "_equipment", "_plan", "_republish", "_letter", "_envelope", "_x_death", "_bury"},
     {"_retry", "_idempotent", "_dead_letter", "_logged", "_strict_json"},

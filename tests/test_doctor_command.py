@@ -32,7 +32,7 @@ QUOTED = "hush%2F%26%40%3A%23%25-%C3%A9"
 @pytest.fixture
 def app() -> Iterator[Celery]:
     """One that needs no server, and has one mistake of each severity."""
-    made = Celery("ill", broker="memory://", backend="cache+memory://", set_as_current=False)
+    made = Celery("ill", broker="redis://127.0.0.1:6379/0", backend="cache+memory://", set_as_current=False)
     made.conf.update(result_expires=None, task_ignore_results=True)
 
     @made.task(shared=False, name="ill.never")
@@ -133,7 +133,9 @@ def test_json_is_one_object(app: Celery) -> None:
 
 def test_what_a_module_prints_is_not_in_the_json(tmp_path: Path) -> None:
     """Tasks are imported as the app is looked at; what they print goes to the other stream."""
-    source = 'from celery import Celery\n\napp = Celery("proj", broker="memory://", include=["chatty"])\n'
+    source = (
+        'from celery import Celery\n\napp = Celery("proj", broker="redis://127.0.0.1:6379/0", include=["chatty"])\n'
+    )
     (tmp_path / "proj.py").write_text(source)
     (tmp_path / "chatty.py").write_text('print("I am imported")\n')
     told = doctor_in(tmp_path, "--offline", "--json")
@@ -224,7 +226,7 @@ def nothing() -> None: ...
 
 def test_an_app_without_tasks_is_told() -> None:
     """It may be meant so; then it stands there, and is no finding."""
-    app = Celery("empty", broker="memory://", set_as_current=False)
+    app = Celery("empty", broker="redis://127.0.0.1:6379/0", set_as_current=False)
     examined = examine(app, offline=True)
     assert examined.findings == ()
     assert any(what.startswith("the tasks: the app has none of its own") for what in examined.unchecked)
@@ -276,7 +278,7 @@ def test_without_an_app_it_says_which_is_missing() -> None:
 def test_an_app_that_cannot_be_imported_is_told(tmp_path: Path, command: str) -> None:
     """A module that ``include`` names and is not there is what a beginner meets first: one line, no traceback."""
     (tmp_path / "proj.py").write_text(
-        'from celery import Celery\n\napp = Celery("proj", broker="memory://", include=["proj_taks"])\n'
+        'from celery import Celery\n\napp = Celery("proj", broker="redis://127.0.0.1:6379/0", include=["proj_taks"])\n'
     )
     told = patterns_in(tmp_path, *command.split())
     assert told.returncode == 2
@@ -294,12 +296,57 @@ def test_an_app_that_cannot_be_imported_is_told(tmp_path: Path, command: str) ->
 def test_a_base_that_is_no_task_is_told(tmp_path: Path, command: str, base: str, what: str) -> None:
     """Celery says that the task has no attribute ``bind``, or that metaclasses conflict; here it is what to write."""
     (tmp_path / "proj.py").write_text(
-        'from celery import Celery\n\napp = Celery("proj", broker="memory://")\n\n\nclass OrderTask:\n    patterns = ()\n\n\n'
+        'from celery import Celery\n\napp = Celery("proj", broker="redis://127.0.0.1:6379/0")\n\n\nclass OrderTask:\n    patterns = ()\n\n\n'
         f"@app.task(base={base})\ndef refund(order): ...\n"
     )
     told = patterns_in(tmp_path, *command.split())
     said = f"refund has as its base= {what}; expected a class that inherits from PatternTask, or from Celery's Task"
     assert (told.returncode, told.stderr) == (2, f"Error: {said}\n")
+
+
+@pytest.mark.parametrize("command", ["doctor", "letters stats"])
+def test_a_static_method_is_no_task(tmp_path: Path, command: str) -> None:
+    """Celery says that a 'method-wrapper' has no attribute ``__module__``; here it is what to write."""
+    (tmp_path / "proj.py").write_text(
+        'from celery import Celery\n\napp = Celery("proj", broker="redis://127.0.0.1:6379/0")\n\n\nclass Shop:\n'
+        "    @app.task\n    @staticmethod\n    def refund(order): ...\n"
+    )
+    told = patterns_in(tmp_path, *command.split())
+    said = "refund is a staticmethod; expected a function that stands in no class"
+    assert (told.returncode, told.stderr) == (2, f"Error: {said}\n")
+
+
+def test_urls_that_are_given_by_their_places_are_told(tmp_path: Path) -> None:
+    """Celery takes the second argument for its loader, and says that there is no module ``redis://localhost``."""
+    (tmp_path / "proj.py").write_text(
+        'from celery import Celery\n\napp = Celery("proj", "redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/1")\n'
+    )
+    told = patterns_in(tmp_path, "doctor")
+    said = 'Celery(…) was given a URL by its place; expected Celery("shop", broker=…, backend=…)'
+    assert (told.returncode, told.stderr) == (2, f"Error: {said}\n")
+
+
+@pytest.mark.parametrize("command", ["doctor", "letters stats"])
+def test_a_file_that_is_called_as_celerys_package(tmp_path: Path, command: str) -> None:
+    """``-A celery`` is the package itself, whose app has no broker and no tasks; the file beside it is never read."""
+
+    def said() -> tuple[int, str]:
+        words = ["-c", "from celery.__main__ import main; main()", "-A", "celery", "patterns", *command.split()]
+        told = subprocess.run(
+            [sys.executable, "-P", *words] if sys.version_info >= (3, 11) else [sys.executable, "-I", *words],
+            cwd=tmp_path,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return told.returncode, told.stderr
+
+    expected = f"expected celery -A proj patterns {command}\n"
+    assert said() == (2, f"Error: -A celery is Celery's own package, not your app; {expected}")
+    (tmp_path / "celery.py").write_text("raise AssertionError\n")
+    why = "; celery.py has that name, too: call it proj.py"
+    assert said() == (2, f"Error: -A celery is Celery's own package, not your app{why}; {expected}")
 
 
 def test_what_modules_print_is_no_part_of_an_answer(tmp_path: Path, database: str) -> None:
@@ -424,7 +471,7 @@ execute_from_command_line(sys.argv)
     "site_/settings.py": """\
 SECRET_KEY = "tests"
 INSTALLED_APPS = ["shop.apps.ShopConfig"]
-CELERY_BROKER_URL = "memory://"
+CELERY_BROKER_URL = "redis://127.0.0.1:6379/0"
 CELERY_TASK_TIME_LIMT = 30
 CELERY_PATTERNS_DOCTOR_IGNORE = {"CP412": "few"}
 CELERY_RESULT_BACKEND = "cache+memory://"
@@ -479,7 +526,7 @@ def test_tasks_that_nobody_has_imported_yet(tmp_path: Path, monkeypatch: pytest.
     """What ``include`` names is imported, as a worker does: a test of the user's imports the app alone."""
     name = f"late_{os.getpid()}"
     (tmp_path / f"{name}.py").write_text(
-        f'from celery import Celery\n\napp = Celery("{name}", broker="memory://", include=["{name}_tasks"], set_as_current=False)\n'
+        f'from celery import Celery\n\napp = Celery("{name}", broker="redis://127.0.0.1:6379/0", include=["{name}_tasks"], set_as_current=False)\n'
     )
     (tmp_path / f"{name}_tasks.py").write_text(
         f"from {name} import app\n\n\n@app.task(shared=False)\nasync def never(): ...\n"

@@ -31,7 +31,7 @@ WORK = "\n\n@app.task\ndef work(text: object = 'a') -> object:\n    mark('worked
 
 
 def look(app: Celery, **how: Any) -> Examination:
-    found = examine(app, **{"source": [], "timeout": 2.0, "ignore": ["CP201"], **how})
+    found = examine(app, **{"source": [], "timeout": 2.0, "ignore": ["CP201", "CP119"], **how})
     assert not [what for what in found.unchecked if what.startswith("CP")]
     return found
 
@@ -110,6 +110,31 @@ def test_a_password_with_a_semicolon(url: Any, apps: Any) -> None:
     found = look(apps(broker_url=url))
     assert ids(found) == ["CP110"]
     assert not any(part in repr(found) for part in ("47119", "52719", "xyzKLM", "abcQWJ"))
+
+
+@pytest.mark.parametrize("url", ["localhost", "localhost:6379/2", "10.0.0.1:6379", "/var/run/redis.sock"])
+def test_a_backend_without_a_scheme(apps: Any, url: str) -> None:
+    """Celery takes it for the name of a module."""
+    (found,) = look(apps(broker_url="memory://", result_backend=url)).findings
+    assert (found.id, found.where) == ("CP110", "result_backend")
+    assert "it has no scheme, redis:// for example" in found.what
+
+
+@pytest.mark.parametrize("name", ["brocker", "brokr", "broker_"])
+def test_a_broker_under_a_misspelt_name(name: str) -> None:
+    """The finding of the connection says why there is none."""
+    app = Celery("misspelt", set_as_current=False, **{name: "redis://127.0.0.1:6379/0"})
+    found = next(one for one in look(app).findings if one.id == "CP102")
+    assert found.cure == f"Celery(…) was given {name}=: write broker=."
+    app.close()
+
+
+def test_eager_tasks_need_no_broker(apps: Any) -> None:
+    """Nothing is sent: ``memory://`` is as good as any."""
+    app = apps(broker_url="memory://", task_always_eager=True)
+    assert "CP119" not in ids(examine(app, offline=True))
+    app.conf.task_always_eager = False
+    assert "CP119" in ids(examine(app, offline=True))
 
 
 @pytest.mark.parametrize("url", ["redis+socket:///no/such.sock", "sqla+sqlite://", "filesystem://", "memory://"])
@@ -376,6 +401,14 @@ def test_a_solo_worker_that_is_busy(two: Any, rabbit: str) -> None:
     found = look(project.app, ignore=[])
     assert ids(found) == []
     assert any("a solo pool that runs a task cannot" in what for what in found.unchecked)
+
+
+def test_a_worker_that_cannot_tell_its_tasks(two: Any) -> None:
+    """It says what went wrong, which is not taken for the name of the only task that it knows."""
+    mute = "class Mute:\n    def __str__(self):\n        raise ValueError\n\n\n"
+    project = two("hoarse", more=f"{mute}app.Task.plan = Mute()\n")
+    project.worker()
+    assert ids(look(project.app, ignore=[])) == []
 
 
 def test_workers_that_are_not_to_answer(two: Any) -> None:

@@ -39,6 +39,9 @@ def method_decorator(decorator):
     return decorator
 """
 
+#: A task that is tried again, above its function.
+TRIED = "patterns.use_patterns(app)\n\n\n@app.task(time_limit=9)\n@patterns.retry(on=OSError)\n"
+
 #: Each is found once, by this rule.
 MISTAKES = {
     "a result in the same line": (
@@ -247,6 +250,30 @@ MISTAKES = {
     "a whole task that is not registered": (
         "CP516",
         "class A(patterns.PatternTask):\n    name = 'x'\n    patterns = (patterns.logged(),)\n\n    def run(self): ...\n\n\n@app.task\ndef a(): ...",
+    ),
+    "a whole task that is sent as it is made": (
+        "CP516",
+        "class A(patterns.PatternTask):\n    patterns = (patterns.logged(),)\n\n    def run(self): ...\n\n\n@app.task\ndef a(): ...\n\n\ndef view():\n    A().delay()",
+    ),
+    "a whole task that is sent by a variable": (
+        "CP516",
+        "class A(patterns.PatternTask):\n    patterns = (patterns.logged(),)\n\n    def run(self): ...\n\n\nx = A()\n\n\n@app.task\ndef a(): ...\n\n\ndef view():\n    x.apply_async()",
+    ),
+    "a task that is a method": (
+        "CP519",
+        "class Shop:\n    @app.task\n    def a(self, order): ...",
+    ),
+    "a body that swallows all": (
+        "CP525",
+        f"{TRIED}def a(x):\n    'It works.'\n    try:\n        return print(x)\n    except Exception:\n        pass",
+    ),
+    "a bare except that logs": (
+        "CP525",
+        f"{TRIED}def a(x):\n    import logging\n    logging.info('begins')\n    try:\n        work(x)\n    except:\n        logging.exception('no')\n        return None",
+    ),
+    "an except of what is tried again": (
+        "CP525",
+        f"{TRIED}def a(x):\n    try:\n        work(x)\n    except (KeyError, OSError):\n        return 'no'",
     ),
     "bound, and takes nothing": ("CP519", "@app.task(bind=True)\ndef a(): ..."),
     "not bound, under patterns": (
@@ -622,6 +649,16 @@ RIGHT = {
     "what another function sets": "@app.task\ndef a(x): ...\n\n\npending = set()\n\n\ndef load():\n    global pending\n    pending = [1, 2]\n\n\ndef view():\n    a.delay(pending)",
     "a wait without an end": "@app.task\ndef a(x): ...\n\n\ndef view():\n    a.apply_async(eta=datetime.now() + timedelta(days=10_000_000_000))",
     "a session's row": ("@app.task(autoretry_for=(OSError,))\ndef a():\n    session.delete(row)\n    client.get('/x')"),
+    "a body that raises what it catches": f"{TRIED}def a(x):\n    try:\n        work(x)\n    except Exception as error:\n        print(error)\n        raise",
+    "a body that raises another": f"{TRIED}def a(x):\n    try:\n        work(x)\n    except Exception as error:\n        raise OSError from error",
+    "a body that does something about it": f"{TRIED}def a(x):\n    try:\n        work(x)\n    except Exception as error:\n        mark_failed(x)",
+    "a body that catches a part": f"{TRIED}def a(x):\n    fetch(x)\n    try:\n        work(x)\n    except Exception as error:\n        pass",
+    "a body that catches another": f"{TRIED}def a(x):\n    try:\n        work(x)\n    except KeyError:\n        pass",
+    "a body that lets through what is tried again": f"{TRIED}def a(x):\n    try:\n        work(x)\n    except OSError:\n        raise\n    except Exception:\n        pass",
+    "a body that asks for another try": f"{TRIED.replace('(time', '(bind=True, time')}def a(self, x):\n    try:\n        work(x)\n    except Exception:\n        self.retry()",
+    "a body that swallows, without patterns": "@app.task\ndef a(x):\n    try:\n        work(x)\n    except Exception:\n        pass",
+    "a method that is bound": "class Shop:\n    @app.task(bind=True)\n    def a(self, order): ...",
+    "a method that a registered task is sent by": "class A(patterns.PatternTask):\n    patterns = (patterns.logged(),)\n\n    def run(self): ...\n\n\npatterns.use_patterns(app)\na = app.register_task(A())\n\n\ndef view():\n    a.delay()",
     "a task of a class": "class A(app.Task):\n    name = 'a'\n\n    def run(self):\n        return 1\n\n\napp.register_task(A())",
     "awaited by a decorator": (
         "def awaited(f):\n    @functools.wraps(f)\n    def inner(*a, **k):\n        return 1\n    return inner\n\n\n@app.task\n@awaited\nasync def a(url): ..."
@@ -714,7 +751,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 def _app_of(folder: Path) -> Any:
     from celery import Celery
 
-    return Celery(f"app-{folder.name}", broker="memory://", set_as_current=False)
+    return Celery(f"app-{folder.name}", broker="redis://127.0.0.1:6379/0", set_as_current=False)
 
 
 def test_a_project_below_a_folder_that_is_called_tests(tmp_path: Path) -> None:
@@ -734,7 +771,9 @@ def test_a_tasks_of_another_app_is_its_own(tmp_path: Path) -> None:
     folder = tmp_path / name
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    made = 'from celery import Celery\n\napp = Celery("NAME", broker="memory://", set_as_current=False)\n'
+    made = (
+        'from celery import Celery\n\napp = Celery("NAME", broker="redis://127.0.0.1:6379/0", set_as_current=False)\n'
+    )
     (folder / "other.py").write_text(made.replace("NAME", "other"))
     (folder / "main.py").write_text(f"from {name}.other import app as other\n{made.replace('NAME', 'main')}")
     (folder / "tasks.py").write_text(f"from {name}.other import app\n\n\n@app.task\ndef invoice(x): ...\n")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +20,7 @@ from celery import Celery, Task, _state, chain, chord, group, shared_task
 
 import celery_patterns as patterns
 from celery_patterns import dead_letter, idempotent, logged, retry, without
+from celery_patterns._edition import edition_of
 from celery_patterns._task import CHECK
 from celery_patterns.exceptions import ConfigurationError, NotInTask
 from celery_patterns.stores import MemoryStore
@@ -887,3 +891,108 @@ def test_a_hook_after_the_body_is_no_attempt(app: Celery) -> None:
 
     assert run_here(t, "o-1").value == "done o-1"
     assert told == ["o-1", "o-2", "o-3", ("after", "done o-1", "done o-2", "done o-3")]
+
+
+# Which edition of a task a process has
+
+
+_EDITIONS = """
+import sys
+from datetime import timedelta
+
+import tenacity
+
+from celery_patterns import dead_letter, idempotent, retry
+from celery_patterns._edition import edition_of
+
+
+def body(order, amount=1):
+    def inner(x):
+        return x in {"a", "b", "c", "d"}
+
+    return inner(order), [timedelta(seconds=one) for one in (1, 2)]
+
+
+def policy(error):
+    return "gone" in str(error)
+
+
+print(edition_of(body, (
+    retry(on=policy, attempts=3, wait=tenacity.wait_fixed(1) + tenacity.wait_random(0, 2)),
+    retry(on=(ConnectionError, TimeoutError), stop=tenacity.stop_after_delay(60)),
+    retry(on=tenacity.retry_if_exception_message("gone")),
+    idempotent(key=lambda order: {order, 1, 2}, ttl=timedelta(days=1), scope="amount"),
+    dead_letter("orders.dead"),
+)))
+"""
+
+
+def test_an_edition_is_alike_in_each_process() -> None:
+    """Whatever the chance of hashes and addresses is, and wherever the lines stand."""
+    told = set()
+    for seed, above in (("1", ""), ("2", "\n\n# another line\n"), ("3", "import os\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", above + _EDITIONS],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        told.add(done.stdout)
+    assert len(told) == 1
+
+
+def _two(n: int) -> tuple[Any, Any]:
+    def one(order: str) -> str:
+        return order + "a"
+
+    def other(order: str) -> str:
+        return order + "b"
+
+    return (one, other)[n], (lambda error: "x" in str(error), lambda error: "y" in str(error))[n]
+
+
+#: A body and what it wears, and how each differs.
+EDITIONS: dict[str, tuple[tuple[Any, Any], tuple[Any, Any]]] = {
+    "the code": ((_two(0)[0], ()), (_two(1)[0], ())),
+    "the arguments": ((lambda order: 1, ()), (lambda order, amount: 1, ())),
+    "their names": ((lambda order: 1, ()), (lambda number: 1, ())),
+    "code under a decorator": (
+        (functools.wraps(_two(0)[0])(lambda *a: 1), ()),
+        (functools.wraps(_two(1)[0])(lambda *a: 1), ()),
+    ),
+    "attempts": ((len, (retry(on=OSError, attempts=3),)), (len, (retry(on=OSError, attempts=4),))),
+    "errors": ((len, (retry(on=OSError),)), (len, (retry(on=(OSError, KeyError)),))),
+    "a predicate": ((len, (retry(on=_two(0)[1]),)), (len, (retry(on=_two(1)[1]),))),
+    "a wait of waits": (
+        (len, (retry(on=OSError, wait=tenacity.wait_fixed(1) + tenacity.wait_random(0, 2)),)),
+        (len, (retry(on=OSError, wait=tenacity.wait_fixed(1) + tenacity.wait_random(0, 3)),)),
+    ),
+    "a span": ((len, (idempotent(key="a", ttl=DAY),)), (len, (idempotent(key="a", ttl=2 * DAY),))),
+    "a key": ((len, (idempotent(key="a", ttl=DAY),)), (len, (idempotent(key=("a", "b"), ttl=DAY),))),
+    "a queue": ((len, (dead_letter("a.dead"),)), (len, (dead_letter("b.dead"),))),
+}
+
+
+@pytest.mark.parametrize("name", EDITIONS)
+def test_another_edition_is_told(name: str) -> None:
+    """What a worker of older code would do otherwise makes another digest; the same makes the same."""
+    one, other = EDITIONS[name]
+    assert edition_of(*one) == edition_of(*one)
+    assert edition_of(*one) != edition_of(*other)
+
+
+def test_an_edition_asks_no_value_of_the_users() -> None:
+    """A policy may be an object of theirs: neither its text nor what it holds is looked at."""
+
+    class Policy:
+        def __init__(self) -> None:
+            self.secret = self
+
+        def __repr__(self) -> str:
+            raise AssertionError
+
+        def __call__(self, error: Exception) -> bool:
+            return True
+
+    assert edition_of(len, (retry(on=Policy()),)) == edition_of(len, (retry(on=Policy()),))

@@ -150,29 +150,36 @@ def make_tasks(app: Celery) -> None:
     """Import what the app names, and make its tasks, as a worker does.
 
     Raises:
-        ConfigurationError: When a task is to be made of a class that is none. What else the modules raise is theirs.
+        ConfigurationError: When the app was given a URL in another argument's place, or a task is to be made of a class that
+            is none. What else the modules raise is theirs.
     """
+    if "://" in str(
+        app.loader_cls
+    ):  # Celery("shop", url): the second argument is the loader, the third one the backend
+        raise ConfigurationError('Celery(…) was given a URL by its place; expected Celery("shop", broker=…, backend=…)')
     try:
         app.loader.import_default_modules()
         app.finalize()
     except (AttributeError, TypeError) as error:
-        made = _made_of(error.__traceback__)
-        if made is None:
+        why = _unmade(error.__traceback__)
+        if why is None:
             raise
-        name, base = made
-        what = f"{base.__name__}, a class that is no task" if isinstance(base, type) else f"a {type(base).__name__}"
-        raise ConfigurationError(
-            f"{name} has as its base= {what}; expected a class that inherits from PatternTask, or from Celery's Task"
-        ) from error
+        raise ConfigurationError(why) from error
 
 
-def _made_of(trace: TracebackType | None) -> tuple[str, Any] | None:
-    """The function of which Celery could not make a task, and the base, where that is why."""
+def _unmade(trace: TracebackType | None) -> str | None:
+    """Why Celery could make no task of a function, where that is its base, or that it is none."""
     while trace is not None:
         inside = trace.tb_frame.f_locals
         if trace.tb_frame.f_code.co_name == "_task_from_fun" and {"fun", "base"} <= inside.keys():
-            base = inside["base"]
-            is_task = base is None or (isinstance(base, type) and issubclass(base, Task))
-            return None if is_task else (getattr(inside["fun"], "__name__", "a task"), base)
+            fun, base = inside["fun"], inside["base"]
+            name = getattr(fun, "__name__", "a task")
+            if isinstance(fun, staticmethod | classmethod):
+                return f"{name} is a {type(fun).__name__}; expected a function that stands in no class"
+            if base is None or (isinstance(base, type) and issubclass(base, Task)):
+                return None
+            what = f"{base.__name__}, a class that is no task" if isinstance(base, type) else f"a {type(base).__name__}"
+            expected = "expected a class that inherits from PatternTask, or from Celery's Task"
+            return f"{name} has as its base= {what}; {expected}"
         trace = trace.tb_next
     return None

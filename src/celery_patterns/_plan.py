@@ -23,6 +23,7 @@ from kombu.utils.encoding import safe_repr
 
 from ._body import run_body
 from ._call import MARK, Call, Proceed, Terms
+from ._edition import edition_of
 from ._keys import Binder
 from .exceptions import ConfigurationError, OutOfMemory
 
@@ -246,6 +247,7 @@ class Plan:
         crash_limit: int | None,
     ) -> None:
         self.patterns = patterns
+        self._body = body
         keyed = any(pattern.layer is Layer.CLAIM for pattern in patterns)
         self.terms = Terms(signature, Binder(signature), attempts, keyed, crash_limit)
         rooms: list[tuple[Layer, Callable[[Proceed, Call], Any]]] = [(p.layer, p.around) for p in patterns]
@@ -260,8 +262,8 @@ class Plan:
         self.checks = [one.check_call for one in patterns if type(one).check_call is not Pattern.check_call]
 
     def __str__(self) -> str:
-        """What is worn: a worker tells it of its tasks, to whom asks."""
-        return "+".join(pattern.kind() for pattern in self.patterns)
+        """What is worn, and which edition of it: a worker tells it of its tasks, to whom asks."""
+        return f"{'+'.join(pattern.kind() for pattern in self.patterns)} {edition_of(self._body, self.patterns)}"
 
     def run(self, task: Task, request: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one attempt. The settlements come last, when it is known how the attempt ended."""

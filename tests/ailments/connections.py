@@ -61,6 +61,13 @@ def _is_nowhere(project: Project) -> bool:
         return int(queue.message_count) == 0
 
 
+def _reaches_no_worker(project: Project) -> bool:
+    """Whether a worker that runs never hears of what is sent."""
+    project.worker()
+    project.send("work", ignore_result=True)
+    return not project.marked("worked", 6)
+
+
 def _none_is_left(project: Project) -> bool:
     """Whether nothing can be sent once the server goes that is left."""
     last = next(one for one in project.values.servers if str(one.port) == project.values["durable"])  # type: ignore[attr-defined]
@@ -337,6 +344,15 @@ AILMENTS = (
         (("store.table", "store.create_table()"),),
         _no_key_is_claimed,
         where="store",
+    ),
+    Ailment(
+        "CP119",
+        _broker("memory://"),
+        (("memory://", "$broker"),),
+        _reaches_no_worker,
+        where="broker_url",
+        how={"ignore": ("CP201",)},
+        long=True,
     ),
     Ailment(
         "CP118",

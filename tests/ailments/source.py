@@ -281,6 +281,29 @@ def work() -> None:
         long=True,
     ),
     Ailment(
+        "CP525",
+        EQUIPPED
+        + """
+
+@app.task(time_limit=60)
+@patterns.dead_letter()
+def work() -> None:
+    try:
+        mark("worked")
+        raise ConnectionError
+    except Exception as error:
+        print(error)
+
+
+def place() -> None:
+    work.delay()
+""",
+        (("        print(error)", "        print(error)\n        raise"),),
+        _leaves_no_letter,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
         "CP506",
         HEAD
         + """
@@ -377,6 +400,36 @@ def place() -> None:
         long=True,
     ),
     Ailment(
+        "CP516",
+        EQUIPPED
+        + """app.set_current()
+
+
+class Work(patterns.PatternTask):
+    patterns = (patterns.dead_letter(),)
+    time_limit = 60
+
+    def run(self) -> None:
+        mark("worked")
+
+
+work = Work()
+
+
+@app.task
+def other() -> None: ...
+
+
+def place() -> None:
+    work.delay()
+""",
+        (("work = Work()", "work = app.register_task(Work())"),),
+        _is_not_done,
+        where=".py:",
+        long=True,
+        name="sent",
+    ),
+    Ailment(
         "CP517",
         HEAD
         + """
@@ -423,6 +476,27 @@ def place() -> None:
         (("@app.task\n", "@app.task(bind=True)\n"),),
         place_raises,
         where=".py:",
+    ),
+    Ailment(
+        "CP519",
+        HEAD
+        + """
+
+class Shop:
+    @app.task
+    def work(self, order: str) -> None: ...
+
+
+def place() -> None:
+    Shop().work.delay("o-1")
+""",
+        (
+            ("    @app.task\n    def work(self, order: str)", "    pass\n\n\n@app.task\ndef work(order: str)"),
+            ("Shop().work", "work"),
+        ),
+        place_raises,
+        where=".py:",
+        name="method",
     ),
     Ailment(
         "CP520",

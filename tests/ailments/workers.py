@@ -64,6 +64,38 @@ def place() -> None:
 """
 
 
+#: A task that is tried again.
+_TRIED = """
+
+from tenacity import wait_fixed
+
+
+@app.task(name="$queue.work", time_limit=60)
+@patterns.retry(on=ConnectionError, attempts=3, wait=wait_fixed(1))
+def work() -> None:
+    mark("worked")
+    raise ConnectionError
+
+
+def place() -> None:
+    work.delay()
+"""
+
+
+def _is_tried_once(project: Project) -> bool:
+    """Whether a task that is to be tried three times is tried once."""
+    _start(project)
+    project.call("place")
+    assert project.marked("worked")
+    return not project.marked("worked", 8, times=2)
+
+
+def _does_other_work(project: Project) -> bool:
+    _start(project)
+    project.call("place")
+    return not project.marked("worked", 6)
+
+
 def _its_result_does_not_come(project: Project) -> bool:
     _start(project)
     try:
@@ -194,6 +226,27 @@ AILMENTS = (
         workers=(("w:old",),),
         cured_workers=(("w",),),
         long=True,
+    ),
+    Ailment(
+        "CP212",
+        {"NAME.py": EQUIPPED + _TRIED, "NAME_old.py": EQUIPPED + _TRIED.replace("attempts=3", "attempts=1")},
+        (),
+        _is_tried_once,
+        workers=(("w:old",),),
+        cured_workers=(("w",),),
+        where="w@",
+        long=True,
+    ),
+    Ailment(
+        "CP212",
+        {"NAME.py": EQUIPPED + _KEYED, "NAME_old.py": EQUIPPED + _KEYED.replace('mark("worked")', 'mark("was other")')},
+        (),
+        _does_other_work,
+        workers=(("w:old",),),
+        cured_workers=(("w",),),
+        where="w@",
+        long=True,
+        name="code",
     ),
     Ailment(
         "CP205",

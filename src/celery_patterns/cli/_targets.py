@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -157,8 +158,16 @@ def app_of(ctx: click.Context) -> Celery:
 
     What the modules print is no part of a command's answer, and what they raise is told in a line.
     """
-    if ctx.find_root().params.get("app") is None:
-        raise click.UsageError(f"which app? expected celery -A proj {ctx.command_path.partition(' ')[2]}", ctx)
+    named, command = ctx.find_root().params.get("app"), ctx.command_path.partition(" ")[2]
+    if named is None:
+        raise click.UsageError(f"which app? expected celery -A proj {command}", ctx)
+    if re.split("[.:]", str(named))[0] == "celery":
+        file = Path("celery.py")
+        why = f"; {file} has that name, too: call it proj.py" if file.exists() else ""
+        end(
+            f"-A {named} is Celery's own package, not your app{why}; expected celery -A proj {command}",
+            WRONG_USE,
+        )
     app: Celery = ctx.obj.app
     try:
         with contextlib.redirect_stdout(sys.stderr):

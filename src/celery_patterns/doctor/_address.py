@@ -49,6 +49,8 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _BEFORE_PATH = re.compile(r"^[^/?#]*")
 #: kombu takes a name alone for a host's.
 _HOST = re.compile(r"[\w.-]+")
+#: A host, or a file, where a backend's scheme should be; Celery takes it for a module's name.
+_BARE_HOST = re.compile(r"(localhost|[\w.-]+:\d+|[\d.]+)(/.*)?|/.*")
 _LOGIN = re.compile(r"//[^/\s]*@")
 #: So short a password is in any text: of that nothing is shown.
 _SHORT = 4
@@ -263,7 +265,9 @@ def _backend(app: Celery, url: str) -> list[Address]:
         trouble = _no_driver(error, found.scheme)
         if _TONGUES.get(found.scheme.partition("+")[0]) == "sql":
             trouble = Trouble("driver", f"a database is written as db+{found.scheme}://")
-        return [replace(found, trouble=trouble)]
+        elif _BARE_HOST.fullmatch(url):
+            trouble = Trouble("unreadable", "the URL cannot be read: it has no scheme, redis:// for example")
+        return [replace(found, scheme="" if trouble.kind == "unreadable" else found.scheme, trouble=trouble)]
     try:
         if found.scheme in ("redis", "rediss", "sentinel", "socket") or found.scheme.startswith("redis+"):
             return _redis_backend(app, found.scheme, url)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from ._case import Case
 
-__all__ = ["SEVERITIES", "Finding", "Rule", "Severity", "Sign", "UnknownError", "rule"]
+__all__ = ["SEVERITIES", "Finding", "Rule", "Severity", "Sign", "UnknownError", "rule", "some"]
 
 Severity = Literal["error", "warning", "hint"]
 #: From the worst to the mildest.
@@ -125,3 +125,9 @@ def rule(
         return Rule(id_, severity, title, happens, upstream, production, look)
 
     return made
+
+
+def some(names: list[str]) -> str:
+    """The first few."""
+    each = list(dict.fromkeys(names))
+    return ", ".join(each[:3]) + (f" and {len(each) - 3} more" if len(each) > 3 else "")  # noqa: PLR2004 - a few

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery import Celery, Task
 
-__all__ = ["Function", "Module", "TaskSource", "called", "first_line"]
+__all__ = ["Function", "Module", "TaskSource", "asks_for_main", "called", "caught_by", "first_line"]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -267,6 +267,10 @@ class Module:
             node = self.parents[node]
             yield node
 
+    def function_of(self, node: ast.AST) -> ast.AST | None:
+        """The innermost function that it stands in."""
+        return next((one for one in self.around(node) if isinstance(one, Function | ast.Lambda)), None)
+
     def place(self, node: ast.AST) -> str:
         """Its file and line."""
         return f"{self.path}:{getattr(node, 'lineno', 1)}"
@@ -290,6 +294,18 @@ def _is_handed_on(node: ast.AST, parent: ast.AST) -> bool:
     if isinstance(parent, ast.Call):
         return parent.func is not node
     return isinstance(parent, ast.keyword | ast.List | ast.Tuple | ast.Set | ast.Dict)
+
+
+def caught_by(handler: ast.ExceptHandler) -> list[ast.expr]:
+    """The kinds of errors that a handler names; none where it catches all."""
+    if isinstance(handler.type, ast.Tuple):
+        return handler.type.elts
+    return [] if handler.type is None else [handler.type]
+
+
+def asks_for_main(node: ast.AST) -> bool:
+    """Whether it is ``if __name__ == "__main__":``."""
+    return isinstance(node, ast.If) and "__main__" in ast.dump(node.test)
 
 
 def first_line(node: Function) -> int:

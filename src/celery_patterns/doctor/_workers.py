@@ -22,7 +22,7 @@ _HEARS = 0.05
 #: What a worker alone sends; ``task-sent`` is the sender's.
 _OF_TASKS = frozenset({"task-received", "task-started", "task-succeeded", "task-failed", "task-retried"})
 #: How a worker tells of a task what it was asked for.
-_WORN = re.compile(r"^(\S+) \[plan=([\w+]+)\]$", re.MULTILINE)
+_WORN = re.compile(r"^(\S+) \[plan=([\w+]+ \S+)\]$", re.MULTILINE)
 _VERSIONS = re.compile(r"\b(celery|kombu|billiard|py):([\w.+-]+)")
 
 
@@ -33,7 +33,7 @@ class Worker:
     Attributes:
         name: Its node's name.
         tasks: The names of the tasks that it knows; None where it did not say.
-        wears: Of those that wear patterns, which.
+        wears: Of those that wear patterns, which, and which edition of them.
         queues: The names of the queues that it listens to; None where it did not say.
         pool: What runs its tasks: ``prefork``, ``thread``, ``solo``, ``gevent``, ``eventlet``.
         slots: How many tasks it runs at once.
@@ -131,10 +131,14 @@ def _worker(name: str, answers: Mapping[str, Mapping[str, Any]], ahead: float | 
     def of(question: str) -> Any:
         return answers.get(question, {}).get(name)
 
+    def listed(question: str) -> list[Any] | None:
+        answer = of(question)
+        return answer if isinstance(answer, list) else None  # whoever cannot answer says so in a dict
+
     stats: dict[str, Any] = of("stats") or {}
     pool: dict[str, Any] = stats.get("pool") or {}
     soft, hard = [*(pool.get("timeouts") or ()), None, None][:2]
-    registered, queues, conf = of("registered"), of("active_queues"), of("conf")
+    registered, queues, conf = listed("registered"), listed("active_queues"), of("conf")
     return Worker(
         name=name,
         tasks=None if registered is None else frozenset(str(one).partition(" ")[0] for one in registered),

@@ -5,13 +5,17 @@ from __future__ import annotations
 from . import (
     arguments,
     bodies,
+    calling,
     connections,
+    differences,
     doors,
+    failures,
     limits,
     made,
     names,
     redises,
     results,
+    scripts,
     sending,
     settings,
     signatures,
@@ -20,13 +24,8 @@ from . import (
 
 __all__ = ["RULES"]
 
-RULES = tuple(
-    sorted(
-        (
-            *(*connections.RULES, *doors.RULES, *workers.RULES, *limits.RULES),
-            *(*settings.RULES, *names.RULES, *signatures.RULES, *redises.RULES, *bodies.RULES, *made.RULES),
-            *(*sending.RULES, *arguments.RULES, *results.RULES),
-        ),
-        key=lambda rule: rule.id,
-    )
+_ROOMS = (
+    *(connections, doors, workers, differences, limits, settings, names, signatures, redises),
+    *(bodies, failures, made, sending, calling, scripts, arguments, results),
 )
+RULES = tuple(sorted((rule for room in _ROOMS for rule in room.RULES), key=lambda rule: rule.id))

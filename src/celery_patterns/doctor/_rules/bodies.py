@@ -1,16 +1,14 @@
-"""CP50: what the bodies of tasks do, as it is written. The source is parsed, and never imported."""
+"""CP501, CP504 and CP506: what the bodies of tasks do, as it is written. The source is parsed, and never imported."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
-
-import celery
+from typing import TYPE_CHECKING
 
 from .._bindings import nodes_of
 from .._finding import Rule, Sign, rule
-from .._module import Function, Module, TaskSource, called
+from .._module import Function, Module, TaskSource, called, caught_by
 from .._values import is_rebound, is_result, made_by
 
 if TYPE_CHECKING:
@@ -24,12 +22,6 @@ _CLIENTS = frozenset({"requests", "httpx"})
 _OPENED = frozenset({"Client", "AsyncClient", "Session"})
 _SESSIONS = frozenset({"session", "client"})
 _EFFECTS = frozenset({"send_mail", "send_mass_mail", "sendmail", "send_message", "mail_admins", "email_user"})
-#: A ``try``, with ``except*`` since Python 3.11.
-_TRIES: Any = (ast.Try, getattr(ast, "TryStar", ast.Try))
-#: The release of Celery that stores the failure of what was rejected.
-_STORES_REJECTED = (5, 7)
-#: What leaves a handler, and the body.
-_LEAVES = frozenset({"retry", "exit", "_exit", "abort"})
 
 
 @rule(
@@ -78,26 +70,6 @@ def repeats_effect(case: Case) -> Iterator[Sign]:
 
 
 @rule(
-    "CP505",
-    "warning",
-    "A soft limit that the body swallows",
-    "SoftTimeLimitExceeded is an Exception: where it strikes there, it is caught as any other, and the body goes on until "
-    "the hard limit kills it.",
-    upstream="celery/billiard#240",
-)
-def swallows_limit(case: Case) -> Iterator[Sign]:
-    """``except Exception`` that goes on, in a task with a soft time limit."""
-    for module, facts, node in _nodes_in_tasks(case):
-        found = None if facts.soft_limit is None else _swallower(module, node)
-        if found is not None and _goes_on(module, node) and not module.is_excused(found, "CP505"):
-            yield Sign(
-                module.place(found),
-                f"{facts.name} has {facts.limit_line('soft_time_limit')}, and catches Exception and goes on",
-                "Put `except SoftTimeLimitExceeded: raise` before it, or name the exceptions that you mean.",
-            )
-
-
-@rule(
     "CP506",
     "error",
     "State that is kept on the task",
@@ -115,72 +87,6 @@ def keeps_state(case: Case) -> Iterator[Sign]:
                         f"{task.name} sets {said}",
                         "Keep it in a variable; what is made once for each process goes into a module.",
                     )
-
-
-@rule(
-    "CP513",
-    "warning",
-    "A rejected task whose result never comes",
-    "Celery stores nothing of a task that raises Reject: its state stays PENDING, and whoever waits for it, a chord too, "
-    "waits without an end. Celery 5.7 stores FAILURE.",
-    upstream="celery/celery#4222",
-)
-def rejects(case: Case) -> Iterator[Sign]:
-    """``raise Reject(…)`` without ``requeue=True``, in a task whose results are kept, on Celery before 5.7."""
-    if celery.VERSION[:2] >= _STORES_REJECTED or not case.keeps_results:
-        return
-    for module, facts, node in _nodes_in_tasks(case):
-        rejected = (
-            isinstance(node, ast.Raise)
-            and not facts.task.ignore_result
-            and _is_reject(module, node.exc)
-            and not _is_seen_to(module, node)
-        )
-        if rejected and not module.is_excused(node, "CP513"):
-            yield Sign(
-                module.place(node),
-                f"{facts.name} raises Reject, its results are kept, and Celery {celery.__version__} is installed",
-                "Install Celery 5.7 or later, or raise an error of your own.",
-            )
-
-
-def _is_seen_to(module: Module, node: ast.AST) -> bool:
-    """Whether it is caught in the same body, or the body stores a state by itself."""
-    for around in module.around(node):
-        if isinstance(around, _TRIES) and not isinstance(node, ast.ExceptHandler):
-            tried: Any = around
-            kinds = {called(kind) for handler in tried.handlers for kind in _kinds(handler)}
-            if any(handler.type is None for handler in tried.handlers):
-                kinds.add("BaseException")
-            if node not in tried.finalbody and kinds & {"Reject", "Exception", "BaseException"}:
-                return True
-        if isinstance(around, ast.With) and any(called(one.context_expr) == "suppress" for one in around.items):
-            return True
-        if isinstance(around, Function):
-            calls = (one for one in nodes_of(around) if isinstance(one, ast.Call))
-            return any(called(one) in ("mark_as_failure", "store_result", "update_state") for one in calls)
-        node = around
-    return False
-
-
-def _is_reject(module: Module, raised: ast.expr | None) -> bool:
-    if not isinstance(raised, ast.Call | ast.Name) or called(raised) != "Reject":
-        return False
-    if not isinstance(raised, ast.Call):
-        return module.whole_name(raised).startswith("celery.")
-    if any(isinstance(one, ast.Starred) for one in raised.args) or any(word.arg is None for word in raised.keywords):
-        return False  # nobody knows what is said there
-    requeue = [*raised.args[1:2], *(word.value for word in raised.keywords if word.arg == "requeue")]
-    stays_out = all(isinstance(one, ast.Constant) and not one.value for one in requeue)
-    return module.whole_name(raised.func).startswith("celery.") and stays_out
-
-
-def _nodes_in_tasks(case: Case) -> Iterator[tuple[Module, TaskFacts, ast.AST]]:
-    """What stands in the bodies of the tasks that the app knows."""
-    for module in case.source:
-        for task in module.tasks:
-            facts = case.by_name.get(task.name)
-            yield from ((module, facts, node) for node in nodes_of(task.function) if facts is not None)
 
 
 def _calls_in_tasks(case: Case) -> Iterator[tuple[Module, TaskSource, ast.Call]]:
@@ -256,53 +162,6 @@ def _is_retried(task: TaskSource, facts: TaskFacts | None) -> bool:
     )
 
 
-def _swallower(module: Module, node: ast.AST) -> ast.AST | None:
-    """What catches everything and goes on, where nothing before it lets the limit through."""
-    if isinstance(node, ast.With | ast.AsyncWith):
-        broad = (one for one in node.items if called(one.context_expr) == "suppress")
-        kinds = [kind for one in broad if isinstance(one.context_expr, ast.Call) for kind in one.context_expr.args]
-        return node if any(called(kind) in ("Exception", "BaseException") for kind in kinds) else None
-    if not isinstance(node, _TRIES):
-        return None
-    tried: Any = node
-    if all(isinstance(one, ast.Import | ast.ImportFrom) for one in tried.body):
-        return None
-    for handler in tried.handlers:
-        names = [module.whole_name(one).rpartition(".")[2] for one in _kinds(handler)]
-        if "SoftTimeLimitExceeded" in names:
-            return None
-        if handler.type is None or "Exception" in names or "BaseException" in names:
-            left = any(_leaves(one) for part in handler.body for one in (part, *nodes_of(part)))
-            return None if left else cast("ast.AST", handler)
-    return None
-
-
-def _leaves(node: ast.AST) -> bool:
-    return isinstance(node, ast.Raise | ast.Return | ast.Break) or (
-        isinstance(node, ast.Call) and called(node) in _LEAVES
-    )
-
-
-def _goes_on(module: Module, node: ast.AST) -> bool:
-    """Whether the body does something behind it: another turn of a loop, or what stands below."""
-    for around in module.around(node):
-        if isinstance(around, ast.For | ast.AsyncFor | ast.While):
-            return True
-        for block in (getattr(around, part, None) for part in ("body", "orelse", "finalbody")):
-            if isinstance(block, list) and node in block and block[-1] is not node:
-                return True
-        if isinstance(around, Function):
-            return False
-        node = around
-    return False
-
-
-def _kinds(handler: ast.ExceptHandler) -> list[ast.expr]:
-    if isinstance(handler.type, ast.Tuple):
-        return handler.type.elts
-    return [] if handler.type is None else [handler.type]
-
-
 def _set_on(module: Module, task: TaskSource) -> Iterator[tuple[ast.AST, str]]:
     if task.task_is is None:
         return
@@ -331,7 +190,7 @@ def _is_made_once(module: Module, place: ast.AST, attribute: str) -> bool:
         if isinstance(one, Function):
             earlier = (node for node in nodes_of(one) if isinstance(node, ast.If) and node.lineno < place.lineno)  # type: ignore[attr-defined]
             return any(isinstance(node.body[-1], ast.Return) and _mentions(node.test, attribute) for node in earlier)
-        if isinstance(one, ast.ExceptHandler) and "AttributeError" in [called(kind) for kind in _kinds(one)]:
+        if isinstance(one, ast.ExceptHandler) and "AttributeError" in [called(kind) for kind in caught_by(one)]:
             return True
     return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from .._case import Case
     from .._servers import Server
 
+#: A broker to begin with.
+_BROKER = "redis://localhost:6379/0"
+#: How alike two names are of which one is the other misspelt.
+_ALIKE = 0.8
 _FAILS = {
     "broker": "Each .delay() raises OperationalError after its retries, and no worker starts.",
     "result backend": "A task's result is not stored, and whoever reads it waits or fails.",
@@ -65,7 +70,10 @@ def _how_to_set(case: Case) -> str:
             return "The settings have CELERY_BROKER_URL: app.config_from_object('django.conf:settings', namespace='CELERY')."
     if "://" in str(case.app.main):
         return "A URL was given as the app's name: write Celery('shop', broker='redis://…')."
-    return f"Set {case.line('broker_url', repr('redis://localhost:6379/0'))}, for example."
+    meant = next((one for one in case.conf.maps[0] if difflib.get_close_matches(str(one), ["broker"], 1, _ALIKE)), None)
+    if meant is not None:
+        return f"Celery(…) was given {meant}=: write broker=."
+    return f"Set {case.line('broker_url', repr(_BROKER))}, for example."
 
 
 def _has_another(case: Case, server: Server) -> bool:
@@ -348,6 +356,23 @@ def blocked(case: Case) -> Iterator[Sign]:
             what,
             "Look into `rabbitmq-diagnostics alarms`; give the server memory or room on its disk, or let workers empty its "
             "queues. With confirm_publish and a confirm_timeout .delay() raises meanwhile.",
+        )
+
+
+@rule(
+    "CP119",
+    "warning",
+    "A broker within one process",
+    "What is sent stays in the process that sent it: no worker takes it, and with the process it is gone.",
+    upstream="celery/celery#2799",
+)
+def within_a_process(case: Case) -> Iterator[Sign]:
+    """``memory://``, which is for tests."""
+    if case.transport == "memory" and not case.conf.task_always_eager:
+        yield Sign(
+            "broker_url",
+            "broker_url is memory://, which is another one in each process",
+            f"Set {case.line('broker_url', repr(_BROKER))}, for example; in tests, ignore this.",
         )
 
 

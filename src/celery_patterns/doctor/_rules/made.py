@@ -15,6 +15,7 @@ from ..._plan import WORN
 from ..._task import PatternTask
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called, first_line
+from .._values import SENDS
 
 if TYPE_CHECKING:
     from .._case import Case
@@ -94,16 +95,29 @@ def wears_for_nobody(case: Case) -> Iterator[Sign]:
             if not isinstance(made, type) or not issubclass(made, PatternTask) or not made.patterns:
                 continue
             is_used = bool(made.__subclasses__()) or any(type(one.task) is made for one in case.tasks)
-            is_mentioned = any(name in one.mentioned for one in case.source)
+            is_whole = made.run is not Task.run
+            is_sent = is_whole and any(_sends_unregistered(one, name) for one in case.source)
+            is_mentioned = any(name in one.mentioned for one in case.source) and not is_sent
             if not is_used and not is_mentioned and not module.is_excused(node, "CP516"):
-                is_whole = made.run is not Task.run
                 yield Sign(
                     module.place(node),
                     f"{name} wears patterns, and no task is made of it",
-                    f"Write app.register_task({name}())."
+                    f"Write {name.lower()} = app.register_task({name}()), and send that: {name.lower()}.delay(…)."
                     if is_whole
                     else f"Write base={name} into its tasks' decorators.",
+                    "What is sent of it names no task: a worker throws it away." if is_sent else None,
                 )
+
+
+def _sends_unregistered(module: Module, name: str) -> bool:
+    """``Refund().delay(…)``, or of a variable that was made so: its message names no task."""
+    made = [call for call in module.calls if called(call) == name and not call.args]
+    parents = [module.parents[one] for one in made]
+    names = {
+        one.targets[0].id for one in parents if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name)
+    }
+    sent = (one.value for one in module.attributes if one.attr in SENDS)
+    return any(one in made or (isinstance(one, ast.Name) and one.id in names) for one in sent)
 
 
 @rule(
@@ -138,21 +152,20 @@ def of_one_name(case: Case) -> Iterator[Sign]:
     upstream="mozilla/sumo#2186",
 )
 def takes_itself(case: Case) -> Iterator[Sign]:
-    """A function that begins with ``self`` without ``bind=True``, or takes nothing with it."""
+    """A function that begins with ``self`` without ``bind=True``, or takes nothing with it; or a method."""
     for module in case.source:
         for task in module.tasks:
             facts = case.by_name.get(task.name)
             is_method = isinstance(module.parents[task.function], ast.ClassDef)
-            if (
-                is_method
-                or facts is None
-                or module.registered_as(task.function) != task.name
-                or facts.is_called_otherwise
-            ):
+            known = facts is not None and module.registered_as(task.function) == task.name
+            if facts is None or not known or facts.is_called_otherwise:
                 continue
             parameters = inspect.signature(facts.body).parameters.values()
             first = next((one for one in parameters if one.kind in _BY_POSITION), None)
-            if facts.takes_itself and first is None:
+            if is_method and not facts.takes_itself and first is not None and first.name == "self":
+                what = "is a method, and a worker has no object of its class to call it on"
+                cure = "Take it out of its class, and self away: a task is a function."
+            elif facts.takes_itself and first is None:
                 what, cure = "is bound, and takes nothing first", "Let it begin with self, or take bind=True away."
             elif not facts.takes_itself and first is not None and first.name == "self" and first.default is first.empty:
                 what, cure = (

@@ -1,4 +1,4 @@
-"""CP50 and CP51: how tasks are sent, as it is written. The source is parsed, and never imported."""
+"""CP502, CP512 and CP520: how tasks are sent, as it is written. The source is parsed, and never imported."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import ast
 import bisect
 import itertools
 import operator
-import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
-
-from celery.app.task import Task
 
 from .._bindings import is_passed, nodes_of
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called
 from .._tasks import seconds
-from .._values import SENDS, SIGNATURES, is_canvas, is_canvas_sent, is_task_itself, made_by, sends, task_name
+from .._values import is_canvas_sent, is_task_itself, made_by, sends, task_name
 
 if TYPE_CHECKING:
     from .._case import Case
@@ -34,13 +31,6 @@ _ADDS = frozenset({"add", "add_all"})
 _ENDS = frozenset({"commit", "rollback", "close"})
 #: Where the methods of a task are defined, when the user has written none.
 _OURS = ("celery.", "celery_patterns.")
-#: What makes a function a command: click's and typer's.
-_TYPED = frozenset({"command", "callback"})
-#: What a script calls that which it was told on its command line.
-_FROM_COMMAND_LINE = frozenset({"argv", "args", "options", "opts", "parse_args"})
-_PLAIN = (ast.Constant, ast.JoinedStr, ast.BinOp, ast.Compare, ast.Dict, ast.List, ast.Tuple)
-#: What only a result that was sent for has: a dict has a ``get(key)``.
-_OF_RESULTS = frozenset({"get", "wait", "ready", "successful", "failed"})
 _WAIT = frozenset({"apply_async", "retry", "set", "signature"})
 _SUMS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -77,110 +67,6 @@ def sends_in_transaction(case: Case) -> Iterator[Sign]:
 
 
 @rule(
-    "CP503",
-    "warning",
-    "A task that is called and not sent",
-    "Its body runs here and now, as a part of the caller: no message, no retries, no key, no limits of its own.",
-    upstream="praekeltfoundation/vumi-go#59",
-)
-def called_directly(case: Case) -> Iterator[Sign]:
-    """A statement that calls a task as a function, and uses nothing of what it returns, or takes that for a result."""
-    for module in case.source:
-        if "management/commands/" in module.path.replace("\\", "/"):
-            continue  # a command is typed to run it here and now
-        waited_for = {*_waited_for(case, module)}
-        for call in module.calls:
-            if not isinstance(module.parents.get(call), ast.Expr) and call not in waited_for:
-                continue
-            name = task_name(case, module, call.func)
-            if name is None or _calls_something_else(case, name):
-                continue
-            is_meant = _is_one_of_two_ways(case, module, call, name) or (
-                call not in waited_for and _is_meant(module, call, name)
-            )
-            if not is_meant and not module.is_excused(call, "CP503"):
-                said = f"{ast.unparse(call.func)}.delay(…)"
-                yield Sign(module.place(call), f"{name}(…) is called like a function", f"Write {said}.")
-
-
-@rule(
-    "CP518",
-    "error",
-    "A message that is made, and not sent",
-    "The statement does nothing: no worker hears of it.",
-    upstream="celery/celery#10258",
-)
-def made_and_dropped(case: Case) -> Iterator[Sign]:
-    """A statement that is a signature or a canvas, or names ``.delay`` without calling it."""
-    for module in case.source:
-        for statement in module.parents:
-            if isinstance(statement, ast.Expr):
-                said = _dropped(case, module, statement)
-                if said is not None and not module.is_excused(statement, "CP518"):
-                    what, cure = said
-                    yield Sign(module.place(statement), what, cure)
-
-
-def _dropped(case: Case, module: Module, statement: ast.Expr) -> tuple[str, str] | None:
-    """What a statement makes and drops, and what to do; None where it is nothing of the kind."""
-    node = statement.value
-    if isinstance(node, ast.Attribute) and node.attr in SENDS and not isinstance(module.parents[statement], ast.Try):
-        if task_name(case, module, node.value):
-            return f".{node.attr} is named, and not called", f"Write {ast.unparse(node)}(…)."
-    elif isinstance(node, ast.BinOp) and is_canvas(module, node) and _tasks_in(case, module, node):
-        return "a canvas is made, and not sent", "Write .delay() behind it, with all of it in parentheses before."
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and called(node) in SIGNATURES:
-        if task_name(case, module, node.func.value):
-            way = "delay" if called(node) in ("s", "si") else "apply_async"
-            return f".{called(node)}(…) makes a signature", f"Write {ast.unparse(node.func.value)}.{way}(…)."
-    elif isinstance(node, ast.Call) and is_canvas(module, node):
-        if called(node) == "chord" and len(node.args) + len(node.keywords) == 1:
-            return "a chord is made, and not sent", "Write its body behind it: chord(…)(body)."
-        return "a canvas is made, and not sent", "Write .delay() behind it."
-    return None
-
-
-def _tasks_in(case: Case, module: Module, node: ast.expr) -> list[ast.AST]:
-    """Where known tasks are named."""
-    names = (one for one in ast.walk(node) if isinstance(one, ast.Name | ast.Attribute))
-    return [one for one in names if task_name(case, module, one)]
-
-
-@rule(
-    "CP514",
-    "error",
-    "A script whose tasks have other names than the worker's",
-    "The worker does not know the task, and throws it away.",
-    upstream="celery/celery#3989",
-)
-def sends_as_main(case: Case) -> Iterator[Sign]:
-    """A task of the same file is sent under ``__main__``, where Celery names it after the app and not after the file."""
-    for module in case.source:
-        for call in module.calls:
-            if not _is_under_main(module, call) or not sends(case, module, call):
-                continue
-            owner = call.func.value if isinstance(call.func, ast.Attribute) else None
-            function = owner.id if isinstance(owner, ast.Name) and owner.id in module.task_names else ""
-            known = module.task_names.get(function, "")
-            app = "__main__" if _is_called_as_its_file(module) else case.app.main or "__main__"
-            sent = f"{app}.{function}"
-            if known != f"{module.name}.{function}" or known not in case.by_name or sent in case.by_name:
-                continue  # named by hand, another app's, or known by both names
-            if not module.is_excused(call, "CP514"):
-                yield Sign(
-                    module.place(call),
-                    f"run as a script, it sends {sent}, and the worker knows {known}",
-                    f'Write Celery("{module.name}"), or name={known!r} at the task; or send it from another file.',
-                )
-
-
-def _is_called_as_its_file(module: Module) -> bool:
-    """Whether it makes its app by ``Celery(__name__)``, which is another name in a script."""
-    made = (call.args[0] for call in module.calls if called(call) == "Celery" and call.args)
-    return any(isinstance(one, ast.Name) and one.id == "__name__" for one in made)
-
-
-@rule(
     "CP520",
     "warning",
     "A name that is sent, and that no task has",
@@ -198,66 +84,6 @@ def sends_unknown(case: Case) -> Iterator[Sign]:
             if meant is not None and not module.is_excused(call, "CP520"):
                 cure = f"Write {meant!r}, if that was meant. Ignore this where it is another service's task."
                 yield Sign(module.place(call), f"{name!r} is sent, and the app has no such task", cure)
-
-
-@rule(
-    "CP521",
-    "error",
-    "A guard that is never true",
-    "A script that is run is called __main__: what stands there never happens.",
-    upstream="internetarchive/openlibrary-client#232",
-)
-def never_main(case: Case) -> Iterator[Sign]:
-    """``if __name__ == "main":``, around what sends or calls a task."""
-    for module in case.source:
-        for node in module.parents:
-            if not isinstance(node, ast.If) or _asks_for_main(node) or module.parents[node] is not module.tree:
-                continue
-            said = _name_asked(node.test)
-            if said.strip("_ ").lower() == "main" and not module.is_excused(node, "CP521"):
-                yield Sign(module.place(node), f'__name__ is never "{said}"', 'Write if __name__ == "__main__":')
-
-
-def _name_asked(test: ast.expr) -> str:
-    """``x`` of ``__name__ == "x"``."""
-    match test:
-        case ast.Compare(left=ast.Name(id="__name__"), ops=[ast.Eq()], comparators=[ast.Constant(value=str(said))]):
-            return said
-    return ""
-
-
-@rule(
-    "CP522",
-    "warning",
-    "A task that each import sends",
-    "Each process that imports the file sends it: a worker, too, whenever it starts.",
-    upstream="celery/celery#1018",
-)
-def sends_at_import(case: Case) -> Iterator[Sign]:
-    """``.delay()`` at the top of a file that was imported, on no condition."""
-    for module in case.source:
-        for call in module.calls if module.is_loaded else ():
-            if not sends(case, module, call) and not is_canvas_sent(module, call):
-                continue
-            around = (
-                isinstance(one, Function | ast.Lambda | ast.If | ast.IfExp | ast.Try) for one in module.around(call)
-            )
-            if not any(around) and not module.is_excused(call, "CP522"):
-                yield Sign(
-                    module.place(call),
-                    f".{called(call)}() stands where the file is imported",
-                    'Put it under if __name__ == "__main__":, or into a function.',
-                )
-
-
-def _is_under_main(module: Module, call: ast.Call) -> bool:
-    around = [*module.around(call)]
-    return any(map(_asks_for_main, around)) and not any(isinstance(one, Function) for one in around)
-
-
-def _asks_for_main(node: ast.AST) -> bool:
-    """Whether it is ``if __name__ == "__main__":``."""
-    return isinstance(node, ast.If) and "__main__" in ast.dump(node.test)
 
 
 @rule(
@@ -297,68 +123,6 @@ def _waits_itself(case: Case, module: Module, call: ast.Call) -> bool:
     return any(not str(getattr(way, "__module__", "")).startswith(_OURS) for way in ways)
 
 
-def _calls_something_else(case: Case, name: str) -> bool:
-    """Whether under the task's name stands what a decorator made of it, or another function; or it sends when called."""
-    facts = case.by_name.get(name)
-    if facts is None:
-        return False
-    task = facts.task
-    there = getattr(sys.modules.get(task.__module__), task.__name__, task)
-    return not isinstance(there, Task) or not str(type(task).__call__.__module__).startswith(_OURS)
-
-
-def _waited_for(case: Case, module: Module) -> Iterator[ast.expr]:
-    """What somebody waits for, as for a task that was sent: ``result = charge(…)``, and then ``result.get()``.
-
-    A body may give what can be waited for, so that its source is asked, too.
-    """
-    for call in module.calls:
-        if not isinstance(call.func, ast.Attribute) or call.func.attr not in _OF_RESULTS or call.args:
-            continue
-        made = made_by(module, call.func.value, call)
-        if not isinstance(made, ast.Call) or any(word.arg not in ("timeout", "propagate") for word in call.keywords):
-            continue
-        name = task_name(case, module, made.func)
-        in_task = any(one in module.bodies for one in module.around(call))
-        if name is not None and not in_task and _gives_plain(case, name):
-            yield made
-
-
-def _gives_plain(case: Case, name: str) -> bool:
-    """Whether all that a task returns is written there, as a text or a number."""
-    for function in (task.function for module in case.source for task in module.tasks if task.name == name):
-        given = [one.value for one in nodes_of(function) if isinstance(one, ast.Return) and one.value is not None]
-        return all(isinstance(one, _PLAIN) for one in given)
-    return False
-
-
-def _is_meant(module: Module, call: ast.Call, name: str) -> bool:
-    """In the task itself, and in what is typed to do it here and now."""
-    for around in module.around(call):
-        if isinstance(around, Function):
-            if module.task_names.get(around.name) == name or any(
-                called(one) in _TYPED for one in around.decorator_list
-            ):
-                return True
-        elif _asks_for_main(around):
-            told = {getattr(one, "attr", getattr(one, "id", "")) for one in ast.walk(call)}
-            if not (call.args or call.keywords) or not _FROM_COMMAND_LINE.isdisjoint(told):
-                return True
-    return False
-
-
-def _is_one_of_two_ways(case: Case, module: Module, call: ast.Call, name: str) -> bool:
-    """Whether a task is called in one branch of a function, and sent in another."""
-    return any(_is_other_way(case, module, one, call, name) for one in module.calls if called(one) in SENDS)
-
-
-def _is_other_way(case: Case, module: Module, send: ast.Call, call: ast.Call, name: str) -> bool:
-    if not isinstance(send.func, ast.Attribute) or task_name(case, module, send.func.value) != name:
-        return False
-    both = is_passed(module, send, call) and is_passed(module, call, send)
-    return _function_of(module, send) is _function_of(module, call) and not both
-
-
 def _in_transaction(module: Module, call: ast.Call) -> bool:
     for node in module.around(call):
         if isinstance(node, ast.With | ast.AsyncWith) and any(_begins(item.context_expr) for item in node.items):
@@ -373,7 +137,7 @@ def _in_transaction(module: Module, call: ast.Call) -> bool:
 
 def _before_commit(module: Module, call: ast.Call, steps: dict[ast.AST, list[ast.AST]]) -> str | None:
     """Between a session's ``add(row)`` and its ``commit()``, with something of that row, if each way goes through all."""
-    function = _function_of(module, call)
+    function = module.function_of(call)
     if not isinstance(function, Function):
         return None
     if function not in steps:
@@ -421,10 +185,6 @@ def _session(call: ast.Call) -> str:
     if isinstance(owner, ast.Name) or (isinstance(owner, ast.Attribute) and isinstance(owner.value, ast.Name)):
         return ast.unparse(owner) if called(owner).lower().endswith("session") else ""
     return ""
-
-
-def _function_of(module: Module, node: ast.AST) -> ast.AST | None:
-    return next((one for one in module.around(node) if isinstance(one, Function | ast.Lambda)), None)
 
 
 def _begins(node: ast.expr) -> bool:

@@ -1,4 +1,4 @@
-"""CP2: the workers that listen now, beside what the app expects of them."""
+"""CP20, CP207 to CP210: the workers that listen now, beside what the app expects of them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import ast
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...letters import letters_among
-from .._finding import Rule, Sign, UnknownError, rule
+from .._finding import Rule, Sign, UnknownError, rule, some
 from .._tasks import TaskFacts, seconds
 from .._values import sends
 from .._workers import Worker
@@ -18,22 +18,6 @@ if TYPE_CHECKING:
     from .._case import Case
     from .._module import Module
 
-#: Settings on which all that share a queue must agree.
-_SHARED = (
-    "accept_content",
-    "broker_transport_options",
-    "enable_utc",
-    "result_backend",
-    "result_serializer",
-    "task_acks_late",
-    "task_default_queue",
-    "task_protocol",
-    "task_reject_on_worker_lost",
-    "task_serializer",
-    "timezone",
-)
-#: What may hold a password.
-_SECRET = ("result_backend", "broker_transport_options")
 #: Pools that cannot stop what they run.
 _WITHOUT_HARD = {"thread", "solo"}
 _WITHOUT_SOFT = {"thread", "solo", "gevent", "eventlet"}
@@ -57,7 +41,7 @@ def nobody(case: Case) -> Iterator[Sign]:
     listening = [name for name, queue in case.queues_there.items() if queue.consumers]
     if listening:
         raise UnknownError(
-            f"the workers: somebody listens to {_some(listening)} and does not answer; a solo pool that runs a task cannot"
+            f"the workers: somebody listens to {some(listening)} and does not answer; a solo pool that runs a task cannot"
         )
     main = case.app.main
     name = main if main and main != "__main__" else "proj"
@@ -86,13 +70,13 @@ def unheard(case: Case) -> Iterator[Sign]:
     heard = _heard(case)
     if not case.workers or heard is None:
         return
-    listen = f"the workers listen to {f'{_some(sorted(heard))} only' if heard else 'none'}"
+    listen = f"the workers listen to {f'{some(sorted(heard))} only' if heard else 'none'}"
     for queue, tasks in sorted(case.queues.items()):
         there = case.queues_there.get(queue)
         if queue not in heard and not (there and there.consumers):
             yield Sign(
                 f"queue {queue}",
-                f"{_some(tasks)} {_goes(tasks)} to the queue {queue}, and {listen}",
+                f"{some(tasks)} {_goes(tasks)} to the queue {queue}, and {listen}",
                 f"Start a worker with -Q {queue}, or route the task to one of theirs.",
             )
     others = {queue for worker in case.answered if isinstance(worker, Worker) for queue in worker.queues or ()}
@@ -159,112 +143,10 @@ def unknown_task(case: Case) -> Iterator[Sign]:
             queues, names = [task.queue or "" for task in lacks], [task.name for task in lacks]
             yield Sign(
                 worker.name,
-                f"it listens to {_some(queues)}, and does not know {_some(names)}",
+                f"it listens to {some(queues)}, and does not know {some(names)}",
                 "Restart it, so that it has this code; if it has, add the module to `include` of the app, or to "
                 "autodiscover_tasks().",
             )
-
-
-@rule(
-    "CP205",
-    "warning",
-    "Workers have different versions",
-    "A message of one may mean something else to the other: what a version adds, the older one drops.",
-    upstream="celery/celery#4356",
-)
-def versions(case: Case) -> Iterator[Sign]:
-    """Of Celery, kombu, billiard or Python."""
-    for part in ("celery", "kombu", "billiard", "py"):
-        found = _grouped((worker.versions.get(part), worker) for worker in case.workers)
-        if len(found) > 1:
-            said = "; ".join(f"{version}: {_some(names)}" for version, names in sorted(found.items()))
-            yield Sign("workers", f"they run different versions of {part} ({said})", "Deploy one version to all.")
-
-
-@rule(
-    "CP206",
-    "warning",
-    "Workers have different settings",
-    "Which of them a message meets decides what happens to it; on Redis the shortest visibility timeout rules all.",
-    upstream="celery/celery#9349",
-)
-def settings(case: Case) -> Iterator[Sign]:
-    """Two workers, or a worker and this app, disagree where they must agree."""
-    for name in _SHARED:
-        told: list[tuple[Any, str]] = [
-            (repr(worker.settings[name]), worker.name)
-            for worker in case.hearers
-            if worker.settings is not None and name in worker.settings  # they have others with Celery 3's names
-        ]
-        # Both as they look once JSON has carried them.
-        values = {value for value, _ in told}
-        if len(values) > 1:
-            found: dict[str, list[str]] = defaultdict(list)
-            for value, worker in told:
-                found[value].append(worker)
-            shown = name not in _SECRET
-            said = "; ".join(f"{f'{value}: ' if shown else ''}{_some(names)}" for value, names in sorted(found.items()))
-            yield Sign("workers", f"they differ in {name} ({said})", f"Deploy one value of {name} to all.")
-        elif values and name in _TOLD and _plain(case.conf[name]) not in values:
-            yield Sign(
-                "workers",
-                f"they have {name}={next(iter(values))}, and this app has {case.conf[name]!r}",
-                f"Restart them, or deploy one value of {name} to both.",
-            )
-    yield from _results_elsewhere(case)
-
-
-def _results_elsewhere(case: Case) -> Iterator[Sign]:
-    """Results that workers keep in another place of the same server than this app reads them from.
-
-    Another server is left alone: who asks from elsewhere may know it by another name.
-    """
-    ours = _place(case.app.conf.table(with_defaults=True, censored=True).get("result_backend"))
-    for worker in case.hearers:
-        theirs = _place((worker.settings or {}).get("result_backend"))
-        if ours is not None and theirs is not None and ours[0] == theirs[0] and ours[1] != theirs[1]:
-            yield Sign(
-                "workers",
-                f"{worker.name} keeps results in {theirs[1]} of {theirs[0]}, and this app reads them in {ours[1]}",
-                "Restart it, or deploy one value of result_backend to both.",
-            )
-            return
-
-
-def _place(url: object) -> tuple[str, str] | None:
-    """The server of a URL, and where in it."""
-    if not isinstance(url, str) or "://" not in url or ";" in url:
-        return None
-    server, _, path = url.partition("://")[2].rpartition("@")[2].partition("?")[0].partition("/")
-    return server, path.rstrip("/") or "0"
-
-
-#: Those whose values JSON carries as they are, and that are no secrets.
-_TOLD = ("task_acks_late", "task_default_queue", "task_protocol", "task_reject_on_worker_lost")
-
-
-@rule(
-    "CP211",
-    "error",
-    "A worker runs a task with other patterns",
-    "It has older code, or newer: what it runs is claimed, tried again and kept as that says, or not at all.",
-    upstream="celery/celery#6893",
-)
-def worn_otherwise(case: Case) -> Iterator[Sign]:
-    """A worker says of a task that it wears other patterns than here, or none."""
-    for worker in case.hearers:
-        for task in case.tasks if worker.tasks is not None else ():
-            ours, theirs = task.wears, worker.wears.get(task.name, "")
-            if task.name in (worker.tasks or ()) and ours != theirs:
-                yield Sign(
-                    worker.name,
-                    f"{task.name} wears {_worn(ours)} here, and {_worn(theirs)} there",
-                    "Restart it, so that it has this code.",
-                )
-
-
-def _worn(plan: str) -> str:
-    return plan.replace("+", ", ") or "nothing"
 
 
 @rule(
@@ -301,7 +183,7 @@ def _limits(case: Case, pools: set[str], option: str, fact: str, number: int) ->
             first = limited[0]
             yield Sign(
                 worker.name,
-                f"its pool is {worker.pool}, and {_some([task.name for task in limited])} {_has(limited)} "
+                f"its pool is {worker.pool}, and {some([task.name for task in limited])} {_has(limited)} "
                 f"{first.limit_line(option)}",
                 "Run it in processes (-P prefork), or take the limit away and bound what the body waits for by time-outs.",
             )
@@ -331,7 +213,7 @@ def prefetch(case: Case) -> Iterator[Sign]:
             greedy[worker.prefetch, worker.slots, max(long, key=_limit_of).name].append(worker.name)
     for (messages, slots, name), workers in greedy.items():
         yield Sign(
-            _some(workers),
+            some(workers),
             f"takes {messages} messages for {slots} {'slot' if slots == 1 else 'slots'}, and {name} may run for "
             f"{seconds(_limit_of(case.by_name[name]))}",
             f"Set {case.line('worker_prefetch_multiplier', '1')} and {case.line('task_acks_late', 'True')}, or give long "
@@ -373,30 +255,12 @@ def _heard(case: Case) -> set[str] | None:
     return {queue for worker in case.workers for queue in worker.queues or ()}
 
 
-def _grouped(pairs: Any) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
-    for value, worker in pairs:
-        if value is not None:
-            found[value].append(worker.name)
-    return found
-
-
-def _some(names: list[str]) -> str:
-    """The first few."""
-    each = list(dict.fromkeys(names))
-    return ", ".join(each[:3]) + (f" and {len(each) - 3} more" if len(each) > 3 else "")  # noqa: PLR2004 - a few
-
-
 def _goes(names: list[str]) -> str:
     return "goes" if len(set(names)) == 1 else "go"
 
 
 def _has(tasks: list[TaskFacts]) -> str:
     return "has" if len(tasks) == 1 else "have"
-
-
-def _plain(value: Any) -> str:
-    return repr(list(value) if isinstance(value, tuple | set | frozenset) else value)
 
 
 RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

@@ -1,0 +1,208 @@
+"""CP505, CP513 and CP525: what bodies catch and raise, as it is written. The source is parsed, and never imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import celery
+
+from .._bindings import nodes_of
+from .._finding import Rule, Sign, rule
+from .._module import Function, Module, called, caught_by
+
+if TYPE_CHECKING:
+    from .._case import Case
+    from .._tasks import TaskFacts
+
+#: A ``try``, with ``except*`` since Python 3.11.
+_TRIES: Any = (ast.Try, getattr(ast, "TryStar", ast.Try))
+#: The release of Celery that stores the failure of what was rejected.
+_STORES_REJECTED = (5, 7)
+_BROAD = frozenset({"Exception", "BaseException"})
+#: Who is told of an error, and does nothing about it.
+_TELLERS = frozenset({"log", "logger", "logging", "_log", "_logger", "LOG", "LOGGER", "traceback", "sentry_sdk"})
+#: What leaves a handler, and the body.
+_LEAVES = frozenset({"retry", "exit", "_exit", "abort"})
+
+
+@rule(
+    "CP505",
+    "warning",
+    "A soft limit that the body swallows",
+    "SoftTimeLimitExceeded is an Exception: where it strikes there, it is caught as any other, and the body goes on until "
+    "the hard limit kills it.",
+    upstream="celery/billiard#240",
+)
+def swallows_limit(case: Case) -> Iterator[Sign]:
+    """``except Exception`` that goes on, in a task with a soft time limit."""
+    for module, facts, node in _nodes_in_tasks(case):
+        found = None if facts.soft_limit is None else _swallower(module, node)
+        if found is not None and _goes_on(module, node) and not module.is_excused(found, "CP505"):
+            yield Sign(
+                module.place(found),
+                f"{facts.name} has {facts.limit_line('soft_time_limit')}, and catches Exception and goes on",
+                "Put `except SoftTimeLimitExceeded: raise` before it, or name the exceptions that you mean.",
+            )
+
+
+@rule(
+    "CP525",
+    "warning",
+    "A body that swallows what its patterns act on",
+    "Each run ends well, whatever happened: nothing is tried again, and no dead letter is left.",
+    upstream="rapidsms/rapidsms#421",
+)
+def swallows_failure(case: Case) -> Iterator[Sign]:
+    """All of the body stands in a ``try`` whose handler does nothing, or logs; and the task is retried, or buries."""
+    for module in case.source:
+        for task in module.tasks:
+            facts = case.by_name.get(task.name)
+            if facts is None or (facts.retry is None and facts.buries is None):
+                continue
+            on = facts.retry.on if facts.retry is not None else ()
+            named = {kind.__name__ for kind in on} if isinstance(on, tuple) else set()
+            found = _swallower_of_all(task.function, named | _BROAD)
+            if found is not None and not module.is_excused(found, "CP525"):
+                worn = " and ".join(kind.kind() for kind in (facts.retry, facts.buries) if kind is not None)
+                yield Sign(
+                    module.place(found),
+                    f"{facts.name} wears {worn}, and catches each error that these wait for",
+                    "Take the handler away, or let it end with raise.",
+                )
+
+
+@rule(
+    "CP513",
+    "warning",
+    "A rejected task whose result never comes",
+    "Celery stores nothing of a task that raises Reject: its state stays PENDING, and whoever waits for it, a chord too, "
+    "waits without an end. Celery 5.7 stores FAILURE.",
+    upstream="celery/celery#4222",
+)
+def rejects(case: Case) -> Iterator[Sign]:
+    """``raise Reject(…)`` without ``requeue=True``, in a task whose results are kept, on Celery before 5.7."""
+    if celery.VERSION[:2] >= _STORES_REJECTED or not case.keeps_results:
+        return
+    for module, facts, node in _nodes_in_tasks(case):
+        rejected = (
+            isinstance(node, ast.Raise)
+            and not facts.task.ignore_result
+            and _is_reject(module, node.exc)
+            and not _is_seen_to(module, node)
+        )
+        if rejected and not module.is_excused(node, "CP513"):
+            yield Sign(
+                module.place(node),
+                f"{facts.name} raises Reject, its results are kept, and Celery {celery.__version__} is installed",
+                "Install Celery 5.7 or later, or raise an error of your own.",
+            )
+
+
+def _is_seen_to(module: Module, node: ast.AST) -> bool:
+    """Whether it is caught in the same body, or the body stores a state by itself."""
+    for around in module.around(node):
+        if isinstance(around, _TRIES) and not isinstance(node, ast.ExceptHandler):
+            tried: Any = around
+            kinds = {called(kind) for handler in tried.handlers for kind in caught_by(handler)}
+            if any(handler.type is None for handler in tried.handlers):
+                kinds.add("BaseException")
+            if node not in tried.finalbody and kinds & {"Reject", "Exception", "BaseException"}:
+                return True
+        if isinstance(around, ast.With) and any(called(one.context_expr) == "suppress" for one in around.items):
+            return True
+        if isinstance(around, Function):
+            calls = (one for one in nodes_of(around) if isinstance(one, ast.Call))
+            return any(called(one) in ("mark_as_failure", "store_result", "update_state") for one in calls)
+        node = around
+    return False
+
+
+def _is_reject(module: Module, raised: ast.expr | None) -> bool:
+    if not isinstance(raised, ast.Call | ast.Name) or called(raised) != "Reject":
+        return False
+    if not isinstance(raised, ast.Call):
+        return module.whole_name(raised).startswith("celery.")
+    if any(isinstance(one, ast.Starred) for one in raised.args) or any(word.arg is None for word in raised.keywords):
+        return False  # nobody knows what is said there
+    requeue = [*raised.args[1:2], *(word.value for word in raised.keywords if word.arg == "requeue")]
+    stays_out = all(isinstance(one, ast.Constant) and not one.value for one in requeue)
+    return module.whole_name(raised.func).startswith("celery.") and stays_out
+
+
+def _nodes_in_tasks(case: Case) -> Iterator[tuple[Module, TaskFacts, ast.AST]]:
+    """What stands in the bodies of the tasks that the app knows."""
+    for module in case.source:
+        for task in module.tasks:
+            facts = case.by_name.get(task.name)
+            yield from ((module, facts, node) for node in nodes_of(task.function) if facts is not None)
+
+
+def _swallower(module: Module, node: ast.AST) -> ast.AST | None:
+    """What catches everything and goes on, where nothing before it lets the limit through."""
+    if isinstance(node, ast.With | ast.AsyncWith):
+        broad = (one for one in node.items if called(one.context_expr) == "suppress")
+        kinds = [kind for one in broad if isinstance(one.context_expr, ast.Call) for kind in one.context_expr.args]
+        return node if any(called(kind) in ("Exception", "BaseException") for kind in kinds) else None
+    if not isinstance(node, _TRIES):
+        return None
+    tried: Any = node
+    if all(isinstance(one, ast.Import | ast.ImportFrom) for one in tried.body):
+        return None
+    for handler in tried.handlers:
+        names = [module.whole_name(one).rpartition(".")[2] for one in caught_by(handler)]
+        if "SoftTimeLimitExceeded" in names:
+            return None
+        if handler.type is None or "Exception" in names or "BaseException" in names:
+            left = any(_leaves(one) for part in handler.body for one in (part, *nodes_of(part)))
+            return None if left else cast("ast.AST", handler)
+    return None
+
+
+def _swallower_of_all(function: Function, kinds: Collection[str]) -> ast.AST | None:
+    """The handler of such an error that does nothing about it, around all that the function does."""
+    does = [
+        one for one in function.body if isinstance(one, _TRIES) or any(_acts(node) for node in (one, *nodes_of(one)))
+    ]
+    if len(does) != 1 or not isinstance(does[0], _TRIES):
+        return None
+    tried: Any = does[0]
+    for handler in tried.handlers:
+        inside = [node for part in handler.body for node in (part, *nodes_of(part))]
+        if any(isinstance(node, ast.Raise) or _acts(node) for node in inside):
+            return None
+        if handler.type is None or any(called(kind) in kinds for kind in caught_by(handler)):
+            return cast("ast.AST", handler)
+    return None
+
+
+def _acts(node: ast.AST) -> bool:
+    """Whether it is a call that does more than to tell."""
+    if not isinstance(node, ast.Call):
+        return False
+    owner = node.func.value if isinstance(node.func, ast.Attribute) else node.func
+    return called(owner) not in _TELLERS | {"print", "str", "repr"}
+
+
+def _leaves(node: ast.AST) -> bool:
+    return isinstance(node, ast.Raise | ast.Return | ast.Break) or (
+        isinstance(node, ast.Call) and called(node) in _LEAVES
+    )
+
+
+def _goes_on(module: Module, node: ast.AST) -> bool:
+    """Whether the body does something behind it: another turn of a loop, or what stands below."""
+    for around in module.around(node):
+        if isinstance(around, ast.For | ast.AsyncFor | ast.While):
+            return True
+        for block in (getattr(around, part, None) for part in ("body", "orelse", "finalbody")):
+            if isinstance(block, list) and node in block and block[-1] is not node:
+                return True
+        if isinstance(around, Function):
+            return False
+        node = around
+    return False
+
+
+RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
