@@ -957,6 +957,12 @@ EDITIONS: dict[str, tuple[tuple[Any, Any], tuple[Any, Any]]] = {
     "the code": ((_two(0)[0], ()), (_two(1)[0], ())),
     "the arguments": ((lambda order: 1, ()), (lambda order, amount: 1, ())),
     "their names": ((lambda order: 1, ()), (lambda number: 1, ())),
+    "a default": ((lambda order, n=1: n, ()), (lambda order, n=2: n, ())),
+    "a default of a name": ((lambda order, *, n=1: n, ()), (lambda order, *, n=2: n, ())),
+    "a default of a predicate": (
+        (len, (retry(on=lambda error, text="x": text in str(error)),)),
+        (len, (retry(on=lambda error, text="y": text in str(error)),)),
+    ),
     "code under a decorator": (
         (functools.wraps(_two(0)[0])(lambda *a: 1), ()),
         (functools.wraps(_two(1)[0])(lambda *a: 1), ()),
