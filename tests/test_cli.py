@@ -567,7 +567,7 @@ def test_a_canary_that_dies_is_an_exit_code_of_its_own(
     result = run(app, "replay", "-y", "--canary", "1", "--canary-timeout", "1s")
     assert (result.exit_code, "Replayed 1 letter of" in result.stdout) == (3, True)
     (canary,) = (message.headers["id"] for message in messages(app, app.conf.task_default_queue))
-    assert f"Waiting up to 1 s for: {canary}\n" in result.stderr
+    assert f"Waiting up to 1 s for the canaries, by their task ids: {canary}\n" in result.stderr
     assert "Stopped: 1 of 1 canary did not finish within 1 s" in result.stderr
     assert f"what did not finish waits in {app.conf.task_default_queue} or runs" in result.stderr
 
@@ -606,6 +606,15 @@ def test_a_purge_keeps_a_copy_unless_told_not_to(
     assert len(list(tmp_path.iterdir())) == 1
     assert lines(run(app, "purge", "--json", "-o", "kept", "--older-than", "30d")) == [{"purged": 0, "file": None}]
     assert not (tmp_path / "kept").exists()
+
+
+def test_a_purge_refuses_a_file_before_it_asks(app: Celery, dead: str, three: list[str], tmp_path: Path) -> None:
+    """Nobody is asked for what then cannot be done; and the other file is left as it is."""
+    (tmp_path / "kept").write_text("mine")
+    result = run(app, "purge", "-o", str(tmp_path / "kept"))
+    assert (result.exit_code, result.stdout, "Delete" in result.stderr) == (2, "", False)
+    assert result.stderr == f"Error: {tmp_path / 'kept'} is there already; expected the name of a new file\n"
+    assert (len(list(dead_letters(app, dead))), (tmp_path / "kept").read_text()) == (3, "mine")
 
 
 def test_letters_are_not_put_where_tasks_go(

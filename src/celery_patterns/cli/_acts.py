@@ -55,7 +55,7 @@ def replayed(chosen: Target, how: dict[str, Any], *, yes: bool, as_json: bool) -
                 canaries.append(letter.replay_id)
                 if len(canaries) == how["canary"] and not as_json:
                     waits = f"{how['canary_timeout'].total_seconds():g} s"
-                    say(f"Waiting up to {waits} for: {', '.join(canaries)}", err=True)
+                    say(f"Waiting up to {waits} for the canaries, by their task ids: {', '.join(canaries)}", err=True)
             bar.look(sent + failed, max(count, sent + failed))
 
         return chosen.letters.replay_all(on_each=step, **how)

@@ -15,7 +15,7 @@ import click
 
 from .._letter import Letter
 from ..exceptions import LetterNotFound
-from ..letters import CANARY_TIMEOUT, DeadLetters
+from ..letters import CANARY_TIMEOUT, DeadLetters, expect_new
 from ._acts import exported, imported, purged, replayed, tried
 from ._options import FILLED, JSON, QUEUE, REPLAY, SELECTION, YES, Span, once
 from ._reports import dry_run_told, replay_told
@@ -189,6 +189,8 @@ def purge(
     if output == "-":
         raise click.BadParameter("expected the name of a file that keeps the copy", ctx, param_hint="-o")
     with told(ctx):
+        if output is not None:
+            expect_new(Path(output))  # before it asks
         chosen = _older(target(ctx, filters), older_than)
         count = chosen.counted()
         if count and not yes:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from ._causes import Cause
+from ._file import expect_new
 from ._known import dead_queues, letters_among, named_queues, refuse_consumed, standing
 from ._replay import Failure, Replayed
 from ._selection import CANARY_TIMEOUT, DeadLetters, dead_letters
@@ -25,6 +26,7 @@ __all__ = [
     "Typed",
     "dead_letters",
     "dead_queues",
+    "expect_new",
     "letters_among",
     "named_queues",
     "refuse_consumed",

@@ -159,6 +159,16 @@ def _no_letter(file: str, number: int) -> ConfigurationError:
     return ConfigurationError(f"line {number} of {file} is no letter; expected a file that export has written")
 
 
+def expect_new(file: Path) -> None:
+    """Refuse a name that another file has.
+
+    Raises:
+        ConfigurationError: When there is such a file.
+    """
+    if file.exists():
+        raise ConfigurationError(f"{file} is there already; expected the name of a new file")
+
+
 @contextmanager
 def written_whole(file: Path) -> Iterator[TextIO]:
     """A file that appears under its name when all of it is on the disk, and never takes another one's place.
@@ -168,8 +178,7 @@ def written_whole(file: Path) -> Iterator[TextIO]:
     Raises:
         ConfigurationError: When there is such a file, or it cannot be written.
     """
-    if file.exists():
-        raise ConfigurationError(f"{file} is there already; expected the name of a new file")
+    expect_new(file)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     except OSError as error:
@@ -192,10 +201,10 @@ def _publish(draft: Path, file: Path) -> None:
     try:
         file.hardlink_to(draft)
     except FileExistsError:
-        raise ConfigurationError(f"{file} is there already; expected the name of a new file") from None
+        expect_new(file)
+        raise
     except OSError:  # a file system without links
-        if file.exists():
-            raise ConfigurationError(f"{file} is there already; expected the name of a new file") from None
+        expect_new(file)
         draft.rename(file)
 
 
