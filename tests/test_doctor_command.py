@@ -347,6 +347,10 @@ def test_a_file_that_is_called_as_celerys_package(tmp_path: Path, command: str) 
     (tmp_path / "celery.py").write_text("raise AssertionError\n")
     why = "; celery.py has that name, too: call it proj.py"
     assert said() == (2, f"Error: -A celery is Celery's own package, not your app{why}; {expected}")
+    (tmp_path / "__init__.py").touch()
+    name = tmp_path.name
+    why = f"; celery.py here is {name}.celery: go one folder up, and say -A {name}"
+    assert said() == (2, f"Error: -A celery is Celery's own package, not your app{why}; {expected}")
 
 
 def test_what_modules_print_is_no_part_of_an_answer(tmp_path: Path, database: str) -> None:

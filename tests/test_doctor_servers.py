@@ -112,7 +112,18 @@ def test_a_password_with_a_semicolon(url: Any, apps: Any) -> None:
     assert not any(part in repr(found) for part in ("47119", "52719", "xyzKLM", "abcQWJ"))
 
 
-@pytest.mark.parametrize("url", ["localhost", "localhost:6379/2", "10.0.0.1:6379", "/var/run/redis.sock"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost",
+        "localhost:6379/2",
+        "10.0.0.1:6379",
+        "/var/run/redis.sock",
+        "./results.sqlite",
+        "../results",
+        ".redis",
+    ],
+)
 def test_a_backend_without_a_scheme(apps: Any, url: str) -> None:
     """Celery takes it for the name of a module."""
     (found,) = look(apps(broker_url="memory://", result_backend=url)).findings
@@ -120,12 +131,13 @@ def test_a_backend_without_a_scheme(apps: Any, url: str) -> None:
     assert "it has no scheme, redis:// for example" in found.what
 
 
-@pytest.mark.parametrize("name", ["brocker", "brokr", "broker_"])
+@pytest.mark.parametrize("name", ["brocker", "brokr", "broker_", "broker"])
 def test_a_broker_under_a_misspelt_name(name: str) -> None:
     """The finding of the connection says why there is none."""
-    app = Celery("misspelt", set_as_current=False, **{name: "redis://127.0.0.1:6379/0"})
+    app = Celery("misspelt", set_as_current=False)
+    app.conf.update({name: "redis://127.0.0.1:6379/0"})
     found = next(one for one in look(app).findings if one.id == "CP102")
-    assert found.cure == f"Celery(…) was given {name}=: write broker=."
+    assert found.cure == f"{name} is nothing of Celery's: write broker= in Celery(…), or broker_url in the settings."
     app.close()
 
 
@@ -408,7 +420,9 @@ def test_a_worker_that_cannot_tell_its_tasks(two: Any) -> None:
     mute = "class Mute:\n    def __str__(self):\n        raise ValueError\n\n\n"
     project = two("hoarse", more=f"{mute}app.Task.plan = Mute()\n")
     project.worker()
-    assert ids(look(project.app, ignore=[])) == []
+    found = look(project.app, ignore=[])
+    assert ids(found) == []
+    assert "the worker w@localhost: its answer to `inspect registered` is an error" in found.unchecked
 
 
 def test_workers_that_are_not_to_answer(two: Any) -> None:

@@ -8,6 +8,7 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from unittest.mock import Mock
 
 import pydantic
 import pytest
+import redis
 import tenacity
 from celery import Celery, Task, _state, chain, chord, group, shared_task
 
@@ -952,16 +954,26 @@ def _two(n: int) -> tuple[Any, Any]:
     return (one, other)[n], (lambda error: "x" in str(error), lambda error: "y" in str(error))[n]
 
 
+def _made(rate: int, fee: int) -> tuple[Any, Any]:
+    return lambda order: (order * rate, fee)[0], lambda order: (order * fee, rate)[0]
+
+
 #: A body and what it wears, and how each differs.
 EDITIONS: dict[str, tuple[tuple[Any, Any], tuple[Any, Any]]] = {
     "the code": ((_two(0)[0], ()), (_two(1)[0], ())),
     "the arguments": ((lambda order: 1, ()), (lambda order, amount: 1, ())),
     "their names": ((lambda order: 1, ()), (lambda number: 1, ())),
-    "a default": ((lambda order, n=1: n, ()), (lambda order, n=2: n, ())),
-    "a default of a name": ((lambda order, *, n=1: n, ()), (lambda order, *, n=2: n, ())),
-    "a default of a predicate": (
-        (len, (retry(on=lambda error, text="x": text in str(error)),)),
-        (len, (retry(on=lambda error, text="y": text in str(error)),)),
+    "whether there is a default": ((lambda order, n: n, ()), (lambda order, *, n: n, ())),
+    "a star": ((lambda order, *n: 1, ()), (lambda order, **n: 1, ())),
+    "a slash": ((lambda order, /: 1, ()), (lambda order: 1, ())),
+    "what a factory gives": ((_made(1, 2)[0], ()), (_made(1, 2)[1], ())),
+    "a class of the same name": (
+        (len, (retry(on=ConnectionError),)),
+        (len, (retry(on=redis.exceptions.ConnectionError),)),
+    ),
+    "a partial": (
+        (len, (retry(on=functools.partial(isinstance, OSError)),)),
+        (len, (retry(on=functools.partial(isinstance, KeyError)),)),
     ),
     "code under a decorator": (
         (functools.wraps(_two(0)[0])(lambda *a: 1), ()),
@@ -988,6 +1000,45 @@ def test_another_edition_is_told(name: str) -> None:
     assert edition_of(*one) != edition_of(*other)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before, what a try guards stands in the code itself")
+def test_what_a_try_guards_is_a_part_of_the_edition() -> None:
+    """The lines may be the same, and in the same order."""
+    spaces: list[dict[str, Any]] = []
+    for source in (
+        "def f(x):\n    try:\n        a(x)\n        b(x)\n    except OSError:\n        c(x)\n",
+        "def f(x):\n    try:\n        a(x)\n    except OSError:\n        c(x)\n    else:\n        b(x)\n",
+    ):
+        spaces.append({})
+        exec(source, spaces[-1])
+    assert edition_of(spaces[0]["f"], ()) != edition_of(spaces[1]["f"], ())
+
+
+def test_what_a_process_makes_by_itself_is_no_part_of_the_edition() -> None:
+    """A default that is a cache, or the time of the import, is another one in each process, and changes as it runs."""
+
+    def task(order: str, cache: dict[str, str] = {}, at: float = time.time()) -> str:  # noqa: B006
+        nonlocal calls
+        calls += 1
+        return cache.setdefault(order, f"{order} {at} {calls}")
+
+    calls = 0
+    before = edition_of(task, ())
+    task("a")
+    assert edition_of(task, ()) == before
+
+
+def test_an_edition_of_whatever_stands_there() -> None:
+    """What Python cannot write as a text, and what holds itself."""
+    space: dict[str, Any] = {}
+    exec(f"def f(x):\n    return x % 0x{'f' * 5000}\n", space)
+    itself: list[Any] = []
+    itself.extend([itself] * 12)
+    policy = functools.partial(isinstance, itself)
+    began = time.monotonic()
+    assert edition_of(space["f"], (retry(on=policy),)) == edition_of(space["f"], (retry(on=policy),))
+    assert time.monotonic() - began < 2
+
+
 def test_an_edition_asks_no_value_of_the_users() -> None:
     """A policy may be an object of theirs: neither its text nor what it holds is looked at."""
 
@@ -998,7 +1049,13 @@ def test_an_edition_asks_no_value_of_the_users() -> None:
         def __repr__(self) -> str:
             raise AssertionError
 
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(name) if asked else AttributeError(name)
+
         def __call__(self, error: Exception) -> bool:
             return True
 
-    assert edition_of(len, (retry(on=Policy()),)) == edition_of(len, (retry(on=Policy()),))
+    asked: list[str] = []
+    one, other = retry(on=Policy()), retry(on=Policy())
+    asked.append("from now on")
+    assert edition_of(len, (one,)) == edition_of(len, (other,))

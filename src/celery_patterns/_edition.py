@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import platform
 import re
 import sys
@@ -17,100 +18,113 @@ from uuid import UUID
 
 __all__ = ["edition_of"]
 
-#: Values are looked into so deep: a policy of tenacity's is made of others, and these of numbers.
-_DEPTH = 6
-#: Whose objects are what they hold. Those of others may hold anything, as much as they like.
-_POLICIES = frozenset({"tenacity", "celery_patterns"})
+#: Values are looked into so deep, and at so many in all: a policy of tenacity's is made of others, and these of numbers.
+_DEPTH = 12
+_MOST = 1_000
+#: Whose objects are what they hold, and of which release they must be to be compared. Those of others may hold anything.
+_POLICIES = {"tenacity": "tenacity", "celery_patterns": "celery-patterns"}
+#: What is the same text in each process, where it is of no class of the user's.
+_PLAIN = frozenset(
+    {str, bytes, float, complex, type(None), type(...), range, date, time, timedelta, Decimal, UUID, re.Pattern}
+)
 
 
 def edition_of(body: Callable[..., Any], patterns: Iterable[Any]) -> str:
     """The digest, behind what it can be compared under: another Python makes other code of the same lines.
 
-    What the body calls is not looked into, nor what its module holds.
+    Left out is what a process may have made by itself, as it was imported or since: the values of defaults and closures;
+    and what stands elsewhere: what the body calls, and what its module holds.
 
     Args:
         body: The function, perhaps under decorators of the user's.
         patterns: What it wears.
     """
-    told = repr(([*_layers(body)], [_told(one, _DEPTH) for one in patterns]))
-    under = f"{platform.python_implementation()}-{platform.python_version()}-{sys.flags.optimize}"
-    return f"{under}/{hashlib.sha256(told.encode('utf-8', 'backslashreplace')).hexdigest()[:16]}"
+    teller = _Teller(str(getattr(body, "__module__", "")))
+    told = repr(([*_layers(body)], [teller.tell(one, _DEPTH) for one in patterns]))
+    return f"{_under()}/{hashlib.sha256(told.encode('utf-8', 'backslashreplace')).hexdigest()[:16]}"
+
+
+@functools.cache
+def _under() -> str:
+    releases = map(_release, _POLICIES.values())
+    return "-".join((platform.python_implementation(), platform.python_version(), str(sys.flags.optimize), *releases))
+
+
+def _release(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # it is used from where it was unpacked
+        return "?"
 
 
 def _layers(function: Any) -> Iterator[Any]:
-    """The function, and what stands under each decorator that says so."""
+    """The function's code, and what stands under each decorator that says so."""
     while function is not None:
         code = getattr(function, "__code__", None)
         if isinstance(code, CodeType):
-            yield _of_function(function, code, _DEPTH)
+            yield _of_code(code)
         function = getattr(function, "__wrapped__", None)
-
-
-def _of_function(function: Any, code: CodeType, depth: int) -> Any:
-    defaults = [
-        getattr(function, "__defaults__", None),
-        sorted((getattr(function, "__kwdefaults__", None) or {}).items()),
-    ]
-    return _of_code(code), _told(defaults, depth)
 
 
 def _of_code(code: CodeType) -> Any:
     """What it does; where it stands is left out."""
-    constants = [_told(one, _DEPTH) for one in code.co_consts]
-    return (
-        code.co_name,
-        code.co_argcount,
-        code.co_kwonlyargcount,
-        code.co_varnames,
-        code.co_names,
-        code.co_code,
-        constants,
-    )
+    constants = [_of_code(one) if isinstance(one, CodeType) else _of_constant(one) for one in code.co_consts]
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    names = (code.co_name, code.co_varnames, code.co_names, code.co_freevars, code.co_cellvars)
+    return counts, names, code.co_code, getattr(code, "co_exceptiontable", b""), constants
 
 
-def _told(value: Any, depth: int) -> Any:
-    """A value without its address, and a set without its chance order."""
-    kind = type(value)  # and not isinstance(), which would wake up what is lazy
-    if depth < 0:
-        return kind.__qualname__
-    for kinds, tell in _TELLERS:
-        if issubclass(kind, kinds):
-            return tell(value, depth - 1)
-    return _of_policy(value, depth - 1) if kind.__module__.partition(".")[0] in _POLICIES else kind.__qualname__
+def _of_constant(value: Any) -> Any:
+    """One that stands in code: of these only a set's order is chance, and an int's text may be too long for Python."""
+    if isinstance(value, frozenset):
+        return sorted(repr(_of_constant(one)) for one in value)
+    if isinstance(value, tuple):
+        return [_of_constant(one) for one in value]
+    return f"{type(value).__name__} {value:x}" if isinstance(value, int) else f"{type(value).__name__} {value!r}"
 
 
-def _of_policy(value: Any, depth: int) -> Any:
-    names = sorted({*getattr(value, "__dict__", ()), *getattr(type(value), "__slots__", ())})
-    return type(value).__qualname__, [(name, _told(getattr(value, name, None), depth)) for name in names]
+class _Teller:
+    """Tells values without their addresses, and sets without their chance order.
 
+    Args:
+        home: The body's module, which another process may call ``__main__``: what stands there is named without it.
+    """
 
-#: How each kind of value is told; another's text may hold its address, or more than is to be asked for.
-_TELLERS: tuple[tuple[tuple[type, ...], Callable[[Any, int], Any]], ...] = (
-    ((CodeType,), lambda code, _: _of_code(code)),
-    ((FunctionType, MethodType), lambda function, depth: _of_function(function, function.__code__, depth)),
-    ((type, BuiltinFunctionType), lambda value, _: value.__qualname__),  # its module may be called __main__
-    ((Enum,), lambda value, _: (type(value).__qualname__, value.name)),
-    ((set, frozenset), lambda values, depth: sorted(repr(_told(one, depth)) for one in values)),
-    ((list, tuple), lambda values, depth: [_told(one, depth) for one in values]),
-    ((dict,), lambda values, depth: [_told(one, depth) for one in values.items()]),
-    ((functools.partial,), lambda made, depth: _told((made.func, made.args, made.keywords), depth)),
-    (
-        (
-            str,
-            bytes,
-            int,
-            float,
-            complex,
-            type(None),
-            type(...),
-            range,
-            date,
-            time,
-            timedelta,
-            Decimal,
-            UUID,
-            re.Pattern,
-        ),
-        lambda value, _: f"{type(value).__qualname__} {value!r}",
-    ),
-)
+    def __init__(self, home: str) -> None:
+        self._home = home
+        self._left = _MOST
+
+    def tell(self, value: Any, depth: int) -> Any:
+        kind = type(value)  # and not isinstance(), which would wake up what is lazy
+        if kind in _PLAIN or kind in (int, bool):
+            return _of_constant(value)
+        self._left -= 1
+        if depth == 0 or self._left < 0:
+            return self._named(kind)
+        if issubclass(kind, FunctionType | MethodType):
+            return _of_code(value.__code__)
+        if issubclass(kind, type | BuiltinFunctionType):
+            return self._named(value)
+        if issubclass(kind, Enum):
+            return self._named(kind), value.name
+        parts = self._parts(kind, value)
+        return self._named(kind), None if parts is None else [self.tell(one, depth - 1) for one in parts]
+
+    def _parts(self, kind: type, value: Any) -> Iterable[Any] | None:
+        """What it is made of; None where nobody may ask."""
+        if kind in (list, tuple):
+            return tuple(value)
+        if kind in (set, frozenset):
+            return sorted(value, key=lambda one: repr(self.tell(one, 1)))
+        if kind is dict:
+            return tuple(value.items())
+        if kind is functools.partial:
+            return value.func, value.args, value.keywords
+        if kind.__module__.partition(".")[0] not in _POLICIES:
+            return None
+        names = sorted({*getattr(value, "__dict__", ()), *getattr(kind, "__slots__", ())})
+        return tuple((name, getattr(value, name, None)) for name in names)
+
+    def _named(self, value: Any) -> str:
+        module = getattr(value, "__module__", None)
+        return str(value.__qualname__ if module == self._home else f"{module}.{value.__qualname__}")

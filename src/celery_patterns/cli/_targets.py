@@ -162,12 +162,8 @@ def app_of(ctx: click.Context) -> Celery:
     if named is None:
         raise click.UsageError(f"which app? expected celery -A proj {command}", ctx)
     if re.split("[.:]", str(named))[0] == "celery":
-        file = Path("celery.py")
-        why = f"; {file} has that name, too: call it proj.py" if file.exists() else ""
-        end(
-            f"-A {named} is Celery's own package, not your app{why}; expected celery -A proj {command}",
-            WRONG_USE,
-        )
+        why = _why_celery(Path.cwd())
+        end(f"-A {named} is Celery's own package, not your app{why}; expected celery -A proj {command}", WRONG_USE)
     app: Celery = ctx.obj.app
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -178,6 +174,15 @@ def app_of(ctx: click.Context) -> Celery:
         said = _LOGIN.sub("//**@", " ".join(f"{type(error).__name__}: {error}".split()))
         end(f"the app's modules cannot be imported: {said}", WRONG_USE)
     return app
+
+
+def _why_celery(folder: Path) -> str:
+    """How it came about, where a file here is called so."""
+    if not (folder / "celery.py").exists():
+        return ""
+    if (folder / "__init__.py").exists():
+        return f"; celery.py here is {folder.name}.celery: go one folder up, and say -A {folder.name}"
+    return "; celery.py has that name, too: call it proj.py"
 
 
 def _held(app: Celery) -> dict[str, int]:

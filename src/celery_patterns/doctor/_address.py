@@ -50,7 +50,7 @@ _BEFORE_PATH = re.compile(r"^[^/?#]*")
 #: kombu takes a name alone for a host's.
 _HOST = re.compile(r"[\w.-]+")
 #: A host, or a file, where a backend's scheme should be; Celery takes it for a module's name.
-_BARE_HOST = re.compile(r"(localhost|[\w.-]+:\d+|[\d.]+)(/.*)?|/.*")
+_BARE_HOST = re.compile(r"(localhost|[\w.-]+:\d+|[\d.]+)(/.*)?|[./].*")
 _LOGIN = re.compile(r"//[^/\s]*@")
 #: So short a password is in any text: of that nothing is shown.
 _SHORT = 4
@@ -261,7 +261,7 @@ def _backend(app: Celery, url: str) -> list[Address]:
         return [replace(found, scheme="", trouble=_AT)]
     try:
         by_url(url.partition("?")[0], app.loader)
-    except (KeyError, ImportError, NameError, ImproperlyConfigured, ValueError) as error:
+    except (KeyError, ImportError, NameError, ImproperlyConfigured, TypeError, ValueError) as error:
         trouble = _no_driver(error, found.scheme)
         if _TONGUES.get(found.scheme.partition("+")[0]) == "sql":
             trouble = Trouble("driver", f"a database is written as db+{found.scheme}://")

@@ -126,7 +126,11 @@ def _findings(rule: Rule, case: Case, unchecked: dict[str, None]) -> Iterator[Fi
 
 
 def _unseen(case: Case) -> list[str]:
-    return [] if isinstance(case.asked, str) else [one.unseen for one in case.asked if one.unseen]
+    servers = [] if isinstance(case.asked, str) else [one.unseen for one in case.asked if one.unseen]
+    failed = [] if isinstance(case.answered, str) else [(one.name, one.failed) for one in case.answered if one.failed]
+    return servers + [
+        f"the worker {name}: its answer to `inspect {questions[0]}` is an error" for name, questions in failed
+    ]
 
 
 def _looked_up(

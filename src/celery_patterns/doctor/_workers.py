@@ -22,7 +22,7 @@ _HEARS = 0.05
 #: What a worker alone sends; ``task-sent`` is the sender's.
 _OF_TASKS = frozenset({"task-received", "task-started", "task-succeeded", "task-failed", "task-retried"})
 #: How a worker tells of a task what it was asked for.
-_WORN = re.compile(r"^(\S+) \[plan=([\w+]+ \S+)\]$", re.MULTILINE)
+_WORN = re.compile(r"^(\S+) \[plan=([\w+]+(?: \S+)?)\]$", re.MULTILINE)
 _VERSIONS = re.compile(r"\b(celery|kombu|billiard|py):([\w.+-]+)")
 
 
@@ -43,6 +43,7 @@ class Worker:
         versions: Of Celery, kombu, billiard and Python.
         ahead: How far its clock is before ours, in seconds; None where it did not say.
         sends_events: Whether it was heard to send events of its tasks.
+        failed: The questions to which its answer was an error.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Worker:
     versions: Mapping[str, str]
     ahead: float | None
     sends_events: bool
+    failed: tuple[str, ...]
 
 
 def ask_workers(app: Celery, timeout: float) -> tuple[Worker, ...] | str:
@@ -152,6 +154,7 @@ def _worker(name: str, answers: Mapping[str, Mapping[str, Any]], ahead: float | 
         versions=dict(_VERSIONS.findall(str((of("report") or {}).get("ok", "")))),
         ahead=ahead,
         sends_events=sends_events,
+        failed=tuple(one for one in ("registered", "active_queues") if of(one) is not None and listed(one) is None),
     )
 
 

@@ -72,7 +72,7 @@ def _how_to_set(case: Case) -> str:
         return "A URL was given as the app's name: write Celery('shop', broker='redis://…')."
     meant = next((one for one in case.conf.maps[0] if difflib.get_close_matches(str(one), ["broker"], 1, _ALIKE)), None)
     if meant is not None:
-        return f"Celery(…) was given {meant}=: write broker=."
+        return f"{meant} is nothing of Celery's: write broker= in Celery(…), or broker_url in the settings."
     return f"Set {case.line('broker_url', repr(_BROKER))}, for example."
 
 

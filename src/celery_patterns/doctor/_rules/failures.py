@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator
+import builtins
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import celery
@@ -20,9 +22,25 @@ if TYPE_CHECKING:
 _TRIES: Any = (ast.Try, getattr(ast, "TryStar", ast.Try))
 #: The release of Celery that stores the failure of what was rejected.
 _STORES_REJECTED = (5, 7)
-_BROAD = frozenset({"Exception", "BaseException"})
-#: Who is told of an error, and does nothing about it.
-_TELLERS = frozenset({"log", "logger", "logging", "_log", "_logger", "LOG", "LOGGER", "traceback", "sentry_sdk"})
+#: What a body lets through for others than its patterns.
+_OF_ENDS = frozenset({"SoftTimeLimitExceeded", "Ignore", "Reject", "Retry"})
+#: Who is told of an error, and does nothing about it; and what makes a text for them.
+_TELLERS = frozenset(
+    {
+        "log",
+        "logger",
+        "logging",
+        "getlogger",
+        "traceback",
+        "sentry_sdk",
+        "print",
+        "str",
+        "repr",
+        "type",
+        "len",
+        "format",
+    }
+)
 #: What leaves a handler, and the body.
 _LEAVES = frozenset({"retry", "exit", "_exit", "abort"})
 
@@ -61,14 +79,13 @@ def swallows_failure(case: Case) -> Iterator[Sign]:
             facts = case.by_name.get(task.name)
             if facts is None or (facts.retry is None and facts.buries is None):
                 continue
-            on = facts.retry.on if facts.retry is not None else ()
-            named = {kind.__name__ for kind in on} if isinstance(on, tuple) else set()
-            found = _swallower_of_all(task.function, named | _BROAD)
+            on = facts.retry.on if facts.retry is not None and facts.buries is None else ()
+            found = _swallower_of_all(module, task.function, on if isinstance(on, tuple) else ())
             if found is not None and not module.is_excused(found, "CP525"):
                 worn = " and ".join(kind.kind() for kind in (facts.retry, facts.buries) if kind is not None)
                 yield Sign(
                     module.place(found),
-                    f"{facts.name} wears {worn}, and catches each error that these wait for",
+                    f"{facts.name} wears {worn}, and catches each error that is waited for",
                     "Take the handler away, or let it end with raise.",
                 )
 
@@ -160,21 +177,54 @@ def _swallower(module: Module, node: ast.AST) -> ast.AST | None:
     return None
 
 
-def _swallower_of_all(function: Function, kinds: Collection[str]) -> ast.AST | None:
-    """The handler of such an error that does nothing about it, around all that the function does."""
-    does = [
-        one for one in function.body if isinstance(one, _TRIES) or any(_acts(node) for node in (one, *nodes_of(one)))
-    ]
+def _swallower_of_all(module: Module, function: Function, on: tuple[type, ...]) -> ast.AST | None:
+    """The handler that does nothing about an error, around all that the function does.
+
+    Args:
+        module: Where it stands.
+        function: The function.
+        on: The errors that are waited for; none: all of them.
+    """
+    does = [one for one in function.body if isinstance(one, _TRIES) or any(map(_acts, (one, *nodes_of(one))))]
     if len(does) != 1 or not isinstance(does[0], _TRIES):
         return None
     tried: Any = does[0]
+    guarded = {node for part in tried.body for node in (part, *nodes_of(part))}
+    through = [one for one in tried.handlers if _lets_through(one)]
+    raises = {one.body[0] for one in through}
+    for node in nodes_of(function):
+        if isinstance(node, ast.Raise | ast.Assert) and node not in guarded | raises:
+            return None  # some error leaves it
+    if any(called(kind) not in _OF_ENDS for one in through for kind in caught_by(one)):
+        return None
     for handler in tried.handlers:
-        inside = [node for part in handler.body for node in (part, *nodes_of(part))]
-        if any(isinstance(node, ast.Raise) or _acts(node) for node in inside):
+        if any(map(_does_something, (node for part in handler.body for node in (part, *nodes_of(part))))):
             return None
-        if handler.type is None or any(called(kind) in kinds for kind in caught_by(handler)):
+        if handler not in through and _catches(module, handler, on):
             return cast("ast.AST", handler)
     return None
+
+
+def _lets_through(handler: ast.ExceptHandler) -> bool:
+    return isinstance(handler.body[0], ast.Raise) and handler.body[0].exc is None
+
+
+def _catches(module: Module, handler: ast.ExceptHandler, on: tuple[type, ...]) -> bool:
+    """Whether all of these end there; of none: whether all errors do."""
+    if handler.type is None:
+        return True
+    named = [_class_of(module, kind) for kind in caught_by(handler)]
+    kinds = tuple(one for one in named if isinstance(one, type))
+    return all(issubclass(one, kinds) for one in on or (Exception,))
+
+
+def _class_of(module: Module, node: ast.expr) -> Any:
+    """What a name stands for, where its module was imported."""
+    found = module.stands(node.id) if isinstance(node, ast.Name) else None
+    if found is not None:
+        return found
+    home, _, name = module.whole_name(node).rpartition(".")
+    return getattr(sys.modules.get(home), name, getattr(builtins, called(node), None))
 
 
 def _acts(node: ast.AST) -> bool:
@@ -182,7 +232,13 @@ def _acts(node: ast.AST) -> bool:
     if not isinstance(node, ast.Call):
         return False
     owner = node.func.value if isinstance(node.func, ast.Attribute) else node.func
-    return called(owner) not in _TELLERS | {"print", "str", "repr"}
+    return called(owner).strip("_").lower() not in _TELLERS
+
+
+def _does_something(node: ast.AST) -> bool:
+    """Whether it does, or notes, anything about the error, and does not only tell of it."""
+    notes = isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store)
+    return notes or _acts(node)
 
 
 def _leaves(node: ast.AST) -> bool:

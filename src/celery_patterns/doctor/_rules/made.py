@@ -96,28 +96,43 @@ def wears_for_nobody(case: Case) -> Iterator[Sign]:
                 continue
             is_used = bool(made.__subclasses__()) or any(type(one.task) is made for one in case.tasks)
             is_whole = made.run is not Task.run
-            is_sent = is_whole and any(_sends_unregistered(one, name) for one in case.source)
+            is_sent = is_whole and made.name is None and _is_sent_unregistered(case, name)
             is_mentioned = any(name in one.mentioned for one in case.source) and not is_sent
             if not is_used and not is_mentioned and not module.is_excused(node, "CP516"):
                 yield Sign(
                     module.place(node),
                     f"{name} wears patterns, and no task is made of it",
-                    f"Write {name.lower()} = app.register_task({name}()), and send that: {name.lower()}.delay(…)."
+                    f"Write app.register_task({name}()), and send what that returns."
                     if is_whole
                     else f"Write base={name} into its tasks' decorators.",
                     "What is sent of it names no task: a worker throws it away." if is_sent else None,
                 )
 
 
-def _sends_unregistered(module: Module, name: str) -> bool:
-    """``Refund().delay(…)``, or of a variable that was made so: its message names no task."""
-    made = [call for call in module.calls if called(call) == name and not call.args]
-    parents = [module.parents[one] for one in made]
-    names = {
-        one.targets[0].id for one in parents if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name)
-    }
+def _is_sent_unregistered(case: Case, name: str) -> bool:
+    """``Refund().delay(…)``, or of a variable that was made so; where nothing that is mentioned like it is registered."""
+    for module in case.source:
+        for call in module.calls:
+            said = {getattr(one, "id", None) or called(one) for one in call.args}
+            if called(call) == "register_task" and (
+                name in said or any(isinstance(one, ast.Name) for one in call.args)
+            ):
+                return False
+    return any(_sends_instance(module, name) for module in case.source)
+
+
+def _sends_instance(module: Module, name: str) -> bool:
+    made = [call for call in module.calls if isinstance(call.func, ast.Name) and call.func.id == name]
+    names: set[tuple[ast.AST | None, str]] = set()
+    for call in made:
+        around = module.parents[call]
+        if isinstance(around, ast.Assign) and isinstance(around.targets[0], ast.Name):
+            names.add((module.function_of(around), around.targets[0].id))
     sent = (one.value for one in module.attributes if one.attr in SENDS)
-    return any(one in made or (isinstance(one, ast.Name) and one.id in names) for one in sent)
+    return any(
+        one in made or (isinstance(one, ast.Name) and {(module.function_of(one), one.id), (None, one.id)} & names)
+        for one in sent
+    )
 
 
 @rule(
@@ -162,7 +177,13 @@ def takes_itself(case: Case) -> Iterator[Sign]:
                 continue
             parameters = inspect.signature(facts.body).parameters.values()
             first = next((one for one in parameters if one.kind in _BY_POSITION), None)
-            if is_method and not facts.takes_itself and first is not None and first.name == "self":
+            if (
+                is_method
+                and not facts.takes_itself
+                and first is not None
+                and first.name == "self"
+                and first.default is first.empty
+            ):
                 what = "is a method, and a worker has no object of its class to call it on"
                 cure = "Take it out of its class, and self away: a task is a function."
             elif facts.takes_itself and first is None:
