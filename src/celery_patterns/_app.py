@@ -169,7 +169,7 @@ def misfit(app: Celery, task: Any) -> str | None:
         return None
     return (
         f"{task.name} wears patterns but its class is not a PatternTask, so they would be silently absent; call "
-        'equip(app, store="redis://…") or use_patterns(app) where the app is made, before its tasks; where that is done, '
+        'equip(app, store="redis://…") or use_patterns(app) where the app is made, once, before its tasks; where that is done, '
         "let the task's class inherit from app.Task or PatternTask"
     )
 

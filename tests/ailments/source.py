@@ -98,6 +98,52 @@ def _is_not_done(project: Project) -> bool:
     return not project.marked("worked", 6)
 
 
+def _marks_after_place(mark: str, *, times: int = 1) -> Any:
+    """Whether a worker does not mark this, or not so often, behind what is asked for."""
+
+    def fails(project: Project) -> bool:
+        project.worker()
+        project.call("place")
+        return not project.marked(mark, 8, times)
+
+    return fails
+
+
+_is_not_tried_again = _marks_after_place("worked", times=2)
+_is_not_charged = _marks_after_place("worked 1")
+_is_not_right = _marks_after_place("worked True")
+#: A task that fails with an error that is to be tried again.
+_AGAIN = """
+import socket
+
+from tenacity import wait_fixed
+
+
+@app.task(time_limit=60)
+@patterns.retry(on=ON, wait=wait_fixed(1))
+def work() -> None:
+    mark("worked")
+    raise RAISED
+
+
+def place() -> None:
+    work.delay()
+"""
+
+
+def _again(on: str, raised: str) -> str:
+    return _AGAIN.replace("ON", on).replace("RAISED", raised)
+
+
+def _is_worked_twice(project: Project) -> bool:
+    """Whether one order that is asked for twice is done twice."""
+    project.worker()
+    project.call("place")
+    project.call("place")
+    assert project.marked("worked")
+    return project.marked("worked", 5, times=2)
+
+
 def _is_sent_by_a_start(project: Project) -> bool:
     """Whether a worker that starts, and is asked for nothing, has something to do."""
     project.worker()
@@ -300,6 +346,90 @@ def place() -> None:
 """,
         (("        print(error)", "        print(error)\n        raise"),),
         _leaves_no_letter,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP526",
+        EQUIPPED + _again("ConnectionError, attempts=1", "ConnectionError"),
+        (("attempts=1", "attempts=2"),),
+        _is_not_tried_again,
+        long=True,
+        name="attempts",
+    ),
+    Ailment(
+        "CP526",
+        EQUIPPED + "from celery.exceptions import TimeoutError\n" + _again("TimeoutError", "socket.timeout"),
+        (("from celery.exceptions import TimeoutError\n", ""),),
+        _is_not_tried_again,
+        long=True,
+        name="import",
+    ),
+    Ailment(
+        "CP526",
+        EQUIPPED + _again("(KeyError or OSError)", "ConnectionError"),
+        (("KeyError or OSError", "KeyError, OSError"),),
+        _is_not_tried_again,
+        where=".py:",
+        long=True,
+        name="or",
+    ),
+    Ailment(
+        "CP527",
+        EQUIPPED
+        + """
+import uuid
+
+
+@app.task(time_limit=60)
+@patterns.idempotent(key=lambda order: f"{order} {uuid.uuid4()}", ttl=timedelta(days=1))
+def work(order: str) -> None:
+    mark("worked")
+
+
+def place() -> None:
+    work.delay("o-1")
+""",
+        ((' {uuid.uuid4()}"', '"'),),
+        _is_worked_twice,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP528",
+        HEAD
+        + """
+
+@app.task(ignore_result=True)
+def work(amount: int) -> None:
+    mark(f"worked {ammount}")
+
+
+def place() -> None:
+    work.delay(1)
+""",
+        (("{ammount}", "{amount}"),),
+        _is_not_charged,
+        where=".py:",
+        long=True,
+    ),
+    Ailment(
+        "CP529",
+        HEAD
+        + """
+from decimal import Decimal
+
+
+@app.task(ignore_result=True)
+def work(amount: Decimal) -> None:
+    mark(f"worked {amount * Decimal(1) == 1}")
+
+
+def place() -> None:
+    work.delay("1")
+""",
+        (('delay("1")', "delay(1)"),),
+        _is_not_right,
         where=".py:",
         long=True,
     ),

@@ -6,6 +6,8 @@ import contextlib
 
 from celery.exceptions import TimeoutError as NoResult
 
+from celery_patterns import dead_letters
+
 from ..projects import Project
 from ._ailment import EQUIPPED, HEAD, WORK, Ailment
 
@@ -94,6 +96,29 @@ def _does_other_work(project: Project) -> bool:
     _start(project)
     project.call("place")
     return not project.marked("worked", 6)
+
+
+#: A letter that stands from before.
+_BURIED = """
+from tests.here import run_here
+
+
+@app.task(time_limit=60)
+@patterns.dead_letter()
+def work() -> None:
+    raise ValueError
+
+
+app.finalize()
+run_here(app.tasks[work.name], headers={"argsrepr": "()", "kwargsrepr": "{}"})
+"""
+
+
+def _a_letter_waits(project: Project) -> bool:
+    """Whether what was asked for is in no queue of tasks, and not done."""
+    assert project.app
+    letters = dead_letters(project.app, f"{project.values['queue']}.dead")
+    return letters.count() == 1
 
 
 def _its_result_does_not_come(project: Project) -> bool:
@@ -226,6 +251,13 @@ AILMENTS = (
         workers=(("w:old",),),
         cured_workers=(("w",),),
         long=True,
+    ),
+    Ailment(
+        "CP213",
+        EQUIPPED + _BURIED,
+        (("    raise ValueError", "    return None"),),
+        _a_letter_waits,
+        where="queue ",
     ),
     Ailment(
         "CP212",

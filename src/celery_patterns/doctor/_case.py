@@ -57,12 +57,14 @@ class Case:
         asked: The servers that were asked, or why they were not.
         answered: What the workers answered, or why they were not asked.
         modules: The source that was read, or why it was not.
+        letters: How many letters stand in each of the app's dead-letter queues, or why they were not counted.
     """
 
     app: Celery
     asked: tuple[Server, ...] | str
     answered: tuple[Worker, ...] | str
     modules: tuple[Module, ...] | str
+    letters: Mapping[str, int] | str
 
     @property
     def conf(self) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .._fit import expect_app, make_tasks
 from ..exceptions import ConfigurationError
+from ..letters import dead_queues, standing
 from ._case import Case
 from ._finding import SEVERITIES, Finding, Rule, UnknownError
 from ._module import Module
@@ -140,10 +141,22 @@ def _looked_up(
     if source is not None or not offline:
         modules = read_source(app, None if source is None else [Path(one) for one in source], unread)
     if offline:
-        return Case(app, "the servers: only settings were read", "the workers: only settings were read", modules)
-    case = Case(app, "", "", modules)
+        why = "only settings were read"
+        return Case(app, f"the servers: {why}", f"the workers: {why}", modules, f"the servers: {why}")
+    case = Case(app, "", "", modules, "")
     servers = ask_servers(app, _names_of_queues(case, unread), timeout)
-    return Case(app, servers, _workers(app, case, servers), modules)
+    return Case(app, servers, _workers(app, case, servers), modules, _letters(app, case, servers))
+
+
+def _letters(app: Celery, case: Case, servers: tuple[Server, ...]) -> dict[str, int] | str:
+    queues = dead_queues(app)
+    broken = any(one.trouble is not None for one in servers if one.address.role == "broker")
+    if not queues or broken or case.transport not in ("amqp", "redis"):
+        return {}  # of a broker that cannot be used others say so
+    try:
+        return standing(app, queues)
+    except Exception as error:  # noqa: BLE001 - whatever the broker or its driver says
+        return f"dead letters: the question for them failed ({type(error).__name__})"
 
 
 def _names_of_queues(case: Case, unread: list[str]) -> frozenset[str]:

@@ -13,6 +13,7 @@ from . import (
     limits,
     made,
     names,
+    policies,
     redises,
     results,
     scripts,
@@ -26,6 +27,6 @@ __all__ = ["RULES"]
 
 _ROOMS = (
     *(connections, doors, workers, differences, limits, settings, names, signatures, redises),
-    *(bodies, failures, made, sending, calling, scripts, arguments, results),
+    *(policies, bodies, failures, made, sending, calling, scripts, arguments, results),
 )
 RULES = tuple(sorted((rule for room in _ROOMS for rule in room.RULES), key=lambda rule: rule.id))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import inspect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, get_type_hints
+from uuid import UUID
 
 from ..._republish import STRICT
 from .._bindings import nodes_of, scope_of
@@ -38,6 +43,16 @@ _MADE = {
         for name in ("range", "map", "filter", "zip", "iter", "reversed", "complex", "bytearray")
     },
 }
+#: What a call may give for an annotation; a whole number is as good a Decimal.
+_TAKES: dict[Any, tuple[type, ...]] = {
+    str: (str,),
+    int: (int,),
+    float: (int, float),
+    bool: (bool,),
+    Decimal: (int,),
+    **dict.fromkeys((date, datetime, timedelta, UUID), ()),
+}
+_ARTICLES = {str: "a str", int: "an int", float: "a float", bool: "a bool"}
 
 
 @rule(
@@ -104,9 +119,52 @@ def returns_unsendable(case: Case) -> Iterator[Sign]:
                 made = made_by(module, node.value, node) if isinstance(node, ast.Return) and node.value else None
                 kind = None if made is None else _unsendable(module, made) or _own_object(case, module, made)
                 if kind is not None and not module.is_excused(node, "CP524"):
+                    cure = "Raise it." if kind == "an exception" else "Return a list, a dict, a number or a text."
+                    yield Sign(module.place(node), f"{task.name} returns {kind}", cure)
+
+
+@rule(
+    "CP529",
+    "warning",
+    "An argument of another type than is written",
+    "It arrives as it was sent: nothing makes of it what the function's annotation says.",
+    upstream="WikiWatershed/model-my-watershed#1303",
+)
+def sends_another_type(case: Case) -> Iterator[Sign]:
+    """``.delay(9.90)`` where the function is annotated with Decimal; and what else is a number or a text in the call."""
+    for module in case.source:
+        for call in module.calls:
+            name = task_name(case, module, call.func.value) if isinstance(call.func, ast.Attribute) else None
+            facts = case.by_name.get(name or "") if called(call) == "delay" else None
+            if facts is None or facts.is_called_otherwise or getattr(facts.task, "pydantic", False):
+                continue
+            for parameter, value, wanted in _misfits(facts, call):
+                if not module.is_excused(call, "CP529"):
                     yield Sign(
-                        module.place(node), f"{task.name} returns {kind}", "Return a list, a dict, a number or a text."
+                        module.place(call),
+                        f".delay() is given {value!r}, {_ARTICLES[type(value)]}, as {parameter}, which is annotated with "
+                        f"{wanted.__name__}",
+                        "Send what the function is written for, or correct its annotation.",
                     )
+
+
+def _misfits(facts: TaskFacts, call: ast.Call) -> Iterator[tuple[str, Any, type]]:
+    """The parameters that a call gives a number or a text of another type than theirs, and which type that is."""
+    parameters = list(inspect.signature(facts.body).parameters.values())[facts.takes_itself :]
+    listed = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    given = dict(zip((one.name for one in listed), call.args, strict=False))
+    if any(isinstance(one, ast.Starred) for one in call.args):
+        given = {}
+    given |= {word.arg: word.value for word in call.keywords if word.arg}
+    try:
+        annotated: dict[str, Any] = get_type_hints(facts.body)
+    except Exception:  # noqa: BLE001 - annotations are the user's own code, and may name what is imported for types only
+        return
+    for name, node in given.items():
+        wanted: Any = annotated.get(name)
+        value = node.value if isinstance(node, ast.Constant) else None
+        if wanted in _TAKES and type(value) in _ARTICLES and not isinstance(value, _TAKES[wanted]):
+            yield name, value, wanted
 
 
 def _sent(case: Case) -> Iterator[tuple[Module, ast.Call, ast.expr, TaskFacts | None]]:
@@ -143,7 +201,10 @@ def _stays_here(module: Module, call: ast.Call) -> bool:
 
 def _unsendable(module: Module, node: ast.expr) -> str | None:
     if isinstance(node, ast.Call):
-        return _MADE.get(called(node)) if node is ERROR or _is_builtin(module, node) else None
+        made = getattr(builtins, called(node), None)
+        is_error = isinstance(made, type) and issubclass(made, BaseException)
+        kind = "an exception" if is_error else _MADE.get(called(node))
+        return kind if node is ERROR or _is_builtin(module, node) else None
     if isinstance(node, ast.Dict) and None in node.keys:
         return None  # {**others}: they may replace it
     if isinstance(node, ast.Dict) and any(isinstance(key, ast.Tuple) for key in node.keys):

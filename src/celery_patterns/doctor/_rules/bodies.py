@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import difflib
+import dis
+import inspect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from types import CodeType
+from typing import TYPE_CHECKING, Any
 
 from .._bindings import nodes_of
 from .._finding import Rule, Sign, rule
@@ -46,6 +51,54 @@ def waits_inside(case: Case) -> Iterator[Sign]:
                     "Let the second task be called when the first is done: chain(first.s(…), second.s()), or a chord for "
                     "many.",
                 )
+
+
+@rule(
+    "CP528",
+    "error",
+    "A name that stands for nothing",
+    "Each run that comes there ends with a NameError.",
+    upstream="madcowfred/evething#20",
+)
+def names_nothing(case: Case) -> Iterator[Sign]:
+    """A body uses a name that is neither its own, nor its module's, nor Python's."""
+    for module in case.source:
+        for task in module.tasks:
+            facts = case.by_name.get(task.name)
+            if facts is None or module.registered_as(task.function) != task.name:
+                continue
+            names = _unknown_names(inspect.unwrap(facts.body)) - module.globals
+            for node in nodes_of(task.function) if names and not _minds_names(task.function) else ():
+                if isinstance(node, ast.Name) and node.id in names and not module.is_excused(node, "CP528"):
+                    meant = difflib.get_close_matches(node.id, _names_at_hand(facts.body), 1)
+                    cure = (
+                        f"Write {meant[0]}, if that was meant." if meant else f"Import {node.id}, or correct its name."
+                    )
+                    yield Sign(module.place(node), f"{task.name} uses {node.id}, which nothing is called", cure)
+
+
+def _unknown_names(body: Any) -> set[str]:
+    """The global names that a function's code, and that of functions within it, looks for in vain."""
+    known, found = {*body.__globals__, *vars(builtins)}, set()
+    waiting = [body.__code__]
+    for code in waiting:  # it grows meanwhile
+        waiting += [one for one in code.co_consts if isinstance(one, CodeType)]
+        if known.issuperset(code.co_names):
+            continue
+        asked = (one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL")
+        found |= {name for name in asked if name not in known}
+    return found
+
+
+def _names_at_hand(body: Any) -> list[str]:
+    function = inspect.unwrap(body)
+    return [*function.__code__.co_varnames, *(name for name in function.__globals__ if not name.startswith("_"))]
+
+
+def _minds_names(function: Function) -> bool:
+    """Whether it reckons with a name that is not there."""
+    handlers = (node for node in nodes_of(function) if isinstance(node, ast.ExceptHandler))
+    return any(called(kind) in ("NameError", "UnboundLocalError") for one in handlers for kind in caught_by(one))
 
 
 @rule(

@@ -122,7 +122,7 @@ def worn_otherwise(case: Case) -> Iterator[Sign]:
             yield Sign(
                 worker.name,
                 f"{task.name} wears {_worn(ours)} here, and {_worn(_kinds(theirs))} there",
-                "Restart it, so that it has this code.",
+                "Restart it, so that it has this code; if it was, its files are older, or newer, than these.",
             )
 
 

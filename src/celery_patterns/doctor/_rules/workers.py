@@ -263,4 +263,25 @@ def _has(tasks: list[TaskFacts]) -> str:
     return "has" if len(tasks) == 1 else "have"
 
 
+@rule(
+    "CP213",
+    "hint",
+    "Dead letters that nobody has looked at",
+    "What they were to do is not done.",
+    upstream="reef-technologies/cookiecutter-rt-django#195",
+)
+def unread_letters(case: Case) -> Iterator[Sign]:
+    """Letters stand in a dead-letter queue of the app's."""
+    if isinstance(case.letters, str):
+        raise UnknownError(case.letters)
+    see = f"celery -A {case.app.main or 'proj'} patterns letters stats"
+    for queue, count in case.letters.items():
+        if count:
+            yield Sign(
+                f"queue {queue}",
+                f"{count:,} {'letter stands' if count == 1 else 'letters stand'} there",
+                f"See of what they died: {see} -Q {shlex.quote(queue)}.",
+            )
+
+
 RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
