@@ -169,8 +169,8 @@ def misfit(app: Celery, task: Any) -> str | None:
         return None
     return (
         f"{task.name} wears patterns but its class is not a PatternTask, so they would be silently absent; call "
-        'equip(app, store="redis://…") or use_patterns(app) where the app is made, once, before its tasks; where that is done, '
-        "let the task's class inherit from app.Task or PatternTask"
+        'equip(app, store="redis://…") or use_patterns(app) behind the last line that makes the app, before its tasks; '
+        "where that is done, let the task's class inherit from app.Task or PatternTask"
     )
 
 
