@@ -202,9 +202,9 @@ def test_dead_letter_without_a_store_when_it_counts_nothing(database: str, tmp_p
     assert (uncounted.plan.terms.crash_limit, early.plan.terms.crash_limit) == (None, None)
 
 
-@pytest.mark.parametrize("given", [("o-1", 3), (5, None)])
+@pytest.mark.parametrize("given", [("o-1", 3), (5, None), ("o-1", None), (b"o-1",)])
 def test_apply_async_called_like_delay(database: str, given: Any) -> None:
-    """What is wrong with it is said by Celery, in its own words, and not by what makes a key of the arguments."""
+    """Celery takes a text for its characters, or says something of ``charge()`` and ``**``."""
     from celery import Celery
 
     import celery_patterns as patterns
@@ -216,5 +216,9 @@ def test_apply_async_called_like_delay(database: str, given: Any) -> None:
     @patterns.idempotent(key="order", ttl=timedelta(days=1))
     def charge(order: str, amount: int) -> None: ...
 
-    with pytest.raises(TypeError, match=r"must be (a mapping|an iterable), not int"):
+    with pytest.raises(
+        TypeError, match=r"charge\.apply_async\(\) takes args as a list or a tuple and kwargs as a dict"
+    ):
         charge.apply_async(*given)
+    with pytest.raises(TypeError, match="missing 2 required"):
+        charge.apply_async(iter(()), {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from celery._state import get_current_task
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["prepared", "with_key"]
 
+#: What a call's arguments nearly always are.
+_LISTED = frozenset({tuple, list, type(None)})
+_NAMED = frozenset({dict, type(None)})
+
 
 def prepared(
     task: Task, plan: Plan | None, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]
@@ -30,7 +34,10 @@ def prepared(
     Raises:
         InvalidKey: When no key can be made from the arguments.
         ConfigurationError: When the call's own key is none.
+        TypeError: When arguments are given one by one, as ``delay`` takes them.
     """
+    if type(args) not in _LISTED or type(kwargs) not in _NAMED:
+        _expect_arguments(task, args, kwargs)
     around = get_current_task()  # asked for once: most calls come from outside of any task
     handed_on = around is not None and _is_handed_on(around, options)
     if around is not None:
@@ -44,6 +51,16 @@ def prepared(
     if handed_on and task.serializer == STRICT:
         options.setdefault("serializer", "json")
     return options
+
+
+def _expect_arguments(task: Task, args: Any, kwargs: Any) -> None:
+    named = kwargs is None or isinstance(kwargs, Mapping)
+    if not named or not isinstance(args, Iterable | None) or isinstance(args, str | bytes):
+        got = f"a {type(args).__name__} and a {type(kwargs).__name__}"
+        raise TypeError(
+            f"{task.name}.apply_async() takes args as a list or a tuple and kwargs as a dict, and got {got}; delay(…) takes "
+            "the arguments as they are"
+        )
 
 
 def with_key(task: Task, plan: Plan | None, options: dict[str, Any]) -> dict[str, Any]:

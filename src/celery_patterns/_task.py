@@ -195,6 +195,7 @@ class PatternTask(Task):  # type: ignore[misc]
             UnsafeValue: After ``use_strict_json(app)``, when an argument would not arrive as it is. Nothing was sent.
             InvalidKey: When no key can be made from the arguments. Nothing was sent.
             ConfigurationError: When an ``idempotency_key`` is given that is none. Nothing was sent.
+            TypeError: When arguments are missing, or are given one by one, as ``delay`` takes them. Nothing was sent.
         """
         options = prepared(self, self.plan, args, kwargs, task_id, options)
         try:
