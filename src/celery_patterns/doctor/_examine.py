@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,18 +146,32 @@ def _looked_up(
         return Case(app, f"the servers: {why}", f"the workers: {why}", modules, f"the servers: {why}")
     case = Case(app, "", "", modules, "")
     servers = ask_servers(app, _names_of_queues(case, unread), timeout)
-    return Case(app, servers, _workers(app, case, servers), modules, _letters(app, case, servers))
+    counted = _Counted(app, case, servers)
+    return Case(app, servers, _workers(app, case, servers), modules, counted.wait())
 
 
-def _letters(app: Celery, case: Case, servers: tuple[Server, ...]) -> dict[str, int] | str:
-    queues = dead_queues(app)
-    broken = any(one.trouble is not None for one in servers if one.address.role == "broker")
-    if not queues or broken or case.transport not in ("amqp", "redis"):
-        return {}  # of a broker that cannot be used others say so
-    try:
-        return standing(app, queues)
-    except Exception as error:  # noqa: BLE001 - whatever the broker or its driver says
-        return f"dead letters: the question for them failed ({type(error).__name__})"
+class _Counted:
+    """How many letters stand in the app's dead-letter queues: they are counted while the workers are asked."""
+
+    def __init__(self, app: Celery, case: Case, servers: tuple[Server, ...]) -> None:
+        self._found: dict[str, int] | str = "dead letters: the broker did not answer in time"
+        self._thread = threading.Thread(target=self._count, args=(app,), daemon=True)
+        broken = any(one.trouble is not None for one in servers if one.address.role == "broker")
+        if broken or case.transport not in ("amqp", "redis"):  # others say so
+            self._found = {}
+        else:
+            self._thread.start()
+
+    def _count(self, app: Celery) -> None:
+        try:
+            self._found = standing(app, dead_queues(app))
+        except Exception as error:  # noqa: BLE001 - whatever the settings, the broker or its driver say
+            self._found = f"dead letters: the question for them failed ({type(error).__name__})"
+
+    def wait(self) -> dict[str, int] | str:
+        if self._thread.ident is not None:
+            self._thread.join(_WORKERS_ANSWER)  # one that is over its time is left to itself
+        return self._found
 
 
 def _names_of_queues(case: Case, unread: list[str]) -> frozenset[str]:
