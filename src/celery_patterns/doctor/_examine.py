@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .._fit import expect_app, make_tasks
 from ..exceptions import ConfigurationError
-from ..letters import dead_queues, standing
+from ..letters import standing
 from ._case import Case
 from ._finding import SEVERITIES, Finding, Rule, UnknownError
 from ._module import Module
@@ -155,16 +155,17 @@ class _Counted:
 
     def __init__(self, app: Celery, case: Case, servers: tuple[Server, ...]) -> None:
         self._found: dict[str, int] | str = "dead letters: the broker did not answer in time"
-        self._thread = threading.Thread(target=self._count, args=(app,), daemon=True)
+        self._thread = threading.Thread(target=self._count, args=(app, case), daemon=True)
         broken = any(one.trouble is not None for one in servers if one.address.role == "broker")
         if broken or case.transport not in ("amqp", "redis"):  # others say so
             self._found = {}
         else:
             self._thread.start()
 
-    def _count(self, app: Celery) -> None:
+    def _count(self, app: Celery, case: Case) -> None:
         try:
-            self._found = standing(app, dead_queues(app))
+            named = {task.dead_queue for task in case.tasks if task.dead_queue is not None}
+            self._found = standing(app, sorted(named - case.queues.keys()))
         except Exception as error:  # noqa: BLE001 - whatever the settings, the broker or its driver say
             self._found = f"dead letters: the question for them failed ({type(error).__name__})"
 

@@ -1,4 +1,4 @@
-"""CP50: what tasks are sent with, as it is written. The source is parsed, and never imported."""
+"""CP507, CP509, CP524 and CP529: what tasks are sent with, as it is written. The source is parsed, and never imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, get_type_hints
 from uuid import UUID
 
+from celery.app.task import Task
+
 from ..._republish import STRICT
+from ..._task import PatternTask
 from .._bindings import nodes_of, scope_of
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called
@@ -88,7 +91,7 @@ def sends_unsendable(case: Case) -> Iterator[Sign]:
         if not _is_json(case, call, facts) or _stays_here(module, call):
             continue
         made = made_by(module, argument, call)
-        kind = None if made is None else _unsendable(module, made) or _own_object(case, module, made)
+        kind = None if made is None else _kind_of(case, module, made)
         if isinstance(argument, ast.Name) and _is_function(case, module, argument, call):
             kind = "a function"
         if kind is not None and not module.is_excused(call, "CP509"):
@@ -113,11 +116,11 @@ def returns_unsendable(case: Case) -> Iterator[Sign]:
     for module in case.source:
         for task in module.tasks:
             facts = case.by_name.get(task.name)
-            if facts is None or facts.task.ignore_result:
+            if facts is None or facts.task.ignore_result or facts.is_called_otherwise:
                 continue
-            for node in nodes_of(task.function):
+            for node in nodes_of(task.function) if not getattr(facts.task, "pydantic", False) else ():
                 made = made_by(module, node.value, node) if isinstance(node, ast.Return) and node.value else None
-                kind = None if made is None else _unsendable(module, made) or _own_object(case, module, made)
+                kind = None if made is None else _kind_of(case, module, made)
                 if kind is not None and not module.is_excused(node, "CP524"):
                     cure = "Raise it." if kind == "an exception" else "Return a list, a dict, a number or a text."
                     yield Sign(module.place(node), f"{task.name} returns {kind}", cure)
@@ -136,7 +139,7 @@ def sends_another_type(case: Case) -> Iterator[Sign]:
         for call in module.calls:
             name = task_name(case, module, call.func.value) if isinstance(call.func, ast.Attribute) else None
             facts = case.by_name.get(name or "") if called(call) == "delay" else None
-            if facts is None or facts.is_called_otherwise or getattr(facts.task, "pydantic", False):
+            if facts is None or not _is_sent_as_given(module, call, facts):
                 continue
             for parameter, value, wanted in _misfits(facts, call):
                 if not module.is_excused(call, "CP529"):
@@ -148,6 +151,17 @@ def sends_another_type(case: Case) -> Iterator[Sign]:
                     )
 
 
+def _is_sent_as_given(module: Module, call: ast.Call, facts: TaskFacts) -> bool:
+    """Whether the call is the task's own, and nothing of the user's stands between its arguments and the function."""
+    owner = call.func.value if isinstance(call.func, ast.Attribute) else call
+    there = module.stands(owner.id) if isinstance(owner, ast.Name) else None
+    kind = type(facts.task)
+    is_celerys = kind.delay is Task.delay and kind.apply_async in (Task.apply_async, PatternTask.apply_async)
+    is_itself = getattr(there, "name", None) == facts.name and isinstance(there, Task)
+    converts = facts.is_called_otherwise or getattr(facts.task, "pydantic", False)
+    return is_celerys and is_itself and not converts and not is_rebound(module, getattr(owner, "id", ""), call)
+
+
 def _misfits(facts: TaskFacts, call: ast.Call) -> Iterator[tuple[str, Any, type]]:
     """The parameters that a call gives a number or a text of another type than theirs, and which type that is."""
     parameters = list(inspect.signature(facts.body).parameters.values())[facts.takes_itself :]
@@ -155,7 +169,8 @@ def _misfits(facts: TaskFacts, call: ast.Call) -> Iterator[tuple[str, Any, type]
     given = dict(zip((one.name for one in listed), call.args, strict=False))
     if any(isinstance(one, ast.Starred) for one in call.args):
         given = {}
-    given |= {word.arg: word.value for word in call.keywords if word.arg}
+    named = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    given |= {word.arg: word.value for word in call.keywords if word.arg in named}
     try:
         annotated: dict[str, Any] = get_type_hints(facts.body)
     except Exception:  # noqa: BLE001 - annotations are the user's own code, and may name what is imported for types only
@@ -163,7 +178,12 @@ def _misfits(facts: TaskFacts, call: ast.Call) -> Iterator[tuple[str, Any, type]
     for name, node in given.items():
         wanted: Any = annotated.get(name)
         value = node.value if isinstance(node, ast.Constant) else None
-        if wanted in _TAKES and type(value) in _ARTICLES and not isinstance(value, _TAKES[wanted]):
+        if (
+            isinstance(wanted, type)
+            and wanted in _TAKES
+            and type(value) in _ARTICLES
+            and not isinstance(value, _TAKES[wanted])
+        ):
             yield name, value, wanted
 
 
@@ -199,6 +219,14 @@ def _stays_here(module: Module, call: ast.Call) -> bool:
     return False
 
 
+def _kind_of(case: Case, module: Module, made: ast.expr) -> str | None:
+    kind = _unsendable(module, made)
+    if kind != "an exception":
+        return kind or _own_object(case, module, made)
+    methods = (one.name for node in module.classes.values() for one in node.body if isinstance(one, Function))
+    return None if case.teaches or _CARRIES & {*methods} else kind
+
+
 def _unsendable(module: Module, node: ast.expr) -> str | None:
     if isinstance(node, ast.Call):
         made = getattr(builtins, called(node), None)
@@ -220,7 +248,9 @@ def _is_builtin(module: Module, node: ast.Call) -> bool:
         return module.whole_name(node.func) in ("datetime.timedelta", "pathlib.Path")
     if not isinstance(node.func, ast.Name) or is_rebound(module, name, node):
         return False
-    imported = module.imported.get(name)
+    imported, there = module.imported.get(name), module.stands(name)
+    if there is not None and there is not getattr(builtins, name, there):
+        return False  # as a star has brought it
     if name in ("timedelta", "Path"):
         return imported in (None, "datetime.timedelta", "pathlib.Path") and name not in module.classes
     return imported is None and name not in scope_of(module, module.tree).bindings

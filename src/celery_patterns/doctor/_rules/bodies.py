@@ -1,4 +1,4 @@
-"""CP501, CP504 and CP506: what the bodies of tasks do, as it is written. The source is parsed, and never imported."""
+"""CP501, CP504, CP506 and CP528: what the bodies of tasks do, as it is written. The source is parsed, and never imported."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .._case import Case
     from .._tasks import TaskFacts
 
+#: How names are set that nobody wrote down: by a call of such a function, in a shell, by an older Python or another system.
+_SETS_NAMES = frozenset({"globals", "vars", "exec", "setattr", "install"})
+_AT_TIMES = frozenset({"_", "ic", "get_ipython", "profile", "reveal_type", "reveal_locals", "WindowsError", "unicode"})
+_ALIKE = 0.7
 _WAITS = frozenset({"get", "wait", "join", "join_native", "get_leaf", "collect"})
 #: Of HTTP's methods those that do it twice when they are called twice.
 _METHODS = frozenset({"post", "patch"})
@@ -55,26 +59,31 @@ def waits_inside(case: Case) -> Iterator[Sign]:
 
 @rule(
     "CP528",
-    "error",
+    "warning",
     "A name that stands for nothing",
     "Each run that comes there ends with a NameError.",
     upstream="madcowfred/evething#20",
 )
 def names_nothing(case: Case) -> Iterator[Sign]:
-    """A body uses a name that is neither its own, nor its module's, nor Python's."""
+    """A body uses a name that is neither its own, nor its module's, nor Python's, and nobody seems to set it later."""
+    set_later = {node.attr for module in case.source for node in module.attributes if isinstance(node.ctx, ast.Store)}
     for module in case.source:
+        if any(called(call) in _SETS_NAMES for call in module.calls):
+            continue
         for task in module.tasks:
             facts = case.by_name.get(task.name)
             if facts is None or module.registered_as(task.function) != task.name:
                 continue
-            names = _unknown_names(inspect.unwrap(facts.body)) - module.globals
-            for node in nodes_of(task.function) if names and not _minds_names(task.function) else ():
-                if isinstance(node, ast.Name) and node.id in names and not module.is_excused(node, "CP528"):
-                    meant = difflib.get_close_matches(node.id, _names_at_hand(facts.body), 1)
-                    cure = (
-                        f"Write {meant[0]}, if that was meant." if meant else f"Import {node.id}, or correct its name."
-                    )
-                    yield Sign(module.place(node), f"{task.name} uses {node.id}, which nothing is called", cure)
+            body = inspect.unwrap(facts.body)
+            names = _unknown_names(body) - module.globals - set_later - _AT_TIMES
+            for name in sorted(names):
+                uses = [node for node in ast.walk(task.function) if isinstance(node, ast.Name) and node.id == name]
+                node = next((one for one in uses if _is_come_to(module, one)), None)
+                if node is None or module.is_excused(node, "CP528"):
+                    continue
+                meant = difflib.get_close_matches(name, [*body.__code__.co_varnames, *body.__globals__], 1, _ALIKE)
+                cure = f"Write {meant[0]}, if that was meant." if meant else f"Import {name}, or correct its name."
+                yield Sign(module.place(node), f"{task.name} uses {name}, which nothing is called", cure)
 
 
 def _unknown_names(body: Any) -> set[str]:
@@ -90,15 +99,14 @@ def _unknown_names(body: Any) -> set[str]:
     return found
 
 
-def _names_at_hand(body: Any) -> list[str]:
-    function = inspect.unwrap(body)
-    return [*function.__code__.co_varnames, *(name for name in function.__globals__ if not name.startswith("_"))]
-
-
-def _minds_names(function: Function) -> bool:
-    """Whether it reckons with a name that is not there."""
-    handlers = (node for node in nodes_of(function) if isinstance(node, ast.ExceptHandler))
-    return any(called(kind) in ("NameError", "UnboundLocalError") for one in handlers for kind in caught_by(one))
+def _is_come_to(module: Module, node: ast.AST) -> bool:
+    """Whether a run comes there as far as can be seen, and does not reckon with a name that is not there."""
+    for around in module.around(node):
+        if isinstance(around, ast.If | ast.IfExp | ast.Try | ast.With | ast.arg | ast.AnnAssign):
+            return False
+        if isinstance(around, Function) and node in around.decorator_list:
+            return False
+    return True
 
 
 @rule(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import builtins
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import celery
 
-from .._bindings import nodes_of
+from .._bindings import nodes_of, scope_of
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called, caught_by
 
@@ -77,7 +77,7 @@ def swallows_failure(case: Case) -> Iterator[Sign]:
     for module in case.source:
         for task in module.tasks:
             facts = case.by_name.get(task.name)
-            if facts is None or (facts.retry is None and facts.buries is None):
+            if facts is None or facts.is_called_otherwise or (facts.retry is None and facts.buries is None):
                 continue
             on = facts.retry.on if facts.retry is not None and facts.buries is None else ()
             found = _swallower_of_all(module, task.function, on if isinstance(on, tuple) else ())
@@ -185,60 +185,78 @@ def _swallower_of_all(module: Module, function: Function, on: tuple[type, ...]) 
         function: The function.
         on: The errors that are waited for; none: all of them.
     """
-    does = [one for one in function.body if isinstance(one, _TRIES) or any(map(_acts, (one, *nodes_of(one))))]
-    if len(does) != 1 or not isinstance(does[0], _TRIES):
+    tries = [one for one in function.body if isinstance(one, _TRIES)]
+    tried: Any = tries[0] if len(tries) == 1 else None
+    others = [one for one in function.body if one is not tried and not _is_idle(one)]
+    if (
+        tried is None
+        or others[_says_what_it_does(function) :]
+        or not all(map(_is_idle, tried.orelse + tried.finalbody))
+    ):
         return None
-    tried: Any = does[0]
-    guarded = {node for part in tried.body for node in (part, *nodes_of(part))}
     through = [one for one in tried.handlers if _lets_through(one)]
-    raises = {one.body[0] for one in through}
-    for node in nodes_of(function):
-        if isinstance(node, ast.Raise | ast.Assert) and node not in guarded | raises:
-            return None  # some error leaves it
-    if any(called(kind) not in _OF_ENDS for one in through for kind in caught_by(one)):
+    let = {kind for one in through for kind in caught_by(one)}
+    if any(called(kind) not in _OF_ENDS for kind in let) or _are_among(module, function, on, let):
         return None
     for handler in tried.handlers:
-        if any(map(_does_something, (node for part in handler.body for node in (part, *nodes_of(part))))):
+        if handler in through:
+            continue
+        if not all(map(_is_idle, handler.body)):
             return None
-        if handler not in through and _catches(module, handler, on):
+        if handler.type is None or _are_among(module, function, on or (Exception,), caught_by(handler), every=True):
             return cast("ast.AST", handler)
     return None
+
+
+def _says_what_it_does(function: Function) -> bool:
+    return ast.get_docstring(function) is not None and not _is_idle(function.body[0])
 
 
 def _lets_through(handler: ast.ExceptHandler) -> bool:
     return isinstance(handler.body[0], ast.Raise) and handler.body[0].exc is None
 
 
-def _catches(module: Module, handler: ast.ExceptHandler, on: tuple[type, ...]) -> bool:
-    """Whether all of these end there; of none: whether all errors do."""
-    if handler.type is None:
+def _are_among(
+    module: Module, function: Function, errors: tuple[type, ...], named: Iterable[ast.expr], *, every: bool = False
+) -> bool:
+    """Whether any of these errors, or every one, is of a kind that is named."""
+    kinds = tuple(one for kind in named if isinstance(one := _class_of(module, function, kind), type))
+    are = [issubclass(one, kinds) for one in errors]
+    return all(are) if every else any(are)
+
+
+def _class_of(module: Module, function: Function, node: ast.expr) -> Any:
+    """What a name stands for, where its module was imported and nothing within the function is called so."""
+    if isinstance(node, ast.Attribute):
+        home, _, name = module.whole_name(node).rpartition(".")
+        return getattr(sys.modules.get(home), name, None)
+    if not isinstance(node, ast.Name) or node.id in scope_of(module, function).bindings:
+        return None
+    found = module.stands(node.id)
+    return getattr(builtins, node.id, None) if found is None and node.id not in module.imported else found
+
+
+#: What a statement is made of that can neither do anything nor fail.
+_IDLE = (
+    *(ast.Assign, ast.AnnAssign, ast.Return, ast.Expr, ast.Pass, ast.Name, ast.Constant, ast.Tuple, ast.List, ast.Dict),
+    *(ast.Call, ast.Attribute, ast.keyword, ast.JoinedStr, ast.FormattedValue, ast.expr_context),
+)
+
+
+def _is_idle(statement: ast.stmt) -> bool:
+    """Whether it only tells of an error, or sets or returns what is there."""
+    if isinstance(statement, ast.Import) and all(one.name in _TELLERS for one in statement.names):
         return True
-    named = [_class_of(module, kind) for kind in caught_by(handler)]
-    kinds = tuple(one for one in named if isinstance(one, type))
-    return all(issubclass(one, kinds) for one in on or (Exception,))
+    for node in ast.walk(statement):
+        notes = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if not isinstance(node, _IDLE) or notes or (isinstance(node, ast.Call) and not _tells(node)):
+            return False
+    return True
 
 
-def _class_of(module: Module, node: ast.expr) -> Any:
-    """What a name stands for, where its module was imported."""
-    found = module.stands(node.id) if isinstance(node, ast.Name) else None
-    if found is not None:
-        return found
-    home, _, name = module.whole_name(node).rpartition(".")
-    return getattr(sys.modules.get(home), name, getattr(builtins, called(node), None))
-
-
-def _acts(node: ast.AST) -> bool:
-    """Whether it is a call that does more than to tell."""
-    if not isinstance(node, ast.Call):
-        return False
-    owner = node.func.value if isinstance(node.func, ast.Attribute) else node.func
-    return called(owner).strip("_").lower() not in _TELLERS
-
-
-def _does_something(node: ast.AST) -> bool:
-    """Whether it does, or notes, anything about the error, and does not only tell of it."""
-    notes = isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store)
-    return notes or _acts(node)
+def _tells(call: ast.Call) -> bool:
+    owner = call.func.value if isinstance(call.func, ast.Attribute) else call.func
+    return called(owner).strip("_").lower() in _TELLERS
 
 
 def _leaves(node: ast.AST) -> bool:

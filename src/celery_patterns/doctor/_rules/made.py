@@ -15,7 +15,7 @@ from ..._plan import WORN
 from ..._task import PatternTask
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called, first_line
-from .._values import SENDS
+from .._values import SENDS, is_rebound
 
 if TYPE_CHECKING:
     from .._case import Case
@@ -89,6 +89,7 @@ def wears_in_vain(case: Case) -> Iterator[Sign]:
 )
 def wears_for_nobody(case: Case) -> Iterator[Sign]:
     """A ``PatternTask`` with patterns that no task inherits from, and that is named nowhere in what was read."""
+    sent = _sent_unregistered(case)
     for module in case.source:
         for name, node in module.classes.items():
             made = module.stands(name)
@@ -96,7 +97,7 @@ def wears_for_nobody(case: Case) -> Iterator[Sign]:
                 continue
             is_used = bool(made.__subclasses__()) or any(type(one.task) is made for one in case.tasks)
             is_whole = made.run is not Task.run
-            is_sent = is_whole and made.name is None and _is_sent_unregistered(case, name)
+            is_sent = is_whole and made.name is None and name in sent
             is_mentioned = any(name in one.mentioned for one in case.source) and not is_sent
             if not is_used and not is_mentioned and not module.is_excused(node, "CP516"):
                 yield Sign(
@@ -109,30 +110,33 @@ def wears_for_nobody(case: Case) -> Iterator[Sign]:
                 )
 
 
-def _is_sent_unregistered(case: Case, name: str) -> bool:
-    """``Refund().delay(…)``, or of a variable that was made so; where nothing that is mentioned like it is registered."""
+def _sent_unregistered(case: Case) -> frozenset[str]:
+    """``Refund().delay(…)``, or of a variable that was made so; none where one is registered that is not written out."""
+    registered: set[str] = set()
+    sent: set[str] = set()
     for module in case.source:
+        made: dict[tuple[ast.AST | None, str], str] = {}
         for call in module.calls:
-            said = {getattr(one, "id", None) or called(one) for one in call.args}
-            if called(call) == "register_task" and (
-                name in said or any(isinstance(one, ast.Name) for one in call.args)
+            if called(call) == "register_task":
+                names = [called(one) if isinstance(one, ast.Call) else "" for one in call.args]
+                if not names or not all(names):
+                    return frozenset()
+                registered.update(names)
+            around = module.parents[call]
+            if (
+                isinstance(call.func, ast.Name)
+                and isinstance(around, ast.Assign)
+                and isinstance(around.targets[0], ast.Name)
             ):
-                return False
-    return any(_sends_instance(module, name) for module in case.source)
-
-
-def _sends_instance(module: Module, name: str) -> bool:
-    made = [call for call in module.calls if isinstance(call.func, ast.Name) and call.func.id == name]
-    names: set[tuple[ast.AST | None, str]] = set()
-    for call in made:
-        around = module.parents[call]
-        if isinstance(around, ast.Assign) and isinstance(around.targets[0], ast.Name):
-            names.add((module.function_of(around), around.targets[0].id))
-    sent = (one.value for one in module.attributes if one.attr in SENDS)
-    return any(
-        one in made or (isinstance(one, ast.Name) and {(module.function_of(one), one.id), (None, one.id)} & names)
-        for one in sent
-    )
+                made[module.function_of(around), around.targets[0].id] = call.func.id
+        for one in (node.value for node in module.attributes if node.attr in SENDS):
+            if isinstance(one, ast.Call) and isinstance(one.func, ast.Name):
+                sent.add(one.func.id)
+            elif isinstance(one, ast.Name):
+                here = made.get((module.function_of(one), one.id))
+                there = None if is_rebound(module, one.id, one) else made.get((None, one.id))
+                sent.add(here or there or "")
+    return frozenset(sent - registered)
 
 
 @rule(

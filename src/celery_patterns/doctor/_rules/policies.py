@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,36 +11,24 @@ import celery.exceptions
 
 from ..._idempotent import idempotent
 from ..._retry import retry
-from .._bindings import nodes_of
 from .._finding import Rule, Sign, rule
 from .._module import Function, Module, called
+from .._values import is_rebound
 
 if TYPE_CHECKING:
     from .._case import Case
 
-#: What gives something else at each call: of uuid, random, secrets, time and datetime.
-_CHANCE = frozenset(
-    {
-        *(
-            "uuid1",
-            "uuid4",
-            "uuid6",
-            "uuid7",
-            "uuid",
-            "random",
-            "randint",
-            "randrange",
-            "getrandbits",
-            "choice",
-            "urandom",
-        ),
-        *("token_hex", "token_bytes", "token_urlsafe", "time", "time_ns", "monotonic", "perf_counter", "now", "utcnow"),
-    }
-)
-#: What gives such a thing, as its module is called; a model of the user's has a ``now``, too.
-_OF_CHANCE = frozenset(
-    {"uuid", "random", "secrets", "time", "datetime", "os", "timezone", "celery.utils", "django.utils.timezone"}
-)
+#: What gives something else at each call, and where it stands.
+_CHANCE = {
+    **dict.fromkeys(("uuid1", "uuid4", "uuid6", "uuid7"), ("uuid",)),
+    **dict.fromkeys(("random", "randint", "randrange", "getrandbits", "choice"), ("random", "secrets")),
+    **dict.fromkeys(("token_hex", "token_bytes", "token_urlsafe"), ("secrets",)),
+    **dict.fromkeys(("time", "time_ns", "monotonic", "perf_counter"), ("time",)),
+    **dict.fromkeys(("now", "utcnow"), ("datetime.datetime", "django.utils.timezone")),
+    "uuid": ("celery.utils",),
+    "urandom": ("os",),
+}
+_READS = frozenset({"get", "join", "join_native", "wait"})
 
 
 @rule(
@@ -50,29 +39,39 @@ _OF_CHANCE = frozenset(
     upstream="freelawproject/courtlistener#2089",
 )
 def never_again(case: Case) -> Iterator[Sign]:
-    """One attempt, an error that only ``.get()`` raises, or ``on=(A or B)``, which is A alone."""
-    for task in case.tasks:
-        if task.retry is None:
-            continue
-        kinds = task.retry.on if isinstance(task.retry.on, tuple) else ()
-        if task.retry.attempts == 1:
-            yield Sign(
-                task.name, "its retry has attempts=1, and the first one is counted", "Write attempts=2, or more."
-            )
-        elif celery.exceptions.TimeoutError in kinds and TimeoutError not in kinds:
-            yield Sign(
-                task.name,
-                "its retry waits for celery.exceptions.TimeoutError, which is no TimeoutError of Python's: only reading a "
-                "result raises it",
-                "Take its import away: TimeoutError is Python's own then.",
-            )
-    for module in case.modules if not isinstance(case.modules, str) else ():
+    """``attempts=1``, an error that only ``.get()`` raises, or ``on=(A or B)``, which is A alone."""
+    for module in case.source:
         for call, name, said in _told(module, retry):
-            if name == "on" and isinstance(said, ast.BoolOp) and not module.is_excused(call, "CP526"):
-                first, last = ast.unparse(said.values[0]), ast.unparse(said.values[-1])
-                kept = first if isinstance(said.op, ast.Or) else last
-                names = ", ".join(ast.unparse(one) for one in said.values)
-                yield Sign(module.place(call), f"on=({ast.unparse(said)}) is {kept} alone", f"Write on=({names}).")
+            found = _in_vain(module, name, said)
+            if found is not None and not module.is_excused(call, "CP526"):
+                yield Sign(module.place(call), *found)
+
+
+def _in_vain(module: Module, name: str, said: ast.expr) -> tuple[str, str] | None:
+    if name == "attempts" and isinstance(said, ast.Constant) and said.value == 1:
+        cure = "Write attempts=2, or more. What a base retries, without(retry) takes away."
+        return "attempts=1, and the first one is counted", cure
+    if name != "on":
+        return None
+    if isinstance(said, ast.BoolOp) and all(_is_error(module, one) for one in said.values):
+        kept = said.values[0] if isinstance(said.op, ast.Or) else said.values[-1]
+        names = ", ".join(ast.unparse(one) for one in said.values)
+        return f"on=({ast.unparse(said)}) is {ast.unparse(kept)} alone", f"Write on=({names})."
+    kinds = said.elts if isinstance(said, ast.Tuple) else [said]
+    stands = [module.stands(one.id) or getattr(builtins, one.id, None) for one in kinds if isinstance(one, ast.Name)]
+    is_covered = any(isinstance(one, type) and issubclass(TimeoutError, one) for one in stands)
+    is_read = any(one.attr in _READS for one in module.attributes)
+    if module.stands("TimeoutError") is not celery.exceptions.TimeoutError or is_covered or is_read:
+        return None
+    if celery.exceptions.TimeoutError not in stands:
+        return None
+    what = "TimeoutError is celery.exceptions' here, which is raised by reading a result, and is none of Python's"
+    return what, "Take its import away: TimeoutError is Python's own then."
+
+
+def _is_error(module: Module, node: ast.expr) -> bool:
+    found = module.stands(node.id) or getattr(builtins, node.id, None) if isinstance(node, ast.Name) else None
+    return isinstance(found, type) and issubclass(found, BaseException)
 
 
 @rule(
@@ -83,14 +82,16 @@ def never_again(case: Case) -> Iterator[Sign]:
     upstream="triggerdotdev/trigger.dev#4953",
 )
 def key_by_chance(case: Case) -> Iterator[Sign]:
-    """The function that makes the key asks the clock, or takes something by chance."""
+    """What the key's function returns is made with the clock, or by chance."""
     for module in case.source:
         functions = {node.name: node for node in module.tree.body if isinstance(node, Function)}
         for call, name, said in _told(module, idempotent):
-            maker = functions.get(said.id) if isinstance(said, ast.Name) else said
+            maker = (
+                functions.get(said.id) if isinstance(said, ast.Name) and not is_rebound(module, said.id, said) else said
+            )
             if name not in ("key", "scope") or not isinstance(maker, Function | ast.Lambda):
                 continue
-            asked = next((one for one in nodes_of(maker) if _is_chance(module, one)), None)
+            asked = next((one for one in ast.walk(maker) if _is_by_chance(module, maker, one)), None)
             if asked is not None and not module.is_excused(call, "CP527"):
                 yield Sign(
                     module.place(call),
@@ -99,16 +100,43 @@ def key_by_chance(case: Case) -> Iterator[Sign]:
                 )
 
 
-def _is_chance(module: Module, node: ast.AST) -> bool:
-    if not isinstance(node, ast.Call) or called(node) not in _CHANCE or node.args:
+def _is_by_chance(module: Module, maker: ast.AST, node: ast.AST) -> bool:
+    """Whether a call gives what cannot be foreseen, and that is a part of the key as it is, whatever else is given."""
+    homes = _CHANCE.get(called(node), ()) if isinstance(node, ast.Call) else ()
+    if not homes or not isinstance(node, ast.Call) or module.whole_name(node.func).rpartition(".")[0] not in homes:
         return False
-    return module.whole_name(node.func).rpartition(".")[0].removesuffix(".datetime") in _OF_CHANCE
+    root = node.func
+    while isinstance(root, ast.Attribute):
+        root = root.value
+    if not isinstance(root, ast.Name) or root.id not in module.imported or is_rebound(module, root.id, node):
+        return False
+    is_clock = homes == ("time",) or "datetime.datetime" in homes
+    for around in module.around(node):
+        if around is maker:
+            return isinstance(maker, ast.Lambda)
+        if isinstance(around, ast.Return):
+            return True
+        if isinstance(around, ast.BoolOp | ast.IfExp | ast.Lambda | Function | ast.stmt):
+            return False  # on a condition, or not what is returned
+        # A day, an hour: of the clock a part may be what is meant.
+        rounds = ast.BinOp | ast.Attribute | ast.FormattedValue
+        if is_clock and isinstance(around, rounds) and not _is_plain(around):
+            return False
+    return False
+
+
+def _is_plain(node: ast.AST) -> bool:
+    """``f"{now()}"`` and ``now().isoformat()`` hold all of it."""
+    if isinstance(node, ast.FormattedValue):
+        return node.format_spec is None
+    return isinstance(node, ast.Attribute) and node.attr in ("isoformat", "timestamp", "hex")
 
 
 def _told(module: Module, kind: type[Any]) -> Iterator[tuple[ast.Call, str, ast.expr]]:
     """Each argument that a pattern of this kind is given by its name."""
     for call in module.calls:
-        if called(call) == kind.__name__ and module.whole_name(call.func).startswith("celery_patterns."):
+        named = module.stands(call.func.id) if isinstance(call.func, ast.Name) else None
+        if named is kind or module.whole_name(call.func) == f"celery_patterns.{kind.__name__}":
             yield from ((call, word.arg, word.value) for word in call.keywords if word.arg)
 
 

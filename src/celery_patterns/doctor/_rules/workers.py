@@ -1,4 +1,4 @@
-"""CP20, CP207 to CP210: the workers that listen now, beside what the app expects of them."""
+"""CP201 to CP204, CP207 to CP210, CP213: the workers that listen now, beside what the app expects of them."""
 
 from __future__ import annotations
 
@@ -274,7 +274,8 @@ def unread_letters(case: Case) -> Iterator[Sign]:
     """Letters stand in a dead-letter queue of the app's."""
     if isinstance(case.letters, str):
         raise UnknownError(case.letters)
-    see = f"celery -A {case.app.main or 'proj'} patterns letters stats"
+    main = case.app.main
+    see = f"celery -A {main if main and main != '__main__' else 'proj'} patterns letters stats"
     for queue, count in case.letters.items():
         if count:
             yield Sign(
