@@ -119,7 +119,7 @@ def test_a_body_that_outlives_its_lease_keeps_its_key(app: Celery, store: Watche
     assert run_here(task, 1).value == 1
     assert {state for _, state in seen} == {"IGNORED"}
     assert min(left for left, _ in seen) > 0
-    assert 2 <= store.renewals() <= 9  # eight; fewer on a machine that stands still, and yet it never ran out
+    assert 5 <= store.renewals() <= 9
     assert {thread for step, thread in store.asked if step == "renew"} == {"celery-patterns-renewer"}
     assert "claim_lost" not in caplog.text
     told = len(store.asked)
