@@ -190,7 +190,7 @@ def _swallower_of_all(module: Module, function: Function, on: tuple[type, ...]) 
     others = [one for one in function.body if one is not tried and not _is_idle(one)]
     if (
         tried is None
-        or others[_says_what_it_does(function) :]
+        or others
         or not all(map(_is_idle, tried.orelse + tried.finalbody))
     ):
         return None
@@ -206,10 +206,6 @@ def _swallower_of_all(module: Module, function: Function, on: tuple[type, ...]) 
         if handler.type is None or _are_among(module, function, on or (Exception,), caught_by(handler), every=True):
             return cast("ast.AST", handler)
     return None
-
-
-def _says_what_it_does(function: Function) -> bool:
-    return ast.get_docstring(function) is not None and not _is_idle(function.body[0])
 
 
 def _lets_through(handler: ast.ExceptHandler) -> bool:

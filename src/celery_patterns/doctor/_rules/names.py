@@ -23,7 +23,6 @@ _ALIKE = 0.86
 #: How alike the parts of two names of tasks are.
 _SLIP = 0.75
 _DIGITS = re.compile(r"\d+")
-#: How the settings of Celery 3 begin.
 #: What is almost the name of another setting.
 _MEANT = {
     "task_rate_limit": "task_default_rate_limit",
@@ -32,6 +31,7 @@ _MEANT = {
 }
 #: What ``Celery(…)`` takes; whatever else is said to it becomes a setting.
 _OF_CELERY = ("backend", "broker", "include", "namespace", "task_cls", "config_source")
+#: How the settings of Celery 3 begin.
 _OLD_PREFIXES = ("CELERY_", "CELERYD_", "CELERYBEAT_", "BROKER_")
 #: By their names only: to read one of a base class would bind that to some app for good.
 _OF_TASKS = frozenset(dir(Task))
