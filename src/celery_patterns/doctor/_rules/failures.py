@@ -188,11 +188,7 @@ def _swallower_of_all(module: Module, function: Function, on: tuple[type, ...]) 
     tries = [one for one in function.body if isinstance(one, _TRIES)]
     tried: Any = tries[0] if len(tries) == 1 else None
     others = [one for one in function.body if one is not tried and not _is_idle(one)]
-    if (
-        tried is None
-        or others
-        or not all(map(_is_idle, tried.orelse + tried.finalbody))
-    ):
+    if tried is None or others or not all(map(_is_idle, tried.orelse + tried.finalbody)):
         return None
     through = [one for one in tried.handlers if _lets_through(one)]
     let = {kind for one in through for kind in caught_by(one)}
